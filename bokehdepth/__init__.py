@@ -1,0 +1,44 @@
+"""BokehDepth: a calibrated bokeh stack and a metric depth map from one photo (arXiv 2512.12425).
+
+Importing the package loads no torch; the public names below are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BokehAdapter": "modeling_bokeh_adapter",
+    "BokehDepthAnythingConfig": "modeling_bokehdepth",
+    "BokehDepthAnythingForDepthEstimation": "modeling_bokehdepth",
+    "BokehDepthOutput": "pipeline_bokehdepth",
+    "BokehDepthPipeline": "pipeline_bokehdepth",
+    "BokehStackOutput": "pipeline_bokehdepth",
+    "DividedSpaceFocusAttention": "modeling_bokehdepth",
+    "InputError": "errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .errors import InputError
+    from .modeling_bokeh_adapter import BokehAdapter
+    from .modeling_bokehdepth import (
+        BokehDepthAnythingConfig,
+        BokehDepthAnythingForDepthEstimation,
+        DividedSpaceFocusAttention,
+    )
+    from .pipeline_bokehdepth import BokehDepthOutput, BokehDepthPipeline, BokehStackOutput
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

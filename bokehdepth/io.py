@@ -1,0 +1,549 @@
+"""Files of one photo's result: depth maps, bokeh stacks, pictures and the run record. No torch import.
+
+Every file is written under a temporary name and renamed when it is complete (``bokehdepth.staging``); nothing that
+exists is replaced unless ``overwrite`` is set. Depth is z-depth in metres; bokeh strength is K of the paper's Eq. 15
+and 26 (blur radius in pixels per dioptre at a width of 512 px).
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from bokehdepth import __version__
+from bokehdepth.errors import InputError
+from bokehdepth.staging import staged, write_file
+
+BOKEH_STRENGTH_UNIT = "px radius per dioptre of disparity at 512 px width"
+RELATIVE_BOKEH_STRENGTH_UNIT = "px radius per unit of relative disparity at 512 px width"
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+_CODE_NO_VALUE = 0
+_CODE_INFINITE = 65535
+_CODE_MAX = 65534
+_SCALE_KEYS = {"linear": ("depth_scale_m",), "log": ("depth_near_m", "depth_far_m")}
+_RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "scipy", "pillow")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_RESERVED_TEXT = ("Software", "Comment", "ai_generated", "digital_source_type", "XML:com.adobe.xmp")
+_BOKEH_NAME = re.compile(r"bokeh_k(\d+(?:\.\d+)?)\.[^.]+")
+_XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+   Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthFile:
+    """What a depth ``.npz`` holds.
+
+    Attributes:
+        depth_m: Depth in metres, float32 ``(H, W)``; NaN has no value, inf is infinitely far.
+        focal_length_px: Focal length in pixels of this depth map.
+        bokeh_strengths: K of the frames that the depth was estimated from, float32 ``(F,)``, ascending.
+    """
+
+    depth_m: np.ndarray
+    focal_length_px: float
+    bokeh_strengths: np.ndarray
+
+
+def check_depth(depth_m: np.ndarray) -> np.ndarray:
+    """Check that an array is a depth map.
+
+    Args:
+        depth_m: Depth in metres, floating point ``(H, W)``, above 0; NaN has no value, inf is infinitely far.
+
+    Returns:
+        ``depth_m`` itself.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    is_float = isinstance(depth_m, np.ndarray) and np.issubdtype(depth_m.dtype, np.floating)
+    if not is_float or depth_m.ndim != 2 or depth_m.size == 0:
+        described = f"{depth_m.dtype} {depth_m.shape}" if isinstance(depth_m, np.ndarray) else type(depth_m).__name__
+        raise InputError(f"depth_m is {described}, wanted a floating-point array (H, W) in metres")
+    if (depth_m <= 0).any():
+        raise InputError(f"depth_m has the value {np.nanmin(depth_m):g}, wanted depths above 0 m and NaN for no value")
+    return depth_m
+
+
+def save_depth_png(
+    path: Path | str,
+    depth_m: np.ndarray,
+    *,
+    max_depth_m: float | None = None,
+    encoding: Literal["linear", "log"] = "linear",
+    overwrite: bool = False,
+) -> Path:
+    """Write a depth map as a 16-bit grey PNG whose text chunks say how to read it.
+
+    Code 0 has no value (NaN) and code 65535 is infinitely far (inf). Codes 1 to 65534 are depths, which come back to
+    within half a step:
+
+    * ``"linear"``: ``depth_m = code * depth_scale_m``, as other programs read it. One step is the largest depth by
+      65534: 0.15 mm up to 10 m, 1.2 mm up to 80 m.
+    * ``"log"``: ``depth_m = depth_near_m * (depth_far_m / depth_near_m) ** ((code - 1) / 65533)``. One step is a fixed
+      share of the depth, 0.012 % from 0.1 m to 200 m, so one very far pixel costs near things nothing.
+
+    Args:
+        path: File to write.
+        depth_m: Depth in metres, floating point ``(H, W)``, above 0; NaN and inf are kept.
+        max_depth_m: Depth of code 65534, so that several maps share one scale; by default the largest finite depth.
+        encoding: How depths become codes.
+        overwrite: Whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If ``depth_m`` is not such an array, a finite depth is above ``max_depth_m`` or, linear, below half
+            a step (nothing is clipped), or the path cannot be used.
+    """
+    depth = check_depth(depth_m).astype(np.float64)
+    finite = depth[np.isfinite(depth)]
+    largest = float(finite.max()) if finite.size else 1.0
+    far = largest if max_depth_m is None else float(max_depth_m)
+    if not (np.isfinite(far) and far > 0):
+        raise InputError(f"max_depth_m is {max_depth_m!r}, wanted a finite number of metres above 0")
+    if finite.size and largest > far:
+        raise InputError(f"max_depth_m is {far:g}, wanted at least the largest finite depth, {largest:g} m")
+
+    text = {"depth_unit": "m", "depth_encoding": encoding, "depth_no_value": str(_CODE_NO_VALUE)}
+    text |= {"depth_infinite": str(_CODE_INFINITE)}
+    if encoding == "linear":
+        scale = far / _CODE_MAX
+        if finite.size and finite.min() < 0.5 * scale:
+            raise InputError(
+                f"depth_m has the value {finite.min():g} m, less than half a step of {scale:g} m, wanted "
+                "encoding='log' or an npz file for this range"
+            )
+        codes = depth / scale
+        text |= {"depth_scale_m": repr(scale), "depth_formula": "depth_m = code * depth_scale_m"}
+    elif encoding == "log":
+        near = float(finite.min()) if finite.size else far
+        span = np.log(far / near) if far > near else 1.0
+        codes = 1 + np.log(depth / near) / span * (_CODE_MAX - 1)
+        text |= {"depth_near_m": repr(near), "depth_far_m": repr(far)}
+        text |= {"depth_formula": "depth_m = depth_near_m * (depth_far_m / depth_near_m) ** ((code - 1) / 65533)"}
+    else:
+        raise InputError(f"encoding is {encoding!r}, wanted 'linear' or 'log'")
+    codes = np.where(np.isfinite(depth), np.rint(codes), np.where(np.isnan(depth), _CODE_NO_VALUE, _CODE_INFINITE))
+    return _write_png(path, Image.fromarray(codes.astype(np.uint16)), text, overwrite=overwrite)
+
+
+def load_depth_png(path: Path | str) -> np.ndarray:
+    """Read a depth map that ``save_depth_png`` wrote.
+
+    Args:
+        path: A 16-bit grey PNG with the text chunks described there.
+
+    Returns:
+        Depth in metres, float32 ``(H, W)``; NaN where there is no value, inf where it is infinitely far.
+
+    Raises:
+        InputError: If the file is missing, no 16-bit PNG, or does not say how its depth is coded.
+    """
+    image = _open_image(path)
+    if image.format != "PNG" or image.mode != "I;16":
+        raise InputError(f"path is {str(path)!r}, a {image.format} of mode {image.mode}, wanted a 16-bit grey PNG")
+    codes, text = np.asarray(image).astype(np.float64), image.text
+    try:
+        scale = [float(text[key]) for key in _SCALE_KEYS[text["depth_encoding"]]]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"path is {str(path)!r}, whose text chunks do not say its depth scale ({error})") from error
+    if not all(np.isfinite(value) and value > 0 for value in scale):
+        raise InputError(f"path is {str(path)!r}, whose depth scale is {scale}, wanted finite metres above 0")
+    if len(scale) == 1:
+        depth = codes * scale[0]
+    else:
+        depth = scale[0] * (scale[1] / scale[0]) ** ((codes - 1) / (_CODE_MAX - 1))
+    depth[codes == _CODE_NO_VALUE] = np.nan
+    depth[codes == _CODE_INFINITE] = np.inf
+    return depth.astype(np.float32)
+
+
+def _checked_strengths(bokeh_strengths: Sequence[float] | np.ndarray) -> np.ndarray:
+    strengths = np.asarray(bokeh_strengths, dtype=np.float64)
+    if strengths.ndim != 1 or not np.isfinite(strengths).all() or (strengths < 0).any():
+        raise InputError(f"bokeh_strengths is {bokeh_strengths!r}, wanted a list of finite numbers, 0 or more")
+    if (np.diff(strengths) <= 0).any():
+        raise InputError(f"bokeh_strengths is {bokeh_strengths!r}, wanted ascending values, none of them twice")
+    return strengths
+
+
+def save_depth_npz(
+    path: Path | str,
+    depth_m: np.ndarray,
+    *,
+    focal_length_px: float,
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    overwrite: bool = False,
+) -> Path:
+    """Write a depth map without loss, with what is needed to make points of it.
+
+    The keys are ``depth_m`` float32 ``(H, W)``, ``focal_length_px`` float32 ``()`` and ``bokeh_strengths`` float32
+    ``(F,)``.
+
+    Args:
+        path: File to write; the name is taken as it is.
+        depth_m: Depth in metres, floating point ``(H, W)``, above 0; NaN and inf are kept.
+        focal_length_px: Focal length in pixels of this depth map.
+        bokeh_strengths: K of the frames that the depth was estimated from, ``(F,)``, ascending.
+        overwrite: Whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If a value is not of this kind or the path cannot be used.
+    """
+    depth = check_depth(depth_m)
+    if not (np.isfinite(focal_length_px) and focal_length_px > 0):
+        raise InputError(f"focal_length_px is {focal_length_px!r}, wanted a finite number of pixels above 0")
+    arrays = {
+        "depth_m": depth.astype(np.float32),
+        "focal_length_px": np.float32(focal_length_px),
+        "bokeh_strengths": _checked_strengths(bokeh_strengths).astype(np.float32),
+    }
+    return write_file(path, lambda file: np.savez_compressed(file, **arrays), overwrite=overwrite)
+
+
+def load_depth_npz(path: Path | str) -> DepthFile:
+    """Read a depth map that ``save_depth_npz`` wrote; no pickle is ever opened.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        Depth in metres, focal length in pixels and bokeh strengths.
+
+    Raises:
+        InputError: If the file is missing or damaged, or has other keys, shapes or types.
+    """
+    keys = {"depth_m": 2, "focal_length_px": 0, "bokeh_strengths": 1}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files} if isinstance(file, np.lib.npyio.NpzFile) else {}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"path is {str(path)!r}, which is no readable npz file ({error})") from error
+    found = {key: (array.ndim, array.dtype.name) for key, array in arrays.items()}
+    if found != {key: (ndim, "float32") for key, ndim in keys.items()}:
+        raise InputError(f"path is {str(path)!r}, which holds {found}, wanted the float32 arrays {list(keys)}")
+    return DepthFile(arrays["depth_m"], float(arrays["focal_length_px"]), arrays["bokeh_strengths"])
+
+
+def _open_image(path: Path | str) -> Image.Image:
+    """Open and decode a picture, every fault of the file as one InputError."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(f"path is {str(path)!r}, which is no picture that can be read ({error})") from error
+    return image
+
+
+def _write_png(path: Path | str, image: Image.Image, text: Mapping[str, str], overwrite: bool) -> Path:
+    chunks = PngInfo()
+    for key, value in text.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise InputError(f"metadata has {key!r}: {value!r}, wanted a string for a string")
+        if not (1 <= len(key) <= 79 and key.isascii() and key.isprintable() and key == key.strip()):
+            raise InputError(f"metadata has the key {key!r}, wanted 1 to 79 printable ASCII characters")
+        if "\0" in value:
+            raise InputError(f"metadata has a NUL character under {key!r}, wanted plain text")
+        if key == "XML:com.adobe.xmp" or not value.isascii():
+            chunks.add_itxt(key, value)
+        else:
+            chunks.add_text(key, value)
+    return write_file(path, lambda file: image.save(file, format="PNG", pnginfo=chunks), overwrite=overwrite)
+
+
+def save_image(
+    path: Path | str,
+    image: Image.Image,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    ai_generated: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Write a picture as PNG with text chunks and the mark of its origin.
+
+    A generated picture carries the text chunks ``ai_generated`` and ``Comment`` and an XMP packet whose IPTC
+    ``DigitalSourceType`` is ``trainedAlgorithmicMedia``, which photo programs and platforms read. EXIF (the
+    place of the photo among it) is not written; the colour profile is.
+
+    Args:
+        path: File to write.
+        image: PIL picture of a mode that PNG has.
+        metadata: Text chunks, names to text.
+        ai_generated: Whether a network made the picture. A photo, a render or a colour map of depth is not marked.
+        overwrite: Whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If ``image`` is no such picture, ``metadata`` has a name or value that PNG cannot hold or that is
+            written here, or the path cannot be used.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image is {type(image).__name__}, wanted a PIL picture")
+    if image.mode not in _PNG_MODES:
+        raise InputError(f"image has the mode {image.mode!r}, wanted one of {', '.join(_PNG_MODES)}")
+    for key in metadata or {}:
+        if key in _RESERVED_TEXT:
+            raise InputError(f"metadata has the key {key!r}, which save_image writes itself, wanted another name")
+    text = {**(metadata or {}), "Software": f"bokehdepth {__version__}"}
+    if ai_generated:
+        text |= {"ai_generated": "true", "Comment": "AI-generated picture", "digital_source_type": DIGITAL_SOURCE_TYPE}
+        text |= {"XML:com.adobe.xmp": _XMP}
+    return _write_png(path, image, text, overwrite=overwrite)
+
+
+def _strength_text(bokeh_strength: float) -> str:
+    if not (np.isfinite(bokeh_strength) and bokeh_strength >= 0):
+        raise InputError(f"bokeh_strength is {bokeh_strength!r}, wanted a finite number, 0 or more")
+    # abs: a negative zero is the same strength and must not get a name of its own
+    return np.format_float_positional(np.abs(bokeh_strength), unique=True, trim="-")
+
+
+def bokeh_file_name(bokeh_strength: float) -> str:
+    """Name the file of one frame: ``bokeh_k10.png``, ``bokeh_k7.5.png``; another value has another name.
+
+    Args:
+        bokeh_strength: K, 0 or more. A float32 is written with the digits that a float32 needs.
+
+    Returns:
+        The file name.
+
+    Raises:
+        InputError: If ``bokeh_strength`` is negative or not finite.
+    """
+    return f"bokeh_k{_strength_text(bokeh_strength)}.png"
+
+
+def save_stack(
+    folder: Path | str,
+    images: Sequence[Image.Image],
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    ai_generated: bool = True,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the frames of a stack, all or none, each with its K in the name and in a text chunk.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        images: F pictures of equal size.
+        bokeh_strengths: K of each, ``(F,)``, ascending; 0 is the sharp photo.
+        metadata: Text chunks for every frame.
+        ai_generated: Whether a network made the frames with K above 0. The frame at K = 0 is the photo: never marked.
+        overwrite: Whether existing files are replaced.
+
+    Returns:
+        The F paths in the order given.
+
+    Raises:
+        InputError: If the numbers or sizes disagree, K is not ascending, or as ``save_image`` and ``staged`` say.
+    """
+    strengths = _checked_strengths(bokeh_strengths)
+    if len(images) != len(strengths) or len(images) == 0:
+        raise InputError(f"images has {len(images)} frames for {len(strengths)} bokeh_strengths, wanted one for each")
+    sizes = {getattr(image, "size", None) for image in images}
+    if len(sizes) != 1:
+        raise InputError(f"images have the sizes {sorted(map(str, sizes))}, wanted one size for a stack")
+    names = [bokeh_file_name(strength) for strength in bokeh_strengths]
+    if len(set(names)) != len(names):
+        raise InputError(f"bokeh_strengths is {bokeh_strengths!r}, wanted values whose file names differ")
+    with staged(folder, names=names, overwrite=overwrite) as staging:
+        for name, image, strength in zip(names, images, bokeh_strengths, strict=True):
+            text = {**(metadata or {}), "bokeh_strength": _strength_text(strength)}
+            text.setdefault("bokeh_strength_unit", BOKEH_STRENGTH_UNIT)
+            save_image(staging / name, image, metadata=text, ai_generated=ai_generated and strength > 0)
+    return [Path(folder) / name for name in names]
+
+
+def _strength_of(path: Path, image: Image.Image) -> float | None:
+    """Read K of one frame: its text chunk, else its name, else None."""
+    text = getattr(image, "text", {}).get("bokeh_strength")
+    if text is None:
+        match = _BOKEH_NAME.fullmatch(path.name)
+        return float(match[1]) if match else None
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = float("nan")
+    if not (np.isfinite(strength) and strength >= 0):
+        raise InputError(f"paths has {str(path)!r}, whose bokeh_strength is {text!r}, wanted a number, 0 or more")
+    return strength
+
+
+def load_stack(paths: Sequence[Path | str]) -> tuple[list[Image.Image], list[float] | None]:
+    """Read the frames of a stack, turned upright by their EXIF orientation.
+
+    Args:
+        paths: F picture files (PNG, JPEG, ...) of equal size: a saved stack, or an aperture bracket of one's own.
+
+    Returns:
+        F RGB pictures in the order given, and their K, from the text chunk ``bokeh_strength`` or else from a name like
+        ``bokeh_k7.5.png``; None if no file says.
+
+    Raises:
+        InputError: If a file cannot be read, has transparency or another mode that is not a plain picture, if the
+            sizes differ, or if only some of the files say their K.
+    """
+    if isinstance(paths, str | Path) or len(paths) == 0:
+        raise InputError(f"paths is {paths!r}, wanted a list of at least one file")
+    frames, strengths = [], []
+    for path in map(Path, paths):
+        image = _open_image(path)
+        if image.mode not in ("RGB", "L", "P") or "transparency" in image.info:
+            raise InputError(f"paths has {str(path)!r} of mode {image.mode}, wanted opaque 8-bit RGB or grey")
+        strengths.append(_strength_of(path, image))
+        frames.append(ImageOps.exif_transpose(image).convert("RGB"))
+        if frames[-1].size != frames[0].size:
+            raise InputError(f"paths has {str(path)!r} of size {frames[-1].size}, wanted {frames[0].size} for all")
+    unknown = [str(path) for path, strength in zip(paths, strengths, strict=True) if strength is None]
+    if unknown and len(unknown) < len(strengths):
+        raise InputError(f"paths has {unknown[0]!r}, which has no bokeh strength as others have, wanted all or none")
+    return frames, None if unknown else [strength for strength in strengths if strength is not None]
+
+
+def to_json_value(value: Any, place: str = "value") -> Any:
+    """Turn a value into plain JSON types.
+
+    NumPy scalars and arrays become numbers and lists, paths strings, dataclasses and mappings objects. JSON has no
+    infinity and no NaN: they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``, which ``float()`` reads back.
+
+    Args:
+        value: What to write.
+        place: Where it stands, for the error's sentence.
+
+    Returns:
+        None, bool, int, float, str, list or dict.
+
+    Raises:
+        InputError: If a key is not a string or a value is of another type.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, np.generic | np.ndarray):
+        return to_json_value(value.tolist(), place)
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json_value({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, place)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{place} has the key {key!r}, wanted a string")
+        return {key: to_json_value(entry, f"{place}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_value(entry, f"{place}[{index}]") for index, entry in enumerate(value)]
+    raise InputError(f"{place} is {type(value).__name__}, wanted a number, text, list, mapping, dataclass or array")
+
+
+def save_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> Path:
+    """Write strictly valid JSON: UTF-8, indented, values turned by ``to_json_value``.
+
+    Args:
+        path: File to write.
+        obj: What to write.
+        overwrite: Whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If a value has no JSON form or the path cannot be used.
+    """
+    text = json.dumps(to_json_value(obj, "obj"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = text.encode(errors="backslashreplace")  # a file name that is not UTF-8 becomes a JSON escape
+    return write_file(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return package_metadata.version(package)
+    except package_metadata.PackageNotFoundError:
+        return None
+
+
+def run_record(
+    *,
+    arguments: Mapping[str, Any],
+    seed: int | None,
+    weights: Mapping[str, Mapping[str, str | None]],
+    camera: Mapping[str, Mapping[str, Any]],
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    sizes_px: Mapping[str, tuple[int, int]],
+    timings_s: Mapping[str, float],
+    assumptions: Sequence[str] = (),
+    photo_notes: Sequence[str] = (),
+    relative_disparity: bool = False,
+) -> dict[str, Any]:
+    """Collect what is needed to understand and repeat one run; the result is what ``save_json`` writes beside it.
+
+    Args:
+        arguments: Arguments of the call or the command.
+        seed: Seed of the noise; None if there was none.
+        weights: Component to ``{"id": ..., "revision": ...}``; revision None for a local folder.
+        camera: Camera value, its unit in its name, to ``{"value": ..., "source": ...}``: read, given or assumed.
+        bokeh_strengths: K of the frames, ``(F,)``, ascending.
+        sizes_px: What to ``(width, height)`` in pixels: the photo, the frames, the depth map.
+        timings_s: Step to seconds.
+        assumptions: One sentence for each thing that was assumed.
+        photo_notes: One sentence for each thing about the photo that its user should know.
+        relative_disparity: Whether K belongs to disparity without metric scale, which changes its unit.
+
+    Returns:
+        Plain JSON types, with the versions of this package, Python and the libraries, and the time (UTC).
+
+    Raises:
+        InputError: If an entry lacks one of the keys above, a size is not two numbers, or a value has no JSON form.
+    """
+    wanted = {"weights": (weights, {"id", "revision"}), "camera": (camera, {"value", "source"})}
+    for argument, (entries, keys) in wanted.items():
+        for name, entry in entries.items():
+            if not isinstance(entry, Mapping) or set(entry) != keys:
+                raise InputError(f"{argument} has {name!r}: {entry!r}, wanted the keys {sorted(keys)}")
+    for name, size in sizes_px.items():
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"sizes_px has {name!r}: {size!r}, wanted (width, height), 1 or more each")
+    versions = {name: _installed_version(name) for name in _RECORDED_PACKAGES}
+    record = {
+        "bokehdepth_version": __version__,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": arguments,
+        "seed": seed,
+        "bokeh_strengths": _checked_strengths(bokeh_strengths),
+        "bokeh_strength_unit": RELATIVE_BOKEH_STRENGTH_UNIT if relative_disparity else BOKEH_STRENGTH_UNIT,
+        "camera": camera,
+        "assumptions": list(assumptions),
+        "photo_notes": list(photo_notes),
+        "sizes_px": sizes_px,
+        "timings_s": timings_s,
+        "weights": weights,
+        "versions": {"python": ".".join(map(str, sys.version_info[:3])), **versions},
+    }
+    return to_json_value(record, "record")

@@ -1,0 +1,470 @@
+"""Stage-1: the bokeh adapter, which makes a FLUX.1-Kontext transformer obey a scalar bokeh strength K.
+
+The file stands alone (a Hub repository carries it verbatim) and touches no diffusers class: the adapter owns one
+attention processor for each adapted block, lends them to the transformer with `attach`, takes them back with `detach`,
+and is saved without the base. Equation numbers are those of arXiv 2512.12425.
+
+Shape letters: `B` batch (photos x frames), `T` context tokens, `N` sequence tokens, `C` context width, `D` hidden
+width.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+
+class LowRankProjection(nn.Module):
+    """`up(down(x)) * alpha / rank`, without bias; zero until trained, since `up` starts at zero.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        rank: inner width.
+        alpha: scale numerator.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+        self.scaling = alpha / rank
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps (..., in_features) to (..., out_features)."""
+        return self.up(self.down(hidden_states)) * self.scaling
+
+
+class BokehAttnProcessor(nn.Module):
+    """Flux attention (Eq. 2) with the bokeh branch (Eq. 3) and the low-rank change of queries and keys.
+
+    Without `bokeh_embeds` it computes exactly what the stock processor computes, so a transformer that carries an
+    adapter still serves plain pipelines. Nothing about a call is kept: the condition is an argument.
+
+    Args:
+        hidden_size: D, width of the attention.
+        head_dim: width of one head.
+        context_dim: C, width of a context token.
+        rank: rank of every low-rank projection.
+        alpha: their scale numerator.
+        attention_branch: whether the block has the bokeh branch.
+        query_key_lora: whether queries and keys are changed.
+        null_token: whether a learned key with value zero stands beside the context tokens.
+        rotary_query: whether the branch asks with the rotated query, as Eq. 3 writes it.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        head_dim: int,
+        context_dim: int,
+        rank: int,
+        alpha: float,
+        attention_branch: bool = True,
+        query_key_lora: bool = True,
+        null_token: bool = False,
+        rotary_query: bool = True,
+    ) -> None:
+        super().__init__()
+        self.rotary_query = rotary_query
+        self.merged = False
+        self.to_k_bokeh = self.to_v_bokeh = self.to_q_lora = self.to_k_lora = None
+        if attention_branch:
+            self.to_k_bokeh = LowRankProjection(context_dim, hidden_size, rank, alpha)
+            self.to_v_bokeh = LowRankProjection(context_dim, hidden_size, rank, alpha)
+            # The key's product with the query needs a start that is not zero, or a null token never gets a gradient.
+            nn.init.normal_(self.to_k_bokeh.up.weight, std=1 / math.sqrt(rank))
+        if query_key_lora:
+            self.to_q_lora = LowRankProjection(hidden_size, hidden_size, rank, alpha)
+            self.to_k_lora = LowRankProjection(hidden_size, hidden_size, rank, alpha)
+        use_null = attention_branch and null_token
+        self.null_key = nn.Parameter(torch.zeros(hidden_size // head_dim, head_dim)) if use_null else None
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        bokeh_embeds: torch.Tensor | None = None,
+        bokeh_scale: float = 1.0,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attends over text, noisy and reference tokens.
+
+        Args:
+            attn: the `FluxAttention` that holds the base weights.
+            hidden_states: (B, N, D) image tokens of a double block, all tokens of a single block.
+            encoder_hidden_states: (B, N_text, D) text tokens, double blocks only.
+            attention_mask: as in diffusers.
+            image_rotary_emb: cosines and sines, each (N_text + N, head_dim).
+            bokeh_embeds: (B, T, C) context tokens; None leaves the base as it is.
+            bokeh_scale: lambda, the weight of the branch.
+
+        Returns:
+            (B, N, D), and for a double block also the text part (B, N_text, D).
+        """
+        conditioned = bokeh_embeds is not None
+        text_projections: tuple[torch.Tensor, ...] | None = None
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            if encoder_hidden_states is not None and attn.added_kv_proj_dim is not None:
+                text_projections = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            if encoder_hidden_states is not None and attn.added_kv_proj_dim is not None:
+                text_projections = (
+                    attn.add_q_proj(encoder_hidden_states),
+                    attn.add_k_proj(encoder_hidden_states),
+                    attn.add_v_proj(encoder_hidden_states),
+                )
+        if conditioned and self.to_q_lora is not None and not self.merged:
+            query = query + self.to_q_lora(query)
+            key = key + self.to_k_lora(key)
+
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if text_projections is not None:
+            text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in text_projections)
+            query = torch.cat([attn.norm_added_q(text_query), query], dim=1)
+            key = torch.cat([attn.norm_added_k(text_key), key], dim=1)
+            value = torch.cat([text_value, value], dim=1)
+
+        branch_query = query
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        if self.rotary_query:
+            branch_query = query
+
+        attended = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        attended = attended.flatten(2, 3).to(query.dtype)  # (B, N_text + N, D)
+        if conditioned and self.to_v_bokeh is not None:
+            attended = attended + bokeh_scale * self._branch(branch_query, bokeh_embeds).to(attended.dtype)
+
+        if encoder_hidden_states is None:
+            return attended
+        text_length = encoder_hidden_states.shape[1]
+        text, image = attended.split_with_sizes([text_length, attended.shape[1] - text_length], dim=1)
+        image = attn.to_out[1](attn.to_out[0](image.contiguous()))
+        return image, attn.to_add_out(text.contiguous())
+
+    def _branch(self, query: torch.Tensor, bokeh_embeds: torch.Tensor) -> torch.Tensor:
+        """Eq. 3: (B, N, heads, head_dim) queries over (B, T, C) context tokens, to (B, N or 1, D)."""
+        value = self.to_v_bokeh(bokeh_embeds)
+        if self.null_key is None and value.shape[1] == 1:
+            return value  # a softmax over one key is exactly 1 for every query
+        key = self.to_k_bokeh(bokeh_embeds)
+        key, value = (x.unflatten(-1, (-1, query.shape[-1])) for x in (key, value))
+        # A handful of keys: plain products beat a fused kernel, whose tiles would be all but empty.
+        logits = torch.einsum("bnhd,bthd->bnht", query, key)
+        if self.null_key is not None:
+            null = torch.einsum("bnhd,hd->bnh", query, self.null_key.to(query.dtype))
+            logits = torch.cat([logits, null[..., None]], dim=-1)
+        weights = (logits.float() / math.sqrt(query.shape[-1])).softmax(-1).to(value.dtype)
+        weights = weights[..., : value.shape[1]]  # the null token's value is zero
+        return torch.einsum("bnht,bthd->bnhd", weights, value).flatten(2, 3)
+
+
+class BokehAdapter(ModelMixin, ConfigMixin):
+    """Everything that Stage-1 adds to a FLUX.1-Kontext transformer, with the prompt embeddings that it was trained on.
+
+    K reaches the transformer by two ways, each of which can be switched off: context tokens that every adapted block
+    attends to (Eq. 3), and a shift of the pooled projection, from which AdaLN computes its scales, shifts and gates.
+    The low-rank change of queries and keys is independent of K. A fresh adapter leaves the transformer's output
+    unchanged, to the last bit.
+
+    Args:
+        num_double_blocks: `transformer_blocks` of the base.
+        num_single_blocks: `single_transformer_blocks` of the base.
+        num_attention_heads: heads of the base.
+        attention_head_dim: width of a head of the base.
+        block_indices: indices of adapted blocks, double blocks first; None adapts all.
+        num_tokens: T, context tokens for one K.
+        null_token: adds a learned key with value zero, which makes even a one-token branch depend on the image.
+        context_dim: C, width of a context token.
+        embedding_dim: hidden width of the K embedding.
+        rank: rank of every low-rank projection.
+        alpha: their scale numerator.
+        query_key_lora: change queries and keys, as the released adapter does.
+        attention_conditioning: use the branch of Eq. 3.
+        modulation_conditioning: use the shift of the pooled projection.
+        rotary_query: ask with the rotated query, as Eq. 3 writes it.
+        bokeh_scale: lambda, the weight of the branch.
+        max_bokeh_strength: K that is divided out; the trained range is [0, max_bokeh_strength].
+        joint_attention_dim: width of the prompt embeddings.
+        pooled_projection_dim: width of the pooled prompt embedding.
+        prompt_length: tokens of the shipped prompt embedding; 0 where none is shipped.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        num_double_blocks: int = 19,
+        num_single_blocks: int = 38,
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        block_indices: list[int] | None = None,
+        num_tokens: int = 1,
+        null_token: bool = False,
+        context_dim: int = 768,
+        embedding_dim: int = 64,
+        rank: int = 128,
+        alpha: float = 128.0,
+        query_key_lora: bool = True,
+        attention_conditioning: bool = True,
+        modulation_conditioning: bool = False,
+        rotary_query: bool = True,
+        bokeh_scale: float = 1.0,
+        max_bokeh_strength: float = 30.0,
+        joint_attention_dim: int = 4096,
+        pooled_projection_dim: int = 768,
+        prompt_length: int = 0,
+    ) -> None:
+        super().__init__()
+        total = num_double_blocks + num_single_blocks
+        indices = list(range(total)) if block_indices is None else list(block_indices)
+        if not indices or sorted(set(indices)) != sorted(indices) or min(indices) < 0 or max(indices) >= total:
+            raise ValueError(f"block_indices is {block_indices}; wanted distinct indices from 0 to {total - 1}.")
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens is {num_tokens}; wanted 1 or more.")
+        if rank < 1:
+            raise ValueError(f"rank is {rank}; wanted 1 or more.")
+        if not (attention_conditioning or modulation_conditioning):
+            raise ValueError("attention_conditioning and modulation_conditioning are both off; wanted at least one.")
+
+        self.k_embedding = nn.Sequential(
+            nn.Linear(1, embedding_dim), nn.ReLU(), nn.Linear(embedding_dim, context_dim * num_tokens)
+        )
+        self.k_modulation = None
+        if modulation_conditioning:
+            self.k_modulation = nn.Sequential(
+                nn.Linear(1, embedding_dim), nn.ReLU(), nn.Linear(embedding_dim, pooled_projection_dim)
+            )
+            nn.init.zeros_(self.k_modulation[-1].weight)
+            nn.init.zeros_(self.k_modulation[-1].bias)
+        self.blocks = nn.ModuleDict(
+            {
+                str(index): BokehAttnProcessor(
+                    num_attention_heads * attention_head_dim,
+                    attention_head_dim,
+                    context_dim,
+                    rank,
+                    alpha,
+                    attention_branch=attention_conditioning,
+                    query_key_lora=query_key_lora,
+                    null_token=null_token,
+                    rotary_query=rotary_query,
+                )
+                for index in sorted(indices)
+            }
+        )
+        prompt = torch.zeros(prompt_length, joint_attention_dim) if prompt_length else None
+        pooled = torch.zeros(pooled_projection_dim) if prompt_length else None
+        self.register_buffer("prompt_embeds", prompt)
+        self.register_buffer("pooled_prompt_embeds", pooled)
+
+        self._transformer: weakref.ref | None = None
+        self._displaced: dict[str, Any] = {}
+        self._unmerged: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    # ------------------------------------------------------------------ conditioning
+
+    def check_strengths(self, bokeh_strengths: Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Returns K as a float32 tensor (B,); ValueError unless each is a number in [0, max_bokeh_strength]."""
+        strengths = torch.as_tensor(bokeh_strengths, dtype=torch.float32)
+        limit = self.config.max_bokeh_strength
+        if strengths.ndim != 1 or strengths.numel() == 0:
+            raise ValueError(f"bokeh_strengths has shape {tuple(strengths.shape)}; wanted one number for each frame.")
+        if not bool(torch.isfinite(strengths).all()) or bool((strengths < 0).any()) or bool((strengths > limit).any()):
+            raise ValueError(f"bokeh_strengths is {strengths.tolist()}; wanted finite values from 0 to {limit:g}.")
+        return strengths
+
+    def attention_kwargs(
+        self, bokeh_strengths: Sequence[float] | torch.Tensor, bokeh_scale: float | None = None
+    ) -> dict[str, Any]:
+        """The condition for `joint_attention_kwargs`.
+
+        Args:
+            bokeh_strengths: (B,) K at the 512 px reference width.
+            bokeh_scale: lambda; None takes the configured one.
+
+        Returns:
+            `bokeh_embeds` (B, T, C) = MLP(K / max_bokeh_strength), and `bokeh_scale`.
+
+        Raises:
+            ValueError: where K is not a finite number within the trained range.
+        """
+        relative = self._relative(bokeh_strengths)
+        embeds = self.k_embedding(relative).unflatten(-1, (self.config.num_tokens, self.config.context_dim))
+        return {
+            "bokeh_embeds": embeds,
+            "bokeh_scale": self.config.bokeh_scale if bokeh_scale is None else bokeh_scale,
+        }
+
+    def modulate(
+        self, pooled_projections: torch.Tensor, bokeh_strengths: Sequence[float] | torch.Tensor
+    ) -> torch.Tensor:
+        """Shifts the pooled projection (B, pooled_projection_dim) by K; unchanged where the way is switched off."""
+        if self.k_modulation is None:
+            return pooled_projections
+        return pooled_projections + self.k_modulation(self._relative(bokeh_strengths)).to(pooled_projections.dtype)
+
+    def _relative(self, bokeh_strengths: Sequence[float] | torch.Tensor) -> torch.Tensor:
+        strengths = self.check_strengths(bokeh_strengths)
+        weight = self.k_embedding[0].weight
+        return (strengths / self.config.max_bokeh_strength).to(weight.device, weight.dtype)[:, None]
+
+    # ------------------------------------------------------------------ attaching
+
+    @property
+    def transformer(self) -> nn.Module | None:
+        """The transformer that carries the adapter now, or None."""
+        return self._transformer() if self._transformer is not None else None
+
+    def attach(self, transformer: nn.Module) -> None:
+        """Puts the adapter's processors into the transformer; a second call with the same one does nothing.
+
+        Raises:
+            ValueError: the transformer's sizes differ from the configuration, it carries another bokeh adapter, or
+                this adapter is attached elsewhere.
+        """
+        if self.transformer is transformer:
+            return
+        if self.transformer is not None:
+            raise ValueError("The adapter is attached to another transformer; call detach() first.")
+        wanted = {
+            "num_layers": self.config.num_double_blocks,
+            "num_single_layers": self.config.num_single_blocks,
+            "num_attention_heads": self.config.num_attention_heads,
+            "attention_head_dim": self.config.attention_head_dim,
+        }
+        for name, value in wanted.items():
+            if transformer.config[name] != value:
+                raise ValueError(f"transformer has {name}={transformer.config[name]}; the adapter wants {value}.")
+        names = self._attention_names(transformer)
+        for name in names.values():
+            if hasattr(transformer.get_submodule(name).processor, "to_v_bokeh"):
+                raise ValueError("transformer already carries a bokeh adapter; call detach() on that one first.")
+        for index, name in names.items():
+            attention = transformer.get_submodule(name)
+            self._displaced[name] = attention.processor
+            attention.set_processor(self.blocks[str(index)])
+        self._transformer = weakref.ref(transformer)
+
+    def detach(self) -> None:
+        """Gives the transformer back the processors and weights that it had before."""
+        transformer = self.transformer
+        if transformer is not None:
+            self.unfold()
+            for name, processor in self._displaced.items():
+                transformer.get_submodule(name).set_processor(processor)
+        self._displaced = {}
+        self._transformer = None
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Takes the adapter off for as long as the context lasts, for saving the base without it."""
+        transformer = self.transformer
+        folded = bool(self._unmerged)
+        self.detach()
+        try:
+            yield
+        finally:
+            if transformer is not None:
+                self.attach(transformer)
+                if folded:
+                    self.fold()
+
+    def _attention_names(self, transformer: nn.Module) -> dict[int, str]:
+        doubles = len(transformer.transformer_blocks)
+        return {
+            index: f"transformer_blocks.{index}.attn"
+            if index < doubles
+            else f"single_transformer_blocks.{index - doubles}.attn"
+            for index in map(int, self.blocks)
+        }
+
+    # ------------------------------------------------------------------ folding
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the low-rank change of queries and keys is merged into the transformer's weights."""
+        return bool(self._unmerged)
+
+    def fold(self) -> None:
+        """Merges the q/k change into the base: `W <- (I + s U D) W`, `b <- (I + s U D) b`, computed in float32.
+
+        With one context token and no null token the branch is a constant vector for each K, so a folded adapter costs
+        one addition for each block. While folded, calls without a condition also see the merged queries and keys.
+
+        Raises:
+            ValueError: the adapter is not attached, or a projection is not a plain linear layer (unload LoRAs, unfuse
+                projections, and fold before quantising).
+        """
+        transformer = self.transformer
+        if transformer is None:
+            raise ValueError("The adapter is not attached; call attach(transformer) before fold().")
+        if self.is_folded or not self.config.query_key_lora:
+            return
+        names = self._attention_names(transformer)
+        for name in names.values():
+            attention = transformer.get_submodule(name)
+            for linear in ("to_q", "to_k"):
+                kind = type(getattr(attention, linear, None))
+                if attention.fused_projections or kind is not nn.Linear:
+                    raise ValueError(
+                        f"{name}.{linear} is {kind.__name__}; wanted an unfused, unquantised torch.nn.Linear."
+                    )
+        for index, name in names.items():
+            attention, processor = transformer.get_submodule(name), self.blocks[str(index)]
+            for linear_name, change in (("to_q", processor.to_q_lora), ("to_k", processor.to_k_lora)):
+                linear = getattr(attention, linear_name)
+                bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
+                self._unmerged[f"{name}.{linear_name}"] = (linear.weight.detach().cpu().clone(), bias)
+                up, down = change.up.weight.detach().float(), change.down.weight.detach().float()
+                with torch.no_grad():
+                    for parameter in (linear.weight, linear.bias):
+                        if parameter is not None:
+                            base = parameter.float()
+                            parameter.copy_(base + change.scaling * (up @ (down @ base)))
+            processor.merged = True
+
+    def unfold(self) -> None:
+        """Undoes `fold`: the base gets back its own weights, to the last bit."""
+        transformer = self.transformer
+        if transformer is None:
+            return
+        with torch.no_grad():
+            for name, (weight, bias) in self._unmerged.items():
+                linear = transformer.get_submodule(name)
+                linear.weight.copy_(weight)
+                if bias is not None:
+                    linear.bias.copy_(bias)
+        for processor in self.blocks.values():
+            processor.merged = False
+        self._unmerged = {}

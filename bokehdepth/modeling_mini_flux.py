@@ -1,0 +1,341 @@
+"""The embedded Stage-1 base: FLUX blocks at small size, with the stem and head that a few million weights need.
+
+`MiniFluxTransformer2DModel` is diffusers' `FluxTransformer2DModel` (its blocks, embeddings, conditioning and call
+signature) with three differences: tokens also see a convolutional stem of the reference photo, the output head blends
+disk-blurred copies of that photo, and the network predicts the clean picture x0, from which `forward` returns the
+velocity `(x_t - x0) / sigma` that a flow-matching scheduler expects (Eq. 10-11). `PatchAutoencoder` takes the place of
+the VAE: its latents are the pixels themselves, rearranged, so nothing is lost in coding.
+
+The head works on physical offsets: level j stands for `|1/S1 - 1/S2| = offsets_dpt[j]`, and its disk has the radius
+`K * (width / 512) * offsets_dpt[j]` of Eq. 15. The blur is therefore given and its place is learned.
+
+The file stands alone, as every file does that a Hub repository carries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as fn
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from torch import nn
+
+REFERENCE_WIDTH_PX = 512
+GAMMA = 2.2
+
+
+class PointDistribution:
+    """A latent distribution without spread, with the two readings that diffusers' pipelines use."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self.latents = latents
+
+    def mode(self) -> torch.Tensor:
+        """Returns the latents (B, C, h, w)."""
+        return self.latents
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Returns the latents (B, C, h, w); there is nothing to draw."""
+        return self.latents
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """An autoencoder without loss or weights: 8x8 pixels of an RGB picture become 192 channels of one latent position.
+
+    It has the interface of `AutoencoderKL` as far as Flux pipelines use it.
+
+    Args:
+        patch_px: pixels on a side of the block that becomes one latent position, a power of two.
+        latent_channels: 3 * patch_px^2.
+        block_out_channels: as many entries as make diffusers' `2 ** (len - 1)` equal to patch_px.
+        scaling_factor: factor that pipelines multiply latents by.
+        shift_factor: offset that pipelines subtract before.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_px: int = 8,
+        latent_channels: int = 192,
+        block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if 2 ** (len(block_out_channels) - 1) != patch_px or latent_channels != 3 * patch_px**2:
+            raise ValueError(
+                f"patch_px is {patch_px} with {latent_channels} latent_channels and {len(block_out_channels)} "
+                "block_out_channels; wanted 2 ** (blocks - 1) pixels and 3 * patch_px ** 2 channels."
+            )
+        # ModelMixin reads dtype and device from a tensor.
+        self.register_buffer("anchor", torch.zeros(()))
+
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """(B, 3, H, W) in [-1, 1] to latents (B, 3 * p^2, H/p, W/p)."""
+        distribution = PointDistribution(fn.pixel_unshuffle(sample, self.config.patch_px))
+        return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = True, **kwargs: Any) -> DecoderOutput | tuple:
+        """Latents (B, 3 * p^2, h, w) to the picture (B, 3, h * p, w * p)."""
+        sample = fn.pixel_shuffle(latents, self.config.patch_px)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm, added to the input (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape."""
+        hidden = self.conv_in(fn.silu(self.norm(features)))
+        return features + self.conv_out(fn.silu(hidden))
+
+
+class ConvStem(nn.Module):
+    """Feature pyramid of the photo and its normalised coordinates, at 1/2, 1/4, 1/8 and 1/16 of its size."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        inputs = (5, *channels[:-1])
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(inputs, channels, strict=True)
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(c) for c in channels)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 3, H, W) in [-1, 1] to the four levels, finest first."""
+        batch, _, height, width = image.shape
+        rows = torch.linspace(-1, 1, height, device=image.device, dtype=image.dtype)
+        columns = torch.linspace(-1, 1, width, device=image.device, dtype=image.dtype)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(batch, -1, -1, -1)
+        features, levels = torch.cat([image, grid], dim=1), []
+        for down, block in zip(self.down, self.blocks, strict=True):
+            features = block(down(features))
+            levels.append(features)
+        return levels
+
+
+class BlendDecoder(nn.Module):
+    """Tokens and stem levels to the logits of the disk levels, at half of the photo's size."""
+
+    def __init__(self, hidden_size: int, channels: tuple[int, ...], num_levels: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Conv2d(hidden_size, channels[-1], 1)
+        wide = tuple(reversed(channels))
+        self.merge = nn.ModuleList(
+            nn.Conv2d(a + b, b, 3, padding=1) for a, b in zip((wide[0], *wide[:-1]), wide, strict=True)
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(c) for c in wide)
+        self.proj_out = nn.Conv2d(wide[-1], num_levels, 3, padding=1)
+
+    def forward(self, tokens: torch.Tensor, levels: list[torch.Tensor]) -> torch.Tensor:
+        """(B, D, h, w) tokens and the stem's levels to (B, num_levels, 8h, 8w) logits."""
+        features = self.proj_in(tokens)
+        for merge, block, level in zip(self.merge, self.blocks, reversed(levels), strict=True):
+            if features.shape[-1] != level.shape[-1]:
+                features = fn.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = block(merge(torch.cat([features, level], dim=1)))
+        return self.proj_out(fn.silu(features))
+
+
+def blend_disks(
+    image: torch.Tensor, weights: torch.Tensor, offsets_dpt: torch.Tensor, bokeh_strengths: torch.Tensor
+) -> torch.Tensor:
+    """Blends disk-blurred copies of a photo by per-pixel weights, in linear light.
+
+    Each copy is normalised over the pixels that are themselves out of focus, so that a sharp subject does not bleed
+    into the blur behind it.
+
+    Args:
+        image: (B, 3, H, W) display values in [0, 1].
+        weights: (B, J, H, W), non-negative, summing to 1 over J; level 0 is the sharp photo.
+        offsets_dpt: (J,) disparity offset of each level in 1/m, ascending from 0.
+        bokeh_strengths: (B,) K at the 512 px reference width.
+
+    Returns:
+        (B, 3, H, W) display values in [0, 1].
+    """
+    height, width = image.shape[-2:]
+    radii = bokeh_strengths[:, None] * (width / REFERENCE_WIDTH_PX) * offsets_dpt[1:]  # (B, J - 1), Eq. 15
+    margin = int(radii.max().ceil()) + 1
+    linear = image.clamp(0, 1).pow(GAMMA)
+    defocused = 1 - weights[:, :1]
+    # Sizes with small prime factors keep the transforms fast.
+    right, bottom = (margin + -(extent + 2 * margin) % 32 for extent in (width, height))
+    layers = torch.cat([linear * defocused, defocused], dim=1)
+    layers = fn.pad(layers, (margin, right, margin, bottom), mode="replicate")
+    size = layers.shape[-2:]
+
+    rows = torch.fft.fftfreq(size[0], d=1 / size[0], device=image.device)
+    columns = torch.fft.fftfreq(size[1], d=1 / size[1], device=image.device)
+    distance = (rows[:, None].square() + columns.square()).sqrt()
+    disks = (radii[..., None, None] + 0.5 - distance).clamp(0, 1)  # one pixel of soft edge
+    disks = torch.fft.rfft2(disks / disks.sum((-2, -1), keepdim=True))
+
+    blurred = torch.fft.irfft2(torch.fft.rfft2(layers)[:, None] * disks[:, :, None], s=size)
+    blurred = blurred[..., margin : margin + height, margin : margin + width]  # (B, J - 1, 4, H, W)
+    floor = 1e-2  # where nothing near is out of focus the photo itself stands in
+    copies = (blurred[:, :, :3] + floor * linear[:, None]) / (blurred[:, :, 3:] + floor)
+    mixed = weights[:, :1] * linear + (weights[:, 1:, None] * copies).sum(1)
+    return mixed.clamp(1e-5, 1).pow(1 / GAMMA)
+
+
+class MiniFluxTransformer2DModel(FluxTransformer2DModel):
+    """A small Flux transformer in Kontext form whose output is a blend of disk-blurred copies of the reference.
+
+    Arguments that are not listed are those of `FluxTransformer2DModel`.
+
+    Args:
+        stem_channels: widths of the stem at 1/2, 1/4, 1/8, 1/16 of the photo's size, multiples of 8.
+        offsets_dpt: disparity offset of each blend level in 1/m, ascending from 0.
+        grid_extent: the longer side of the token grid in rotary positions, whatever the photo's size, so that a size
+            unseen in training has familiar positions.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 1,
+        in_channels: int = 768,
+        out_channels: int | None = None,
+        num_layers: int = 2,
+        num_single_layers: int = 4,
+        attention_head_dim: int = 32,
+        num_attention_heads: int = 6,
+        joint_attention_dim: int = 32,
+        pooled_projection_dim: int = 64,
+        guidance_embeds: bool = False,
+        axes_dims_rope: tuple[int, int, int] = (8, 12, 12),
+        stem_channels: tuple[int, ...] = (24, 48, 96, 128),
+        offsets_dpt: tuple[float, ...] = (0.0, 0.04, 0.08, 0.16, 0.32, 0.64, 1.1, 1.8),
+        grid_extent: float = 16.0,
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_layers=num_layers,
+            num_single_layers=num_single_layers,
+            attention_head_dim=attention_head_dim,
+            num_attention_heads=num_attention_heads,
+            joint_attention_dim=joint_attention_dim,
+            pooled_projection_dim=pooled_projection_dim,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=axes_dims_rope,
+        )
+        self.stem = ConvStem(tuple(stem_channels))
+        self.stem_proj = nn.Linear(stem_channels[-1], self.inner_dim)
+        self.decoder = BlendDecoder(self.inner_dim, tuple(stem_channels), len(offsets_dpt))
+        # The blend decoder takes the place of the projection to latents.
+        self.proj_out = nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+        img_ids: torch.Tensor,
+        txt_ids: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        return_weights: bool = False,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor, ...]:
+        """Predicts the velocity of the noisy tokens.
+
+        Args:
+            hidden_states: (B, 2N, 768) noisy tokens, then as many reference tokens.
+            encoder_hidden_states: (B, N_text, joint_attention_dim).
+            pooled_projections: (B, pooled_projection_dim).
+            timestep: (B,) sigma in (0, 1].
+            img_ids: (2N, 3) stream, row, column; stream 1 is the reference.
+            txt_ids: (N_text, 3).
+            guidance: (B,) where the base has guidance embeddings.
+            joint_attention_kwargs: for the attention processors, with `bokeh_strengths` (B,) for the head: K.
+            return_dict: return the dataclass instead of a tuple.
+            return_weights: append the blend weights' logits (B, J, H/2, W/2), for training.
+
+        Returns:
+            (B, 2N, 768); the reference part is zero.
+
+        Raises:
+            ValueError: there is no reference, or no K.
+        """
+        attention_kwargs = dict(joint_attention_kwargs or {})
+        bokeh_strengths = attention_kwargs.pop("bokeh_strengths", None)
+        if bokeh_strengths is None:
+            raise ValueError(
+                "joint_attention_kwargs has no bokeh_strengths; this transformer wants K for each sample."
+            )
+        reference = img_ids[:, 0] == 1
+        count = int(reference.sum())
+        if count == 0 or hidden_states.shape[1] != 2 * count:
+            raise ValueError(
+                f"hidden_states has {hidden_states.shape[1]} tokens, {count} of them reference tokens; wanted half."
+            )
+        rows, columns = (int(img_ids[reference, axis].max()) + 1 for axis in (1, 2))
+
+        image = self._unpack(hidden_states[:, count:], rows, columns)
+        levels = self.stem(image)
+        seen = self.stem_proj(levels[-1].flatten(2).transpose(1, 2)).repeat(1, 2, 1)  # target and reference alike
+
+        tokens = self.x_embedder(hidden_states) + seen
+        text = self.context_embedder(encoder_hidden_states)
+        scaled = timestep.to(tokens.dtype) * 1000
+        if guidance is None:
+            temb = self.time_text_embed(scaled, pooled_projections)
+        else:
+            temb = self.time_text_embed(scaled, guidance.to(tokens.dtype) * 1000, pooled_projections)
+        positions = img_ids.to(torch.float32) * img_ids.new_tensor(
+            [1.0, *(2 * [self.config.grid_extent / max(rows, columns)])], dtype=torch.float32
+        )
+        rotary = self.pos_embed(torch.cat([txt_ids.to(positions), positions]))
+        for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                text, tokens = self._gradient_checkpointing_func(block, tokens, text, temb, rotary, attention_kwargs)
+            else:
+                text, tokens = block(
+                    hidden_states=tokens,
+                    encoder_hidden_states=text,
+                    temb=temb,
+                    image_rotary_emb=rotary,
+                    joint_attention_kwargs=attention_kwargs,
+                )
+        tokens = self.norm_out(tokens[:, :count], temb)
+        tokens = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        logits = self.decoder(tokens, levels).float()
+
+        weights = fn.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
+        offsets = torch.tensor(self.config.offsets_dpt, device=image.device, dtype=torch.float32)
+        strengths = bokeh_strengths.to(image.device, torch.float32)
+        blend = blend_disks(image.float() / 2 + 0.5, weights, offsets, strengths) * 2 - 1
+        x0 = self._pack(blend)
+        noisy = hidden_states[:, :count]
+        velocity = ((noisy.float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
+        sample = torch.cat([velocity, torch.zeros_like(velocity)], dim=1)
+        if return_weights:
+            return sample, logits
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _unpack(self, tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Kontext tokens (B, h * w, C * 4) to the picture (B, 3, 16h, 16w) in [-1, 1]."""
+        latents = tokens.unflatten(1, (rows, columns)).unflatten(-1, (-1, 2, 2))
+        latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return fn.pixel_shuffle(latents, 8)
+
+    def _pack(self, image: torch.Tensor) -> torch.Tensor:
+        """The inverse of `_unpack`."""
+        latents = fn.pixel_unshuffle(image, 8)
+        latents = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        return latents.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)

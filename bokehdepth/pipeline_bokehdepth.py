@@ -1,0 +1,658 @@
+"""`BokehDepthPipeline`: one photo to a calibrated bokeh stack (Stage-1) and a metric depth map (Stage-2).
+
+A Hub repository carries the file verbatim, with `processing_bokehdepth.py` beside it, the one file of ours that it
+imports. It treats the adapter and the depth model by what they can do, not by their class. Method: arXiv 2512.12425.
+
+Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of the photo, `h w` pixels at work.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as fn
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+    ModelMixin,
+)
+from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5TokenizerFast
+
+from .processing_bokehdepth import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MIN_SIDE_PX,
+    BokehDepthOutput,
+    BokehStackOutput,
+    Frames,
+    PhotoInput,
+    list_photos,
+    list_stacks,
+    resize,
+    restore_detail,
+    to_output,
+    to_pixels,
+    working_size,
+)
+
+_PROCESSING = "processing_bokehdepth"
+DEFAULT_PROMPT = (
+    "Photograph the same scene with a wider aperture: keep the subject in focus and sharp, blur what lies nearer or "
+    "farther, and keep composition, light and colours."
+)
+
+
+class BokehDepthPipeline(FluxKontextPipeline):
+    """Bokeh stacks (Stage-1) and metric depth (Stage-2) on FLUX.1-Kontext and a depth model with DSFA.
+
+    Any component may be None: without the Flux base and the adapter the pipeline still reads depth from stacks that
+    the caller brings, without the depth model it still makes stacks. LoRAs, offloading, quantisation and compilation
+    work as they do for `FluxKontextPipeline`.
+
+    Args:
+        scheduler: flow-matching scheduler of the base.
+        vae: autoencoder of the base.
+        text_encoder: CLIP; not needed while the adapter ships prompt embeddings.
+        tokenizer: for CLIP.
+        text_encoder_2: T5; likewise.
+        tokenizer_2: for T5.
+        transformer: the base's transformer, which carries the adapter's processors from the first stack on.
+        bokeh_adapter: `BokehAdapter`.
+        depth_estimator: `BokehDepthAnythingForDepthEstimation`, or a model with the same call.
+        base_model_id: Hub repository that `load_base_model` takes missing base components from.
+        default_num_inference_steps: steps that suit the weights.
+        default_guidance_scale: distilled guidance that suits the weights.
+        default_processing_area_px: pixels at work in Stage-1 that suit the weights.
+        depth_processing_px: shorter side at work in Stage-2 that suits the weights.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae->depth_estimator"
+    _exclude_from_cpu_offload = ["bokeh_adapter"]
+    _optional_components = [
+        "scheduler",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "transformer",
+        "bokeh_adapter",
+        "depth_estimator",
+    ]
+    _base_components = _optional_components[:-2]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5TokenizerFast,
+        transformer: FluxTransformer2DModel,
+        bokeh_adapter: ModelMixin,
+        depth_estimator: PreTrainedModel,
+        base_model_id: str | None = None,
+        default_num_inference_steps: int = 10,
+        default_guidance_scale: float = 3.5,
+        default_processing_area_px: int = 512 * 512,
+        depth_processing_px: int = 518,
+    ) -> None:
+        DiffusionPipeline.__init__(self)
+        self.register_modules(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+            bokeh_adapter=bokeh_adapter,
+            depth_estimator=depth_estimator,
+        )
+        self.register_to_config(
+            base_model_id=base_model_id,
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+            default_processing_area_px=default_processing_area_px,
+            depth_processing_px=depth_processing_px,
+        )
+        # FluxKontextPipeline's methods read these.
+        self.image_encoder = self.feature_extractor = None
+        self.default_sample_size = 128
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of one latent position on a side."""
+        return 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of one latent position."""
+        return 16 if self.vae is None else self.vae.config.latent_channels
+
+    @property
+    def tokenizer_max_length(self) -> int:
+        """Tokens that the CLIP tokenizer takes."""
+        return 77 if self.tokenizer is None else self.tokenizer.model_max_length
+
+    # ------------------------------------------------------------------ checks
+
+    def max_bokeh_strength(self) -> float:
+        """The largest K that the loaded parts were trained for."""
+        return 30.0 if self.bokeh_adapter is None else float(self.bokeh_adapter.config.max_bokeh_strength)
+
+    def check_bokeh_strengths(self, bokeh_strengths: Sequence[float]) -> tuple[float, ...]:
+        """Returns K as floats; ValueError unless they are finite, ascending and within the trained range."""
+        limit = self.max_bokeh_strength()
+        try:
+            values = tuple(float(k) for k in bokeh_strengths)
+        except TypeError as error:
+            raise ValueError(f"bokeh_strengths is {bokeh_strengths!r}; wanted a sequence of numbers.") from error
+        if not values or not all(math.isfinite(k) and 0 <= k <= limit for k in values):
+            raise ValueError(f"bokeh_strengths is {list(values)}; wanted one or more values from 0 to {limit:g}.")
+        if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+            raise ValueError(f"bokeh_strengths is {list(values)}; wanted ascending values, each once.")
+        return values
+
+    def check_inputs(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        bokeh_strengths: Sequence[float] | None = None,
+        stack: Frames | Sequence[Frames] | None = None,
+        num_inference_steps: int | None = None,
+        processing_area_px: int | None = None,
+        processing_px: int | None = None,
+        output_type: str = "pil",
+        needs: Sequence[str] = (),
+    ) -> None:
+        """Checks every argument before a model runs.
+
+        Raises:
+            ValueError: with one sentence that names the argument, its value and what was wanted.
+        """
+        for name in needs:
+            if getattr(self, name) is None:
+                hint = " (call load_base_model() first)" if name in self._base_components else ""
+                raise ValueError(f"{name} is None; wanted a loaded component{hint}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}; wanted 'pil', 'np' or 'pt'.")
+        counts = (
+            ("num_inference_steps", num_inference_steps, 1),
+            ("processing_area_px", processing_area_px, MIN_SIDE_PX**2),
+            ("processing_px", processing_px, MIN_SIDE_PX),
+        )
+        for name, value, least in counts:
+            if value is not None and (isinstance(value, bool) or int(value) != value or value < least):
+                raise ValueError(f"{name} is {value}; wanted a whole number from {least}.")
+        if bokeh_strengths is not None:
+            self.check_bokeh_strengths(bokeh_strengths)
+        photos, is_list = list_photos(image)
+        sizes = [to_pixels(photo, "image").shape[-2:] for photo in photos]
+        if stack is not None:
+            stacks = list_stacks(stack, is_list, len(photos), len(bokeh_strengths))
+            for size, frames in zip(sizes, stacks, strict=True):
+                for frame in frames:
+                    got = to_pixels(frame, "stack").shape[-2:]
+                    if got != size:
+                        raise ValueError(
+                            f"stack has a frame of {got[1]}x{got[0]} px; wanted the photo's {size[1]}x{size[0]} px."
+                        )
+        depth_config = self.depth_estimator.config if "depth_estimator" in needs else None
+        if getattr(depth_config, "depth_estimation_type", None) == "relative":
+            raise ValueError("depth_estimator predicts relative disparity; wanted one that predicts metric depth.")
+
+    # ------------------------------------------------------------------ Stage-1
+
+    @torch.no_grad()
+    def generate_stack(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        bokeh_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        prompt: str | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        processing_area_px: int | None = None,
+        restore: bool = True,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        return_dict: bool = True,
+    ) -> BokehStackOutput | tuple:
+        """Generates defocused versions of a photo, one for each bokeh strength, all in one denoising run.
+
+        Every K starts from the same noise, so frames differ by their blur alone. K = 0 is the photo itself.
+
+        Args:
+            image: an RGB photo, or a list: PIL image, (H, W, 3) array or (3, H, W) tensor.
+            bokeh_strengths: ascending K at the 512 px reference width (Eq. 1, 17), in the trained range.
+            num_inference_steps: None takes what suits the weights.
+            guidance_scale: distilled guidance; None takes what suits the weights.
+            bokeh_scale: lambda, the weight of the bokeh branch; None takes the adapter's.
+            generator: source of the noise, or one for each photo.
+            prompt: text in place of the constant prompt; needs the text encoders.
+            prompt_embeds: (1, N_text, C) in place of the adapter's.
+            pooled_prompt_embeds: (1, C), with `prompt_embeds`.
+            processing_area_px: pixels at work; None takes what suits the weights.
+            restore: return frames at the photo's size with its own pixels where nothing is blurred; otherwise at the
+                size at work.
+            output_type: "pil", "np" or "pt".
+            callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": latents})`.
+            return_dict: return the dataclass instead of a tuple.
+
+        Returns:
+            `BokehStackOutput`.
+
+        Raises:
+            ValueError: an argument or component cannot be used; nothing has run then.
+        """
+        # 1. Check inputs
+        self.check_inputs(
+            image,
+            bokeh_strengths=bokeh_strengths,
+            num_inference_steps=num_inference_steps,
+            processing_area_px=processing_area_px,
+            output_type=output_type,
+            needs=("transformer", "vae", "scheduler", "bokeh_adapter"),
+        )
+        strengths = self.check_bokeh_strengths(bokeh_strengths)
+        photos, is_list = list_photos(image)
+        generators = list(generator) if isinstance(generator, list | tuple) else [generator] * len(photos)
+        if len(generators) != len(photos):
+            raise ValueError(f"generator has {len(generators)} entries; wanted one for each of {len(photos)} photos.")
+        steps = int(num_inference_steps or self.config.default_num_inference_steps)
+        area = processing_area_px or self.config.default_processing_area_px
+
+        # 2. Condition: the prompt, and K of every frame that is not the photo itself
+        self.bokeh_adapter.attach(self.transformer)
+        device, dtype = self._execution_device, self.transformer.dtype
+        prompt_embeds, pooled = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, device, dtype)
+        blurred = [k for k in strengths if k > 0]
+
+        stacks = []
+        for photo, source in zip(photos, generators, strict=True):
+            pixels = to_pixels(photo, "image")  # (1, 3, H, W)
+            multiple = 2 * self.vae_scale_factor
+            h, w, padded = working_size(*pixels.shape[-2:], area, multiple)
+            reference = resize(pixels, h, w)  # (1, 3, h, w)
+            frames = []
+            if blurred:
+                # 3. Encode the photo once, draw the noise once
+                network_input = fn.pad(reference, (0, 0, 0, padded - h), mode="replicate")
+                tokens, ids = self._encode(network_input, device, dtype)  # (1, N, C), (N, 3)
+                shape = (1, self.transformer.config.in_channels // 4, 2 * padded // multiple, 2 * w // multiple)
+                noise = randn_tensor(shape, generator=source, device=device, dtype=dtype)
+                latents = self._pack_latents(noise, *shape)
+                # 4. Denoise all K together
+                latents = self._denoise(
+                    latents.expand(len(blurred), -1, -1),
+                    tokens.expand(len(blurred), -1, -1),
+                    ids,
+                    blurred,
+                    prompt_embeds.expand(len(blurred), -1, -1),
+                    pooled.expand(len(blurred), -1),
+                    steps,
+                    self.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+                    bokeh_scale,
+                    callback_on_step_end,
+                )
+                # 5. Decode frame by frame, which keeps the peak memory at one frame
+                for frame in latents:
+                    decoded = self._decode(frame[None], padded, w)[..., :h, :]  # (1, 3, h, w)
+                    frames.append(restore_detail(pixels, reference, decoded) if restore else decoded)
+            if strengths[0] == 0:
+                frames.insert(0, pixels if restore else reference)
+            stacks.append(to_output(torch.cat(frames), output_type))
+
+        # 6. Offload, and return
+        self.maybe_free_model_hooks()
+        images = stacks if is_list else stacks[0]
+        if not return_dict:
+            return images, strengths
+        return BokehStackOutput(images=images, bokeh_strengths=strengths)
+
+    def _prompt(
+        self,
+        prompt: str | None,
+        prompt_embeds: torch.Tensor | None,
+        pooled_prompt_embeds: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (1, N_text, C) and (1, C): the caller's, the adapter's, or freshly encoded."""
+        if (prompt_embeds is None) != (pooled_prompt_embeds is None):
+            raise ValueError("prompt_embeds and pooled_prompt_embeds go together; wanted both or neither.")
+        if prompt_embeds is None and prompt is None and self.bokeh_adapter.prompt_embeds is not None:
+            prompt_embeds = self.bokeh_adapter.prompt_embeds[None]
+            pooled_prompt_embeds = self.bokeh_adapter.pooled_prompt_embeds[None]
+        if prompt_embeds is None:
+            if self.text_encoder is None or self.text_encoder_2 is None:
+                raise ValueError("The text encoders are None; wanted prompt_embeds, or an adapter that ships them.")
+            prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(prompt or DEFAULT_PROMPT, None, device=device)
+        return prompt_embeds.to(device, dtype), pooled_prompt_embeds.to(device, dtype)
+
+    def _encode(
+        self, image: torch.Tensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, 3, h, w) in [0, 1] to reference tokens (1, N, C), and ids (2N, 3): noisy tokens, then the reference."""
+        latents = self._encode_vae_image((image * 2 - 1).to(device, self.vae.dtype), None).to(dtype)
+        rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
+        tokens = self._pack_latents(latents, *latents.shape)
+        ids = self._prepare_latent_image_ids(1, rows, columns, device, dtype)
+        reference_ids = ids.clone()
+        reference_ids[:, 0] = 1
+        return tokens, torch.cat([ids, reference_ids])
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        reference: torch.Tensor,
+        ids: torch.Tensor,
+        bokeh_strengths: Sequence[float],
+        prompt_embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        steps: int,
+        guidance_scale: float,
+        bokeh_scale: float | None,
+        callback: Callable[..., dict[str, Any]] | None,
+    ) -> torch.Tensor:
+        """Integrates the flow (Eq. 11) from noise (F, N, C) to latents of the same shape."""
+        device, dtype = latents.device, latents.dtype
+        scheduler = copy.deepcopy(self.scheduler)  # its step counter belongs to one call
+        settings = scheduler.config
+        mu = calculate_shift(
+            latents.shape[1],
+            settings.get("base_image_seq_len", 256),
+            settings.get("max_image_seq_len", 4096),
+            settings.get("base_shift", 0.5),
+            settings.get("max_shift", 1.15),
+        )
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        timesteps, _ = retrieve_timesteps(scheduler, steps, device, sigmas=sigmas, mu=mu)
+        strengths = torch.tensor(bokeh_strengths, dtype=torch.float32, device=device)
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full((len(latents),), guidance_scale, device=device, dtype=torch.float32)
+        condition = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in
+                     self.bokeh_adapter.attention_kwargs(strengths, bokeh_scale).items()}  # fmt: skip
+        if "offsets_dpt" in self.transformer.config:
+            condition["bokeh_strengths"] = strengths  # the embedded base scales its disks by K itself
+        pooled = self.bokeh_adapter.modulate(pooled, strengths)
+        text_ids = torch.zeros(prompt_embeds.shape[1], 3, device=device, dtype=dtype)
+
+        with self.progress_bar(total=steps) as progress:
+            for index, timestep in enumerate(timesteps):
+                with self.transformer.cache_context("cond"):
+                    velocity = self.transformer(
+                        hidden_states=torch.cat([latents, reference], dim=1),  # (F, 2N, C)
+                        timestep=(timestep / 1000).expand(len(latents)).to(dtype),
+                        guidance=guidance,
+                        pooled_projections=pooled,
+                        encoder_hidden_states=prompt_embeds,
+                        txt_ids=text_ids,
+                        img_ids=ids,
+                        joint_attention_kwargs=dict(condition),
+                        return_dict=False,
+                    )[0]
+                velocity = velocity[:, : latents.shape[1]]
+                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0].to(dtype)
+                if callback is not None:
+                    latents = callback(self, index, timestep, {"latents": latents}).pop("latents", latents)
+                progress.update()
+        return latents
+
+    def _decode(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Packed latents (1, N, C) to a picture (1, 3, height, width) in [0, 1], float32 on the CPU."""
+        latents = self._unpack_latents(latents, height, width, self.vae_scale_factor)
+        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        decoded = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+    # ------------------------------------------------------------------ Stage-2
+
+    @torch.no_grad()
+    def estimate_depth(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        stack: Frames | Sequence[Frames] | None = None,
+        bokeh_strengths: Sequence[float] | None = None,
+        intrinsics: np.ndarray | None = None,
+        processing_px: int | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+    ) -> BokehDepthOutput | tuple:
+        """Reads metric depth from a photo, and from its bokeh stack where there is one.
+
+        Args:
+            image: the sharp RGB photo, or a list.
+            stack: F frames of the photo's size at ascending K, generated or taken with a real aperture bracket; for
+                a list of photos a list of stacks. None reads depth from the photo alone.
+            bokeh_strengths: (F,) K of the frames.
+            intrinsics: (3, 3) pinhole matrix in pixels of the photo, for depth models that take one.
+            processing_px: shorter side at work; None takes what suits the weights.
+            output_type: "np", or "pt" for tensors; "pil" is read as "np", since depth is no picture.
+            return_dict: return the dataclass instead of a tuple.
+
+        Returns:
+            `BokehDepthOutput`.
+
+        Raises:
+            ValueError: an argument or component cannot be used; nothing has run then.
+        """
+        # 1. Check inputs
+        if (stack is None) != (bokeh_strengths is None):
+            raise ValueError("stack and bokeh_strengths go together; wanted both or neither.")
+        self.check_inputs(
+            image,
+            bokeh_strengths=bokeh_strengths,
+            stack=stack,
+            processing_px=processing_px,
+            output_type=output_type,
+            needs=("depth_estimator",),
+        )
+        strengths = () if stack is None else self.check_bokeh_strengths(bokeh_strengths)
+        photos, is_list = list_photos(image)
+        stacks = [()] * len(photos) if stack is None else list_stacks(stack, is_list, len(photos), len(strengths))
+        model = self.depth_estimator
+        device, dtype = self._execution_device, model.dtype
+        side = processing_px or self.config.depth_processing_px
+        patch = getattr(model.config, "patch_size", None) or 14
+        # A K = 0 frame is the reference over again.
+        kept = [(i, k) for i, k in enumerate(strengths) if k > 0]
+        extra = {}
+        if intrinsics is not None and "intrinsics" in inspect.signature(model.forward).parameters:
+            extra["intrinsics"] = torch.as_tensor(intrinsics, device=device, dtype=torch.float32)[None]
+
+        depths = []
+        for photo, frames in zip(photos, stacks, strict=True):
+            # 2. Reference first, then the stack, all at one size
+            pixels = [to_pixels(photo, "image"), *(to_pixels(frames[i], "stack") for i, _ in kept)]
+            height, width = pixels[0].shape[-2:]
+            scale = side / min(height, width)
+            size = [max(patch, patch * round(extent * scale / patch)) for extent in (height, width)]
+            batch = torch.cat([resize(p, *size) for p in pixels])
+            mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+            batch = ((batch - mean) / std).to(device, dtype)  # (1 + F, 3, h, w)
+            # 3. Depth of the reference
+            if kept:
+                values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)
+                predicted = model(pixel_values=batch[None], bokeh_strengths=values, **extra).predicted_depth
+            else:
+                predicted = model(pixel_values=batch, **extra).predicted_depth  # (1, h, w)
+            # 4. Back to the photo's size
+            depth = fn.interpolate(predicted[:, None].float(), (height, width), mode="bilinear", align_corners=False)
+            depth = depth[0, 0].cpu()
+            depths.append(depth if output_type == "pt" else depth.numpy())
+
+        # 5. Offload, and return
+        self.maybe_free_model_hooks()
+        result = depths if is_list else depths[0]
+        if not return_dict:
+            return result, stack, strengths
+        return BokehDepthOutput(depth_m=result, images=stack, bokeh_strengths=strengths, intrinsics=intrinsics)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        intrinsics: np.ndarray | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **stack_arguments: Any,
+    ) -> BokehDepthOutput | tuple:
+        """Generates the stack, then reads depth from it: `generate_stack` and `estimate_depth` in one call.
+
+        Args:
+            image: an RGB photo, or a list.
+            bokeh_strengths: ascending K of the frames.
+            num_inference_steps: None takes what suits the weights.
+            generator: source of the noise, or one for each photo.
+            intrinsics: (3, 3) pinhole matrix in pixels, for depth models that take one.
+            output_type: of the frames: "pil", "np" or "pt"; depth is an array, or a tensor for "pt".
+            return_dict: return the dataclass instead of a tuple.
+            **stack_arguments: further arguments of `generate_stack`.
+
+        Returns:
+            `BokehDepthOutput`.
+
+        Raises:
+            ValueError: an argument or component cannot be used; nothing has run then.
+        """
+        self.check_inputs(
+            image, bokeh_strengths=bokeh_strengths, output_type=output_type, needs=("depth_estimator",)[:0]
+        )
+        self.check_inputs(image, needs=("depth_estimator",))
+        if stack_arguments.get("restore") is False:
+            raise ValueError("restore is False; wanted frames at the photo's size, which depth is read from.")
+        stack = self.generate_stack(
+            image,
+            bokeh_strengths=bokeh_strengths,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type=output_type,
+            **stack_arguments,
+        )
+        return self.estimate_depth(
+            image,
+            stack=stack.images,
+            bokeh_strengths=stack.bokeh_strengths,
+            intrinsics=intrinsics,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+    # ------------------------------------------------------------------ loading and saving
+
+    def load_base_model(
+        self, base_model_id: str | None = None, with_text_encoders: bool = False, **kwargs: Any
+    ) -> None:
+        """Loads the base components that are None from their own repository, which may ask for a licence.
+
+        Args:
+            base_model_id: None takes the configured one.
+            with_text_encoders: also load the text encoders, which only other prompts need.
+            **kwargs: for `FluxKontextPipeline.from_pretrained`, such as `dtype`, `revision`, `token`.
+
+        Raises:
+            ValueError: no base is named, or the Hub refuses access.
+        """
+        base_model_id = base_model_id or self.config.base_model_id
+        if base_model_id is None:
+            raise ValueError("base_model_id is None; wanted a Hub repository or a folder of a FluxKontextPipeline.")
+        text = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        present = {name: getattr(self, name) for name in self._base_components if getattr(self, name) is not None}
+        skipped = {} if with_text_encoders else dict.fromkeys(name for name in text if name not in present)
+        try:
+            base = FluxKontextPipeline.from_pretrained(base_model_id, **present, **skipped, **kwargs)
+        except GatedRepoError as error:
+            raise ValueError(
+                f"{base_model_id} is gated; accept its licence on its Hub page and log in with a token that reads it."
+            ) from error
+        self.register_modules(**{name: getattr(base, name) for name in self._base_components})
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Fetches a repository's weights and configuration, not its code, since the installed class is in use."""
+        accepted = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        options = {name: kwargs[name] for name in accepted if kwargs.get(name) is not None}
+        return snapshot_download(pretrained_model_name, ignore_patterns=["*.py"], **options)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Reads model_index.json with the file names of custom classes turned into installed modules."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        package = __name__.rpartition(".")[0]
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][1]
+        for name, value in config.items():
+            custom = isinstance(value, list) and len(value) == 2 and str(value[0]).startswith("modeling_")
+            if custom and importlib.util.find_spec(f"{package}.{value[0]}"):
+                config[name] = [f"{package}.{value[0]}", value[1]]
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes a folder that loads with and without this package, on disk and from the Hub.
+
+        Args:
+            save_directory: folder to write.
+            push_to_hub: refused, since a repository also needs a card: `bokehdepth publish` writes both.
+            **kwargs: as in diffusers.
+
+        Raises:
+            ValueError: push_to_hub is True.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub is True; wanted False, then an upload of the saved folder with its card.")
+        attached = self.bokeh_adapter is not None and self.bokeh_adapter.transformer is not None
+        with self.bokeh_adapter.detached() if attached else nullcontext():
+            super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        index = json.loads((folder / self.config_name).read_text())
+        own = self._own_file(type(self))
+        index["_class_name"] = [own.stem, type(self).__name__]
+        for source in (own, own.with_name(f"{_PROCESSING}.py")):
+            shutil.copyfile(source, folder / source.name)
+        # `custom_pipeline=` takes this name; a file that it needs through another is only found when named here too.
+        (folder / "pipeline.py").write_text(
+            f"from .{own.stem} import {type(self).__name__}\nfrom .{_PROCESSING} import BokehDepthOutput\n"
+        )
+        for name, value in index.items():
+            component = getattr(self, name, None)
+            if not isinstance(value, list) or component is None or value[0] in ("diffusers", "transformers"):
+                continue
+            source = self._own_file(type(component))
+            index[name] = [source.stem, value[1]]
+            shutil.copyfile(source, folder / source.name)
+            shutil.copyfile(source, folder / name / source.name)
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @staticmethod
+    def _own_file(kind: type) -> Path:
+        return Path(inspect.getsourcefile(kind))

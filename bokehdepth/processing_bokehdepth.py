@@ -1,0 +1,183 @@
+"""Pictures in and out of `BokehDepthPipeline`: reading, sizing, restoring detail, results.
+
+The file stands alone, since a Hub repository carries it verbatim.
+
+Shape letters: `F` frames of a stack, `H W` pixels of the photo, `h w` pixels at work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as fn
+from diffusers.utils import BaseOutput
+
+MIN_SIDE_PX = 32
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PhotoInput = PIL.Image.Image | np.ndarray | torch.Tensor
+Frames = list[PIL.Image.Image] | np.ndarray | torch.Tensor
+
+
+@dataclass
+class BokehStackOutput(BaseOutput):
+    """Frames of one photo, or a list of them where a list of photos was given.
+
+    Args:
+        images: F frames at the photo's size, in the order of `bokeh_strengths`: a list of PIL images, an array
+            (F, H, W, 3) or a tensor (F, 3, H, W), the latter two float32 in [0, 1].
+        bokeh_strengths: (F,) K of each frame at the 512 px reference width.
+    """
+
+    images: Frames | list[Frames]
+    bokeh_strengths: tuple[float, ...]
+
+
+@dataclass
+class BokehDepthOutput(BaseOutput):
+    """Depth of one photo with the stack that it was read from, or lists of both where a list of photos was given.
+
+    Args:
+        depth_m: (H, W) float32 metres along the optical axis, at the photo's size: an array, or a tensor for
+            `output_type="pt"`.
+        images: the stack's F frames as in `BokehStackOutput`; None where depth was read from the photo alone.
+        bokeh_strengths: (F,) K of each frame; empty without a stack.
+        intrinsics: (3, 3) pinhole matrix in pixels that the caller gave, or None.
+    """
+
+    depth_m: np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor]
+    images: Frames | list[Frames] | None
+    bokeh_strengths: tuple[float, ...]
+    intrinsics: np.ndarray | None = None
+
+
+def working_size(height: int, width: int, area_px: int, multiple: int) -> tuple[int, int, int]:
+    """Size at which a photo is worked on: its aspect, about `area_px` pixels, the width a multiple.
+
+    The width is exact because K is defined by it; the height is rounded to a pixel and then padded.
+
+    Args:
+        height: of the photo in px.
+        width: of the photo in px.
+        area_px: pixels wanted.
+        multiple: what the network's grid asks for.
+
+    Returns:
+        h, w, and h padded to the multiple.
+    """
+    scale = math.sqrt(area_px / (height * width))
+    w = max(multiple, multiple * round(width * scale / multiple))
+    h = max(1, round(height * w / width))
+    return h, w, multiple * math.ceil(h / multiple)
+
+
+def resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
+    """Resizes (B, C, H, W) in [0, 1] with antialiasing; returns the input itself where the size is right."""
+    if image.shape[-2:] == (height, width):
+        return image
+    return fn.interpolate(image, size=(height, width), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+
+
+def restore_detail(photo: torch.Tensor, reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """Brings a generated frame to the photo's size, with the photo's own pixels wherever nothing was blurred.
+
+    The share of fine detail that survived generation is measured by local regression of the frame's detail on the
+    reference's. Where all of it survived the photo is returned as it is; where some did, that share of the photo's
+    finest detail is added to the enlarged frame; where none did, the enlarged frame stands.
+
+    Args:
+        photo: (1, 3, H, W) in [0, 1].
+        reference: (1, 3, h, w), the photo as the network saw it.
+        generated: (1, 3, h, w).
+
+    Returns:
+        (1, 3, H, W) in [0, 1].
+    """
+    size = photo.shape[-2:]
+
+    def detail(image: torch.Tensor) -> torch.Tensor:
+        luma = image.mean(1, keepdim=True)
+        return luma - smooth(luma, 2)
+
+    def smooth(image: torch.Tensor, radius: int) -> torch.Tensor:
+        padded = fn.pad(image, (radius,) * 4, mode="replicate")
+        return fn.avg_pool2d(padded, 2 * radius + 1, stride=1)
+
+    before, after = detail(reference), detail(generated)
+    product, power = before * after, before.square()
+    # Flat places ask their wider surroundings; where those are flat too there is no detail to keep or lose.
+    wide, floor = 0.05, 1e-6
+    kept = smooth(product, 2) + wide * smooth(product, 8) + floor
+    share = (kept / (smooth(power, 2) + wide * smooth(power, 8) + floor)).clamp(0, 1)
+
+    def ramp(low: float, high: float) -> torch.Tensor:
+        t = ((share - low) / (high - low)).clamp(0, 1)
+        return fn.interpolate(t * t * (3 - 2 * t), size=size, mode="bilinear", align_corners=False)
+
+    enlarged = resize(generated, *size)
+    enlarged = enlarged + ramp(0.5, 1.0) * (photo - resize(reference, *size))
+    return torch.lerp(enlarged, photo, ramp(0.75, 0.95)).clamp(0, 1)
+
+
+def list_photos(image: PhotoInput | Sequence[PhotoInput]) -> tuple[list[PhotoInput], bool]:
+    """The photos of an argument, and whether it was a list; ValueError where it is an empty one."""
+    if isinstance(image, list | tuple):
+        if not image:
+            raise ValueError("image is an empty list; wanted one photo or more.")
+        return list(image), True
+    return [image], False
+
+
+def list_stacks(stack: Any, is_list: bool, photos: int, frames: int) -> list[Sequence[PhotoInput]]:
+    """The stack of each photo; ValueError unless there is one for each, of as many frames as wanted."""
+    stacks = list(stack) if is_list else [stack]
+    if len(stacks) != photos:
+        raise ValueError(f"stack has {len(stacks)} stacks; wanted one for each of the {photos} photos.")
+    for one in stacks:
+        if len(one) != frames:
+            raise ValueError(f"stack has {len(one)} frames; wanted {frames}, one for each of bokeh_strengths.")
+    return stacks
+
+
+def to_pixels(photo: PhotoInput, name: str) -> torch.Tensor:
+    """A photo as float32 (1, 3, H, W) in [0, 1] on the CPU; ValueError for what is no RGB photo."""
+    if isinstance(photo, PIL.Image.Image):
+        if photo.mode != "RGB":
+            raise ValueError(f"{name} has PIL mode {photo.mode}; wanted RGB (bokehdepth.imaging converts files).")
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
+    elif isinstance(photo, np.ndarray):
+        if photo.ndim != 3 or photo.shape[-1] != 3:
+            raise ValueError(f"{name} is an array of shape {photo.shape}; wanted (H, W, 3).")
+        if photo.dtype == np.uint8:
+            photo = photo.astype(np.float32) / 255
+        pixels = torch.from_numpy(photo.astype(np.float32)).permute(2, 0, 1)[None]
+    elif isinstance(photo, torch.Tensor):
+        if photo.ndim not in (3, 4) or photo.shape[-3] != 3 or (photo.ndim == 4 and len(photo) != 1):
+            raise ValueError(f"{name} is a tensor of shape {tuple(photo.shape)}; wanted (3, H, W).")
+        pixels = photo.detach().cpu().float().reshape(1, *photo.shape[-3:])
+    else:
+        raise ValueError(f"{name} is a {type(photo).__name__}; wanted a PIL image, an array or a tensor.")
+    if min(pixels.shape[-2:]) < MIN_SIDE_PX:
+        raise ValueError(
+            f"{name} has {pixels.shape[-1]}x{pixels.shape[-2]} px; wanted at least {MIN_SIDE_PX} px on each side."
+        )
+    if not bool(torch.isfinite(pixels).all()) or pixels.min() < 0 or pixels.max() > 1:
+        raise ValueError(f"{name} has values outside [0, 1]; wanted display values in [0, 1] or uint8.")
+    return pixels
+
+
+def to_output(frames: torch.Tensor, output_type: str) -> Frames:
+    """(F, 3, H, W) in [0, 1] to what the caller asked for."""
+    if output_type == "pt":
+        return frames
+    array = frames.permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return array
+    return [PIL.Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in array]

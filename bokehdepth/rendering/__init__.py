@@ -1,0 +1,1 @@
+"""Defocus rendering and the procedural scenes that are trained on."""

@@ -1,0 +1,1 @@
+"""Training and evaluation of both stages; run the modules with `python -m train.<name>`."""
