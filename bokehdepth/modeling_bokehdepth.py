@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as fn
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation
+from transformers import (
+    AutoConfig,
+    AutoModelForDepthEstimation,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    PreTrainedModel,  # noqa: F401 - diffusers finds a component's loader by a known base class in its module
+)
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import DepthEstimatorOutput
@@ -570,7 +576,7 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
             raise ValueError(f"pixel_values is {shape[-2]} x {shape[-1]} px; wanted multiples of {patch_px} px.")
         if (bokeh_strengths is not None) != (pixel_values.ndim == 5):
             state = "None" if bokeh_strengths is None else "given"
-            raise ValueError(f"bokeh_strengths is {state}, pixel_values {shape}; wanted both or neither of a stack.")
+            raise ValueError(f"bokeh_strengths is {state} with pixel_values {shape}; wanted it exactly with 5 axes.")
         if bokeh_strengths is not None:
             self._check_strengths(bokeh_strengths, shape[:2])
 

@@ -614,6 +614,7 @@ class BokehDepthPipeline(FluxKontextPipeline):
         for name, value in config.items():
             custom = isinstance(value, list) and len(value) == 2 and str(value[0]).startswith("modeling_")
             if custom and importlib.util.find_spec(f"{package}.{value[0]}"):
+                importlib.import_module(f"{package}.{value[0]}")  # diffusers takes a module only once it is imported
                 config[name] = [f"{package}.{value[0]}", value[1]]
         return loaded
 

@@ -330,6 +330,23 @@ def test_focus_measure_of_a_ramp_and_of_flatness():
     assert FocusMeasureEmbedding.measure(torch.full((1, 1, 3, 28, 28), 0.7), 14).abs().max() == 0
 
 
+def test_focus_measure_equals_its_description():
+    grey = np.random.default_rng(0).random((28, 28))
+    padded = np.pad(grey, 4, mode="edge")
+    energy = np.zeros((3, 28, 28))
+    for index, step in enumerate((1, 2, 4)):
+        for y, x in np.ndindex(28, 28):
+            top, left = y + 4 - step // 2, x + 4 - step // 2  # windows across the direction of the difference
+            rows, columns = slice(top, top + step), slice(left, left + step)
+            gradient_x = padded[rows, x + 4 : x + 4 + step].mean() - padded[rows, x + 4 - step : x + 4].mean()
+            gradient_y = padded[y + 4 : y + 4 + step, columns].mean() - padded[y + 4 - step : y + 4, columns].mean()
+            energy[index, y, x] = gradient_x**2 + gradient_y**2
+    cells = 0.25 * np.log1p(energy.reshape(3, 2, 2, 7, 2, 2, 7).mean((3, 6)) / 1e-4)
+    expected = cells.transpose(1, 3, 0, 2, 4).reshape(4, 12)
+    image = torch.from_numpy(grey).expand(1, 1, 3, 28, 28)
+    assert np.abs(FocusMeasureEmbedding.measure(image, 14)[0, 0].numpy() - expected).max() < 1e-12
+
+
 def test_focus_measure_finds_the_sub_cell_and_falls_with_blur():
     image = torch.zeros(1, 1, 3, 28, 42)
     image[..., 14 + 9 : 14 + 12, 14 + 2 : 14 + 5] = 1  # patch (1, 1), lower left sub-cell
@@ -395,8 +412,24 @@ def test_model_without_bokeh_ignores_the_stack(base, frames):
     model, full = trained_like(base, use_bokeh=False), trained_like(base)
     full.load_state_dict(model.state_dict())
     expected = full(frames[:, :1].expand(-1, 4, -1, -1, -1), torch.zeros(2, 4)).predicted_depth
+    encoded = []
+    model.backbone.embeddings.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
     assert close(model(frames, STRENGTHS).predicted_depth, expected, FLOAT32_RELATIVE)
     assert not close(full(frames, STRENGTHS).predicted_depth, expected, 1e-2)
+    assert encoded == [2]
+
+
+@torch.no_grad()
+def test_only_patch_tokens_of_chosen_levels_change(base, frames):
+    model = trained_like(base, dsfa_levels=[1, 3])
+    captured = {}
+    for name, owner in (("base", base), ("model", model)):
+        owner.neck.register_forward_pre_hook(lambda module, args, name=name: captured.update({name: args[0]}))
+    base(frames[:, 0])
+    model(frames, STRENGTHS)
+    for level, (before, after) in enumerate(zip(captured["base"], captured["model"], strict=True)):
+        assert torch.equal(before[:, 0], after[:, 0])
+        assert torch.equal(before[:, 1:], after[:, 1:]) == (level not in (1, 3))
 
 
 def test_gradient_reaches_every_frame_and_parameter(base, frames):
@@ -508,7 +541,7 @@ def test_from_base_shares_and_leaves_the_base_alone(base, frames):
     assert model.backbone is base.backbone and set(base.state_dict()) == keys
     assert base.config.model_type == "depth_anything" and model.config.model_type == "bokehdepth_depth_anything"
     assert model.config.max_depth == 20 and model.focus_bias_slopes == {1: 2.5}
-    assert model.training == base.training
+    assert model.training == base.training and model.config.backbone_config is base.backbone.config
     wanted = DividedSpaceFocusAttention(48, 8).state_dict()
     assert {name: value.shape for name, value in model.dsfa["1"].state_dict().items()} == {
         name: value.shape for name, value in wanted.items()

@@ -62,9 +62,12 @@ class Layer:
     @cached_property
     def light(self) -> np.ndarray:
         """Premultiplied linear light and, last, the opacity: float32 ``(4, H, W)``."""
-        light = np.empty((4, *self.alpha.shape), dtype=np.float32)
-        np.power(self.rgb.transpose(2, 0, 1), np.float32(GAMMA), out=light[:3])
-        light[:3] *= self.alpha
+        light = np.zeros((4, *self.alpha.shape), dtype=np.float32)
+        box = _extent(self.alpha)
+        part = np.ascontiguousarray(self.rgb[box].transpose(2, 0, 1))
+        part **= np.float32(GAMMA)
+        part *= self.alpha[box]
+        light[(slice(3), *box)] = part
         light[3] = self.alpha
         return light
 

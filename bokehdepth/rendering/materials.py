@@ -103,7 +103,7 @@ class Materials:
             side = int(min(photo.shape[:2]) * rng.uniform(0.35, 1.0))
             top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[:2])
             piece = Image.fromarray(photo[top : top + side, left : left + side])
-            return np.asarray(piece.resize((TILE_PX, TILE_PX), Image.Resampling.BICUBIC))
+            return np.asarray(piece.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR))
         number = int(rng.integers(_TILE_COUNT))
         if number not in self._cache:
             self._cache[number] = _drawn_tile(np.random.default_rng([self._seed, 1, number]))
@@ -163,12 +163,10 @@ def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
         rgba = rgba[:, ::-1]
         mirror = {"left": "right", "right": "left"}
         open_sides = frozenset(mirror.get(side, side) for side in open_sides)
-    rgba = np.ascontiguousarray(rgba)
-    image = Image.fromarray(rgba)
     gain, gamma = rng.uniform(0.85, 1.1) * rng.uniform(0.93, 1.07, 3), rng.uniform(0.75, 1.3)
-    curves = 255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)
-    tables = np.concatenate([curves.ravel(), np.arange(256)]).astype(int).tolist()
-    return Sprite(np.asarray(image.point(tables)), open_sides, sprite.height_m, sprite.family)
+    curves = (255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)).astype(np.uint8)
+    channels = [np.take(curve, rgba[..., number]) for number, curve in enumerate(curves)]
+    return Sprite(np.dstack([*channels, rgba[..., 3]]), open_sides, sprite.height_m, sprite.family)
 
 
 def _checked_files(name: str, paths: Sequence[Path]) -> tuple[Path, ...]:

@@ -203,12 +203,13 @@ class _Draft:
         total = np.zeros((rows.size, 3), dtype=np.float32)
         texels_per_m = TILE_PX / plane.span_m
         for shift in (-0.25, 0.25):  # two samples a pixel: the texture is squeezed in one direction
-            x = self.ray_x[0, columns] + shift / self.focal_px
-            y = self.ray_y[rows, 0] + shift / self.focal_px
-            facing = (plane.normal[0] * x + plane.normal[1] * y + plane.normal[2]).astype(np.float32)
+            x = self.ray_x[0, columns] + np.float32(shift / self.focal_px)
+            y = self.ray_y[rows, 0] + np.float32(shift / self.focal_px)
+            normal = plane.normal.astype(np.float32)
+            facing = normal[0] * x + normal[1] * y + normal[2]
             depth = plane.offset_m / np.maximum(facing, plane.offset_m / MAX_DEPTH_M)
             point = [depth * x, depth * y, depth]
-            u, v = (sum(axis[i] * point[i] for i in range(3)) * texels_per_m for axis in plane.axes)
+            u, v = (sum(np.float32(axis[i] * texels_per_m) * point[i] for i in range(3)) for axis in plane.axes)
             cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
             footprint = depth / self.focal_px * texels_per_m / np.sqrt(cosine)
             total += _looked_up(pyramid, u, v, footprint)
@@ -576,42 +577,68 @@ class _Draft:
     def finished(self) -> Scene:
         """Order the surfaces, give all the same tone, noise and sharpness, and close the scene."""
         surfaces = self.backdrop + sorted(self.things, key=lambda thing: thing.disparity_dpt[0, 0])
-        gain, gamma = self.uniform(0.85, 1.12) * self.rng.uniform(0.95, 1.05, 3).astype(np.float32), self.uniform(0.85, 1.2)
-        noise = self.uniform(0, 0.012)
+        gain = (self.uniform(0.85, 1.12) * self.rng.uniform(0.95, 1.05, 3)).astype(np.float32)
+        gamma = np.float32(self.uniform(0.85, 1.2))
+        shape = (*self.size_px, 3)
+        noise = self.rng.random(shape, dtype=np.float32) + self.rng.random(shape, dtype=np.float32) - 1
+        noise *= np.float32(self.uniform(0, 0.03))  # a standard deviation of up to 0.012
         softness_px = self.uniform(0.2, 0.5) if self.happens(0.4) else 0.0
         layers, subject_mask, focus_m = [], np.zeros(self.size_px, dtype=bool), 0.0
         for surface in surfaces:
-            rgb, alpha = surface.rgb, np.clip(surface.alpha, 0, 1)
-            if softness_px:
-                weight = ndimage.gaussian_filter(alpha, softness_px, mode="nearest", truncate=3)
-                rgb = ndimage.gaussian_filter(rgb * alpha[..., None], (softness_px, softness_px, 0), mode="nearest", truncate=3)
-                rgb, alpha = rgb / np.maximum(weight, 1e-4)[..., None], np.clip(weight, 0, 1)
-                alpha[alpha < 1 / 512] = 0
-            rgb = np.clip(rgb, 0, 1) ** gamma * gain
-            rgb += noise * self.rng.standard_normal(rgb.shape, dtype=np.float32)
-            layers.append(Layer(np.clip(rgb, 0, 1).astype(np.float32), alpha.astype(np.float32), surface.disparity_dpt))
+            rgb, alpha = np.zeros_like(noise), np.zeros_like(noise[..., 0])
+            box = _visible(surface.alpha)
+            part, alpha[box] = _softened(surface.rgb[box], surface.alpha[box], softness_px)
+            np.clip(part, 0, 1, out=part)
+            part **= gamma
+            part *= gain
+            part += noise[box]
+            np.clip(part, 0, 1, out=rgb[box])
+            layers.append(Layer(rgb, alpha, surface.disparity_dpt))
             seen = alpha >= 0.5
-            subject_mask = seen.copy() if surface.is_subject else subject_mask & ~seen
+            subject_mask = seen if surface.is_subject else subject_mask & ~seen
             if surface.is_subject:
                 focus_m = float(1 / np.float64(surface.disparity_dpt[0, 0]))
         image, disparity = composite(layers)
         return Scene(tuple(layers), image, 1 / disparity, focus_m, self.focal_px, self.kind, subject_mask)
 
 
-def _pyramid(tile: np.ndarray) -> list[np.ndarray]:
-    """Halve a texture until 2 pixels are left: float32 ``(n, n, 3)`` each."""
-    levels = [tile.astype(np.float32)]
-    while levels[-1].shape[0] > 2:
-        fine = levels[-1]
-        levels.append(0.25 * (fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2]))
-    return levels
+def _visible(alpha: np.ndarray) -> tuple[slice, slice]:
+    """Bound the pixels above 0, with a margin for softening; all of the frame when there are none."""
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    if rows.size == 0:
+        return slice(None), slice(None)
+    return slice(max(rows[0] - 2, 0), rows[-1] + 3), slice(max(columns[0] - 2, 0), columns[-1] + 3)
 
 
-def _looked_up(pyramid: list[np.ndarray], u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+def _softened(rgb: np.ndarray, alpha: np.ndarray, sigma_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """Blur a surface a little, as a mediocre lens does, without dark seams; float32 in and out, alpha in [0, 1]."""
+    rgb, alpha = rgb.astype(np.float32), np.clip(alpha, 0, 1)
+    if sigma_px == 0:
+        return rgb, alpha
+    sigmas = (sigma_px, sigma_px, 0)
+    weight = ndimage.gaussian_filter(alpha, sigma_px, mode="nearest", truncate=3)
+    rgb = ndimage.gaussian_filter(rgb * alpha[..., None], sigmas, mode="nearest", truncate=3)
+    rgb /= np.maximum(weight, 1e-4)[..., None]
+    # An opaque surface stays opaque: the weights of the filter sum to 1 up to rounding only.
+    return rgb, np.where(weight > 0.999, np.float32(1), np.where(weight < 0.002, np.float32(0), weight))
+
+
+def _pyramid(tile: np.ndarray) -> np.ndarray:
+    """Halve a texture until 2 pixels are left: float32 ``(n, 3)``, the pixels of all levels, the finest first."""
+    fine = tile.astype(np.float32)
+    levels = [fine.reshape(-1, 3)]
+    while fine.shape[0] > 2:
+        rows = fine[::2] + fine[1::2]
+        fine = 0.25 * (rows[:, ::2] + rows[:, 1::2])
+        levels.append(fine.reshape(-1, 3))
+    return np.concatenate(levels)
+
+
+def _looked_up(pyramid: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
     """Read a mirrored, endless texture at points.
 
     Args:
-        pyramid: Textures of `_pyramid`.
+        pyramid: The texture, of `_pyramid`.
         u: Horizontal coordinates in texels of the finest level, ``(n,)``.
         v: Vertical ones.
         footprint: Size of a pixel in these texels: chooses the level.
@@ -619,20 +646,20 @@ def _looked_up(pyramid: list[np.ndarray], u: np.ndarray, v: np.ndarray, footprin
     Returns:
         float32 ``(n, 3)``.
     """
-    level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6))), 0, len(pyramid) - 1).astype(int)
-    out = np.empty((u.size, 3), dtype=np.float32)
-    for number in np.unique(level):
-        here, texture = level == number, pyramid[number]
-        side = texture.shape[0]
-        corner, part = [], []
-        for coordinate in (u[here], v[here]):
-            folded = np.abs((coordinate / TILE_PX + 1) % 2 - 1) * (side - 1)
-            low = np.minimum(folded.astype(int), side - 2)
-            corner.append(low)
-            part.append((folded - low).astype(np.float32)[:, None])
-        (x, y), (right, down), flat = corner, part, texture.reshape(-1, 3)
-        start = y * side + x
-        upper = flat[start] * (1 - right) + flat[start + 1] * right
-        lower = flat[start + side] * (1 - right) + flat[start + side + 1] * right
-        out[here] = upper * (1 - down) + lower * down
-    return out
+    count = int(np.log2(TILE_PX))  # levels: TILE_PX, TILE_PX / 2, ... 2
+    level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6))), 0, count - 1).astype(np.intp)
+    side = TILE_PX >> np.arange(count)
+    first = np.concatenate([[0], np.cumsum(side**2)[:-1]])
+    side, first = np.take(side, level), np.take(first, level)
+    corner, part = [], []
+    for coordinate in (u, v):
+        folded = np.abs((coordinate.astype(np.float32) / TILE_PX + 1) % 2 - 1) * (side - 1).astype(np.float32)
+        low = np.minimum(folded.astype(np.intp), side - 2)
+        corner.append(low)
+        part.append((folded - low).astype(np.float32)[:, None])
+    (x, y), (right, down) = corner, part
+    start = first + y * side + x
+    upper, lower = np.take(pyramid, start, axis=0), np.take(pyramid, start + side, axis=0)
+    upper += right * (np.take(pyramid, start + 1, axis=0) - upper)
+    lower += right * (np.take(pyramid, start + side + 1, axis=0) - lower)
+    return upper + down * (lower - upper)

@@ -1,0 +1,101 @@
+"""Where models come from: the embedded one, a folder, or the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .pipeline_bokehdepth import BokehDepthPipeline
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "mini"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve_model(model: str | Path = EMBEDDED) -> str:
+    """Turns a model's name into what `from_pretrained` takes.
+
+    Args:
+        model: "embedded", a folder with a model_index.json, or a Hub repository `user/name`.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if str(model) == EMBEDDED:
+        return str(EMBEDDED_FOLDER)
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"model is {model}, a folder without model_index.json; wanted a saved pipeline.")
+        return str(folder)
+    if folder.exists() or not _REPOSITORY.fullmatch(str(model)) or str(model).startswith("."):
+        raise InputError(
+            f"model is {model}; wanted {EMBEDDED!r}, the folder of a saved pipeline, or a Hub repository user/name."
+        )
+    return str(model)
+
+
+def load_pipeline(
+    model: str | Path = EMBEDDED,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> BokehDepthPipeline:
+    """Loads a pipeline with its base, ready to run.
+
+    Args:
+        model: as in `resolve_model`.
+        device: where it runs.
+        dtype: of all weights; None is float32 on the CPU and bfloat16 elsewhere.
+        revision: of a Hub repository.
+
+    Raises:
+        InputError: the model cannot be found, is incomplete, or its base refuses access.
+    """
+    import torch
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from .pipeline_bokehdepth import BokehDepthPipeline
+
+    source = resolve_model(model)
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        pipeline = BokehDepthPipeline.from_pretrained(source, dtype=dtype, **options)
+        if pipeline.transformer is None and pipeline.config.base_model_id is not None:
+            pipeline.load_base_model(dtype=dtype)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise InputError(
+            f"model is {model}, which the Hub did not give ({type(error).__name__}); wanted a readable repository."
+        ) from error
+    return pipeline.to(device)
+
+
+def weights_record(model: str | Path) -> dict[str, str]:
+    """Names the weights for a run record.
+
+    Args:
+        model: as in `resolve_model`.
+
+    Returns:
+        `model`, and for local weights `sha256` of all their safetensors files.
+    """
+    source = resolve_model(model)
+    record = {"model": str(model)}
+    if Path(source).is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(Path(source).rglob("*.safetensors")):
+            digest.update(path.relative_to(source).as_posix().encode())
+            digest.update(path.read_bytes())
+        record["sha256"] = digest.hexdigest()
+    return record
