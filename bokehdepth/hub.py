@@ -48,6 +48,7 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    with_base: bool = True,
 ) -> BokehDepthPipeline:
     """Loads a pipeline with its base, ready to run.
 
@@ -56,6 +57,7 @@ def load_pipeline(
         device: where it runs.
         dtype: of all weights; None is float32 on the CPU and bfloat16 elsewhere.
         revision: of a Hub repository.
+        with_base: fetch a base that has a repository of its own; depth needs none.
 
     Raises:
         InputError: the model cannot be found, is incomplete, or its base refuses access.
@@ -72,7 +74,7 @@ def load_pipeline(
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         pipeline = BokehDepthPipeline.from_pretrained(source, dtype=dtype, **options)
-        if pipeline.transformer is None and pipeline.config.base_model_id is not None:
+        if with_base and pipeline.transformer is None and pipeline.config.base_model_id is not None:
             pipeline.load_base_model(dtype=dtype)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
         raise InputError(

@@ -239,8 +239,9 @@ def load_depth_npz(path: Path | str) -> DepthFile:
     """
     keys = {"depth_m": 2, "focal_length_px": 0, "bokeh_strengths": 1}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files} if isinstance(file, np.lib.npyio.NpzFile) else {}
+        with Path(path).open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"path is {str(path)!r}, which is no readable npz file ({error})") from error
     found = {key: (array.ndim, array.dtype.name) for key, array in arrays.items()}
@@ -252,8 +253,9 @@ def load_depth_npz(path: Path | str) -> DepthFile:
 def _open_image(path: Path | str) -> Image.Image:
     """Open and decode a picture, every fault of the file as one InputError."""
     try:
-        image = Image.open(path)
-        image.load()
+        with Path(path).open("rb") as file:  # PIL leaves a damaged file that it opened itself open
+            image = Image.open(file)
+            image.load()
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"path is {str(path)!r}, which is no picture that can be read ({error})") from error
     return image

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
@@ -104,7 +103,7 @@ class BokehDepthPipeline(FluxKontextPipeline):
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL,
+        vae: ModelMixin,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         text_encoder_2: T5EncoderModel,

@@ -252,7 +252,7 @@ def depth_preview(
     colors = _paint(depth_m, table, ends, scale)
     height, width = depth_m.shape
 
-    size = max(10, round(min(0.034 * math.sqrt(width * height), height / 24)))
+    size = max(10, math.floor(min(0.034 * math.sqrt(width * height), height / 28)))
     font = ImageFont.load_default(size)
     row, margin, bar = round(1.5 * size), round(0.8 * size), round(1.4 * size)
     missing, infinite = int(np.isnan(depth_m).sum()), int(np.isposinf(depth_m).sum())

@@ -1,14 +1,16 @@
 """Occlusion-aware defocus of a scene made of layers: what lies behind a blurred edge is really there.
 
-A picture with a depth map lacks the light that comes from behind its near objects; a layered scene has it. Each layer is
-blurred in linear light, premultiplied by its opacity, and the layers are laid over each other from far to near:
+A picture with a depth map lacks the light that comes from behind its near objects; a layered scene has it. Each layer
+is blurred in linear light, premultiplied by its opacity, and the layers are laid over each other from far to near:
 
     r_px = K * (W / 512) * |1/S1 - disparity|          (paper, Eq. 15 and 26)
     out  = C + out * (1 - A)                           (C, A: blurred light and blurred opacity of one layer)
 
-A layer may be slanted: its radius then varies from pixel to pixel. Every pixel is shared between the two nearest of a fixed
-ladder of radii, and the sum is divided by what a fully opaque layer of the same shape in depth would give, so that a slanted
-wall stays opaque. Beyond the frame every layer continues with its edge pixels, as in `disk_blur`. No torch import.
+A layer may be slanted: its radius then varies from pixel to pixel. Every pixel is shared between the two nearest of a
+fixed ladder of radii (50 dB against a ladder of many more), and the sum is divided by what a fully opaque layer of the
+same shape in depth would give, so that a slanted wall stays opaque. Beyond the frame every layer continues with its
+edge pixels, as in `disk_blur`. Two layers that are both blurred are taken to cover each other independently of the
+point of the lens, which is exact where one of them is sharp. No torch import.
 """
 
 from collections.abc import Sequence
@@ -144,7 +146,7 @@ def _checked_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
 
 
 def _encoded(light: np.ndarray) -> np.ndarray:
-    """Turn linear light ``(3, H, W)`` into display values ``(H, W, 3)``; blurs overshoot the range by rounding only."""
+    """Turn linear light ``(3, H, W)`` into display values ``(H, W, 3)``; it is out of range by rounding only."""
     return np.ascontiguousarray((np.clip(light, 0, 1) ** np.float32(1 / GAMMA)).transpose(1, 2, 0))
 
 
@@ -186,7 +188,9 @@ def _blurred(layer: Layer, radius_px: np.ndarray) -> np.ndarray:
     if not layer.is_opaque:  # fifth channel: the same surface without holes, as far as it can matter
         source = np.concatenate([source, np.zeros_like(source[:1])])
         reach = 2 * int(np.ceil(high))
-        source[4, max(rows.start - reach, 0) : rows.stop + reach, max(columns.start - reach, 0) : columns.stop + reach] = 1
+        source[
+            4, max(rows.start - reach, 0) : rows.stop + reach, max(columns.start - reach, 0) : columns.stop + reach
+        ] = 1
         out = np.zeros_like(source)
     for index, radius in enumerate(radii):
         share = np.maximum(1 - np.abs(step - index), 0)

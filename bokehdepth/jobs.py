@@ -1,0 +1,325 @@
+"""One photo's job: checked before any model is loaded, then run, then written. No torch import before it runs.
+
+The command line makes a ``Job`` of each photo with ``plan_job`` and hands it to ``run_job``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .apertures import strengths_from_f_numbers
+from .camera import Camera, read_camera
+from .errors import InputError
+from .imaging import Photo, open_photo
+from .io import load_stack
+from .optics import check_bokeh_strength
+from .results import check_folder, result_names, write_results
+
+if TYPE_CHECKING:
+    from .pipeline_bokehdepth import BokehDepthPipeline
+
+DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
+"""K of the frames where none is asked for."""
+
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+"""Endings of the names that are taken from a folder of photos."""
+
+_STACK_COMPONENTS = ("transformer", "vae", "scheduler", "bokeh_adapter")
+_DEPTH_COMPONENTS = ("depth_estimator",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One photo, checked, and what is to be done with it.
+
+    Attributes:
+        photo_path: the photo.
+        folder: where its files go.
+        camera: its lens settings.
+        makes_stack: whether frames are generated.
+        makes_depth: whether depth is estimated.
+        bokeh_strengths: (F,) ascending K of the frames; empty for depth from the photo alone.
+        f_numbers: (F,) f-number of each frame where K came from them, else None.
+        frame_paths: (F,) frames that the caller brings; empty where they are generated.
+        record_name: name of the run record.
+        overwrite: whether files of the same name are replaced.
+    """
+
+    photo_path: Path
+    folder: Path
+    camera: Camera
+    makes_stack: bool = True
+    makes_depth: bool = True
+    bokeh_strengths: tuple[float, ...] = ()
+    f_numbers: tuple[float, ...] | None = None
+    frame_paths: tuple[Path, ...] = ()
+    record_name: str = "run.json"
+    overwrite: bool = False
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Parts of the pipeline that the job needs."""
+        return (_STACK_COMPONENTS if self.makes_stack else ()) + (_DEPTH_COMPONENTS if self.makes_depth else ())
+
+    @property
+    def assumptions(self) -> list[str]:
+        """Sentences on what was assumed, without the f-number of the exposure, on which no result depends."""
+        return [sentence for sentence in self.camera.assumptions() if not sentence.startswith("f_number ")]
+
+
+@dataclasses.dataclass(frozen=True)
+class JobResult:
+    """What a job wrote.
+
+    Attributes:
+        job: the job.
+        files: paths written: frames, depth, record.
+        timings_s: step to seconds.
+        depth_range_m: least and greatest depth in metres; None without depth.
+    """
+
+    job: Job
+    files: tuple[Path, ...]
+    timings_s: dict[str, float]
+    depth_range_m: tuple[float, float] | None
+
+
+def photo_paths(given: Iterable[Path | str]) -> list[Path]:
+    """Expand folders into their pictures, and check that each photo can have a result folder of its own.
+
+    Args:
+        given: files, and folders whose pictures are taken by name in order; sub-folders and hidden files are not.
+
+    Returns:
+        The files in the order given. Whether they are readable pictures is not checked here.
+
+    Raises:
+        InputError: a folder holds no picture, two names are equal without their ending, or a name suits no folder.
+    """
+    paths: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        inside = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        )
+        if not inside:
+            raise InputError(f"photo {str(path)!r} is a folder without pictures.")
+        paths += inside
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in ("", ".", ".."):
+            raise InputError(f"photo {path.name!r} has a name that no folder can have.")
+        # Names that differ in case alone are one folder on some file systems.
+        other = seen.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise InputError(
+                f"photos {str(other)!r} and {str(path)!r} would share the result folder {path.stem!r}, wanted names "
+                "that differ."
+            )
+    return paths
+
+
+def plan_job(
+    photo_path: Path | str,
+    folder: Path | str,
+    *,
+    makes_stack: bool = True,
+    makes_depth: bool = True,
+    bokeh_strengths: Sequence[float] | None = None,
+    f_numbers: Sequence[float] | None = None,
+    frame_paths: Sequence[Path | str] = (),
+    focal_length_mm: float | None = None,
+    focal_length_35mm: float | None = None,
+    focus_distance_m: float | None = None,
+    record_name: str = "run.json",
+    overwrite: bool = False,
+) -> Job:
+    """Check all of one photo's job that needs no model. The pixels are decoded to find damage, then dropped.
+
+    Args:
+        photo_path: the photo.
+        folder: where its files go.
+        makes_stack: whether frames are generated.
+        makes_depth: whether depth is estimated.
+        bokeh_strengths: K of each frame in [0, 30], in any order (that of ``frame_paths`` where they are given).
+        f_numbers: f-numbers in place of K. With neither, generated frames have K = 10, 20, 30, and the caller's frames
+            say it themselves: by text chunk or name (``io.load_stack``), else by their EXIF f-number.
+        frame_paths: frames that the caller brings, for depth without a generated stack.
+        focal_length_mm: true focal length in mm, in place of EXIF's.
+        focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
+        focus_distance_m: focus distance in metres, in place of EXIF's.
+        record_name: name of the run record.
+        overwrite: whether files of the same name are replaced.
+
+    Returns:
+        The job, with K ascending.
+
+    Raises:
+        InputError: the photo or a frame cannot be read, sizes or numbers do not fit, or ``folder`` cannot be used.
+    """
+    if bokeh_strengths is not None and f_numbers is not None:
+        raise InputError("bokeh_strengths and f_numbers were both given, wanted one of them.")
+    if frame_paths and makes_stack:
+        raise InputError(f"frame_paths has {len(frame_paths)} frames, wanted none where frames are generated.")
+    if not makes_stack and not frame_paths and (bokeh_strengths or f_numbers):
+        raise InputError("bokeh_strengths and f_numbers describe the frames of a stack, wanted a stack with them.")
+    if bokeh_strengths is not None:
+        _check_strengths(bokeh_strengths)
+    photo = open_photo(photo_path)
+    camera = read_camera(
+        photo,
+        focal_length_mm=focal_length_mm,
+        focal_length_35mm=focal_length_35mm,
+        focus_distance_m=focus_distance_m,
+    )
+    paths = tuple(map(Path, frame_paths))
+    if paths:
+        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers)
+    elif f_numbers is not None:
+        name = f"f_numbers for photo {Path(photo_path).name!r}"
+        strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
+    else:
+        default = DEFAULT_BOKEH_STRENGTHS if makes_stack else ()
+        strengths = tuple(sorted(_check_strengths(default if bokeh_strengths is None else bokeh_strengths)))
+    names = result_names(strengths if makes_stack else (), depth=makes_depth, record_name=record_name)
+    check_folder(folder, names, overwrite=overwrite)
+    return Job(
+        photo_path=Path(photo_path),
+        folder=Path(folder),
+        camera=camera,
+        makes_stack=makes_stack,
+        makes_depth=makes_depth,
+        bokeh_strengths=strengths,
+        f_numbers=f_numbers,
+        frame_paths=paths,
+        record_name=record_name,
+        overwrite=overwrite,
+    )
+
+
+def _check_strengths(bokeh_strengths: Sequence[float]) -> list[float]:
+    values = [check_bokeh_strength(strength, "bokeh_strengths") for strength in bokeh_strengths]
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"bokeh_strengths has {value:g} twice, wanted each value once.")
+    return values
+
+
+def _plan_frames(
+    photo: Photo,
+    camera: Camera,
+    paths: tuple[Path, ...],
+    bokeh_strengths: Sequence[float] | None,
+    f_numbers: Sequence[float] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...]]:
+    """Check the caller's frames; K ascending, f-numbers if K came from them, and paths, all in one order."""
+    for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
+        if values is not None and len(values) != len(paths):
+            raise InputError(f"{name} has {len(values)} values for {len(paths)} frames, wanted one for each.")
+    exif_f_numbers = [_check_frame(path, photo) for path in paths]
+    if bokeh_strengths is None and f_numbers is None:
+        bokeh_strengths = load_stack(paths)[1]
+        f_numbers = exif_f_numbers if bokeh_strengths is None else None
+    if f_numbers is not None:
+        if None in f_numbers:
+            raise InputError(
+                f"stack has the frame {paths[f_numbers.index(None)].name!r}, which says neither its bokeh strength "
+                "nor its f-number, wanted bokeh_strengths or f_numbers."
+            )
+        strengths, ordered = strengths_from_f_numbers(camera, f_numbers, "f_numbers of the stack")
+        return strengths, ordered, tuple(paths[f_numbers.index(f_number)] for f_number in ordered)
+    by_strength = dict(zip(_check_strengths(bokeh_strengths), paths, strict=True))
+    strengths = tuple(sorted(by_strength))
+    return strengths, None, tuple(by_strength[strength] for strength in strengths)
+
+
+def _check_frame(path: Path, photo: Photo) -> float | None:
+    """Check one frame of the caller's; returns the f-number that its EXIF tells."""
+    frame = open_photo(path)
+    if frame.image.size != photo.image.size:
+        raise InputError(
+            f"stack has the frame {path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted the "
+            f"photo's {photo.image.width} x {photo.image.height}."
+        )
+    f_number = read_camera(frame).f_number
+    return None if f_number.source == "assumed" else f_number.value
+
+
+def run_job(
+    pipeline: BokehDepthPipeline,
+    job: Job,
+    *,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    arguments: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, str | None]],
+    timings_s: Mapping[str, float] | None = None,
+) -> JobResult:
+    """Run one job and write its files, all or none.
+
+    The noise is drawn on the CPU from the seed alone, so a photo's result does not depend on the others beside it.
+
+    Args:
+        pipeline: a loaded pipeline.
+        job: as ``plan_job`` returned it.
+        seed: seed of the noise.
+        num_inference_steps: None takes what suits the weights.
+        arguments: arguments of the command, for the record.
+        weights: as ``results.weights_entry`` returns it, for the record.
+        timings_s: steps done before, for the record.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: an argument, the photo or the folder cannot be used (any more).
+    """
+    import torch
+
+    photo = open_photo(job.photo_path)
+    frames = [open_photo(path).image for path in job.frame_paths]
+    timings, images, depth_m = dict(timings_s or {}), None, None
+    if job.makes_stack:
+        started = time.perf_counter()
+        images = frames = pipeline.generate_stack(
+            photo.image,
+            bokeh_strengths=job.bokeh_strengths,
+            num_inference_steps=num_inference_steps,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images
+        timings["stack"] = round(time.perf_counter() - started, 3)
+    if job.makes_depth:
+        started = time.perf_counter()
+        depth_m = pipeline.estimate_depth(
+            photo.image,
+            stack=frames or None,
+            bokeh_strengths=job.bokeh_strengths or None,
+            intrinsics=job.camera.intrinsics,
+        ).depth_m
+        timings["depth"] = round(time.perf_counter() - started, 3)
+    files = write_results(
+        job.folder,
+        photo=photo,
+        camera=job.camera,
+        bokeh_strengths=job.bokeh_strengths,
+        images=images,
+        depth_m=depth_m,
+        arguments=arguments,
+        seed=seed if job.makes_stack else None,
+        weights=weights,
+        timings_s=timings,
+        record_name=job.record_name,
+        overwrite=job.overwrite,
+    )
+    depth_range_m = None if depth_m is None else (float(depth_m.min()), float(depth_m.max()))
+    return JobResult(job, tuple(files), timings, depth_range_m)

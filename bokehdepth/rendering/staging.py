@@ -1,0 +1,312 @@
+"""A camera and what stands before it: the parts of which the kinds of scenes are put together.
+
+Camera coordinates: origin at the lens, x right, y down, z forward, metres. Depth is z-depth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from bokehdepth.rendering.drawing import TILE_PX, power_law_noise, random_colour
+from bokehdepth.rendering.materials import Materials, Sprite
+
+MIN_DEPTH_M, MAX_DEPTH_M = 0.4, 40.0
+FOREGROUND_SHARE = 0.2
+
+
+@dataclass
+class Plane:
+    """The plane ``normal . P = offset_m`` in camera coordinates, and two axes in it for the texture."""
+
+    normal: np.ndarray
+    offset_m: float
+    axes: tuple[np.ndarray, np.ndarray]
+    tile: np.ndarray
+    span_m: float
+    gain: float
+
+
+@dataclass
+class Surface:
+    """A layer in the making: display values ``(H, W, 3)``, alpha ``(H, W)``, disparity ``(H, W)``."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray
+    disparity_dpt: np.ndarray
+    is_subject: bool = False
+
+
+@dataclass
+class Stage:
+    """A scene in the making. The camera is at the origin: x right, y down, z forward."""
+
+    size_px: tuple[int, int]
+    materials: Materials
+    rng: np.random.Generator
+    kind: str
+    backdrop: list[Surface] = field(default_factory=list)
+    things: list[Surface] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.height, self.width = self.size_px
+        self.focal_px = self.width * self.uniform(0.85, 1.3)
+        self.ray_x = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2)[None] / self.focal_px
+        self.ray_y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2)[:, None] / self.focal_px
+        self.turn(0, 0, 0)
+
+    # --- chance -------------------------------------------------------------------------------------------------
+
+    def uniform(self, low: float, high: float) -> float:
+        """Draw evenly between two numbers."""
+        return float(self.rng.uniform(low, high))
+
+    def spread(self, low: float, high: float) -> float:
+        """Draw evenly in the logarithm."""
+        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
+
+    def happens(self, share: float) -> bool:
+        """Decide something that is true in a ``share`` of all cases."""
+        return bool(self.rng.random() < share)
+
+    # --- geometry -----------------------------------------------------------------------------------------------
+
+    def turn(self, yaw: float, pitch: float, roll: float) -> None:
+        """Point the camera, angles in radians: ``pitch`` down, ``yaw`` to the left, ``roll`` about the axis."""
+        cosine, sine = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
+        about_y = np.array([[cosine[0], 0, sine[0]], [0, 1, 0], [-sine[0], 0, cosine[0]]])
+        about_x = np.array([[1, 0, 0], [0, cosine[1], -sine[1]], [0, sine[1], cosine[1]]])
+        about_z = np.array([[cosine[2], -sine[2], 0], [sine[2], cosine[2], 0], [0, 0, 1]])
+        self.world = about_z @ about_x @ about_y  # its columns: the world's right, down and forward
+
+    def plane(self, normal: Sequence[float], offset_m: float, span_m: float | None = None) -> Plane:
+        """Make a plane from its world normal, with a texture of its own."""
+        away = self.world @ np.asarray(normal, dtype=float)
+        first = np.cross(away, self.world[:, 2] if abs(away @ self.world[:, 2]) < 0.9 else self.world[:, 1])
+        first /= np.linalg.norm(first)
+        span = span_m or self.spread(0.8, 3.0)
+        gain = self.uniform(0.65, 1.1)
+        return Plane(away, offset_m, (first, np.cross(away, first)), self.materials.tile(self.rng), span, gain)
+
+    def disparity(self, plane: Plane) -> np.ndarray:
+        """Compute 1 / z-depth of a plane, float32 ``(H, W)``; 0 or less where it is behind the camera."""
+        x, y, z = plane.normal / plane.offset_m
+        return (x * self.ray_x + y * self.ray_y + z).astype(np.float32)
+
+    def paint(self, rgb: np.ndarray, plane: Plane, where: np.ndarray) -> None:
+        """Texture the pixels ``where`` ``(H, W)`` of ``rgb`` in the plane's world coordinates, in place."""
+        rows, columns = np.nonzero(where)
+        if rows.size == 0:
+            return
+        pyramid = _pyramid(plane.tile)
+        total = np.zeros((rows.size, 4), dtype=np.float32)
+        texels_per_m = TILE_PX / plane.span_m
+        for shift in (-0.25, 0.25):  # two samples a pixel: the texture is squeezed in one direction
+            x = self.ray_x[0, columns] + np.float32(shift / self.focal_px)
+            y = self.ray_y[rows, 0] + np.float32(shift / self.focal_px)
+            normal = plane.normal.astype(np.float32)
+            facing = normal[0] * x + normal[1] * y + normal[2]
+            depth = plane.offset_m / np.maximum(facing, plane.offset_m / MAX_DEPTH_M)
+            point = [depth * x, depth * y, depth]
+            u, v = (sum(np.float32(axis[i] * texels_per_m) * point[i] for i in range(3)) for axis in plane.axes)
+            cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
+            footprint = depth / self.focal_px * texels_per_m / np.sqrt(cosine)
+            total += _looked_up(pyramid, u, v, footprint)
+        rgb[rows, columns] = total[:, :3] * np.float32(0.5 * plane.gain / 255)
+
+    def row_on(self, plane: Plane, depth_m: float, column: float) -> float:
+        """Find the row at which a plane has a depth, in one column (fractional pixels)."""
+        x, y, z = plane.normal
+        ray_x = (column - self.width / 2) / self.focal_px
+        return float((plane.offset_m / depth_m - z - x * ray_x) / y * self.focal_px + self.height / 2)
+
+    # --- things -------------------------------------------------------------------------------------------------
+
+    def sprite(self, families: Sequence[str], matte_share: float, allowed_open: Sequence[str]) -> Sprite:
+        """Draw a sprite whose open sides are among the allowed ones."""
+        if self.materials.has_mattes and self.happens(matte_share):
+            for _ in range(8):
+                sprite = self.materials.matte(self.rng)
+                if sprite.open_sides <= set(allowed_open):
+                    return sprite
+        return self.materials.drawn(self.rng, families)
+
+    def place(
+        self,
+        sprite: Sprite,
+        centre_px: float,
+        base_px: float,
+        height_px: float,
+        depth_m: float,
+        is_subject: bool = False,
+    ) -> None:
+        """Put a sprite, its foot at ``(base_px, centre_px)``, into the frame: flat, at one depth."""
+        tall, wide = sprite.rgba.shape[:2]
+        scale = height_px / tall
+        half = 0.5 * wide * scale
+        if "left" in sprite.open_sides:
+            centre_px = min(centre_px, half)
+        if "right" in sprite.open_sides:
+            centre_px = max(centre_px, self.width - half)
+        left, top = centre_px - half, base_px - height_px
+        x0, x1 = max(int(np.floor(left)), 0), min(int(np.ceil(left + 2 * half)), self.width)
+        y0, y1 = max(int(np.floor(top)), 0), min(int(np.ceil(base_px)), self.height)
+        disparity = np.full(self.size_px, 1 / np.clip(depth_m, MIN_DEPTH_M, MAX_DEPTH_M), dtype=np.float32)
+        rgb, alpha = np.zeros((*self.size_px, 3), dtype=np.float32), np.zeros(self.size_px, dtype=np.float32)
+        if x1 - x0 >= 1 and y1 - y0 >= 1:
+            box = [(x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale]
+            box = np.clip(box, 0, [wide, tall, wide, tall]).tolist()
+            if box[2] - box[0] > 1e-3 and box[3] - box[1] > 1e-3:
+                picture = Image.fromarray(sprite.rgba)
+                cut = picture.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, box=tuple(box), reducing_gap=2.0)
+                pixels = np.asarray(cut, dtype=np.float32) / 255
+                rgb[y0:y1, x0:x1], alpha[y0:y1, x0:x1] = pixels[..., :3], pixels[..., 3]
+        self.things.append(Surface(rgb, alpha, disparity, is_subject))
+
+    def stand(self, plane: Plane, ground: Surface, sprite: Sprite, depth_m: float, centre_px: float, height_m: float,
+              is_subject: bool = False) -> None:  # fmt: skip
+        """Stand a sprite on a plane and darken the ground at its foot."""
+        base, height_px = self.row_on(plane, depth_m, centre_px), self.focal_px * height_m / depth_m
+        self.shade_contact(ground, centre_px, base, 0.5 * height_px * sprite.rgba.shape[1] / sprite.rgba.shape[0])
+        self.place(sprite, centre_px, base, height_px, depth_m, is_subject)
+
+    def shade_contact(self, ground: Surface, column: float, row: float, half_width_px: float) -> None:
+        """Darken a surface around one point, as a thing on it does."""
+        wide, flat = max(1.1 * half_width_px, 1.5), max(self.uniform(0.15, 0.4) * half_width_px, 1.0)
+        y, x = np.arange(self.height)[:, None] - row, np.arange(self.width)[None] - column
+        shadow = np.exp(-((x / wide) ** 2)) * np.exp(-((y / flat) ** 2))
+        ground.rgb *= (1 - self.uniform(0.35, 0.75) * shadow)[..., None]
+
+    def add_foreground(self, subject_depth_m: float) -> None:
+        """In some scenes: something blurred in front of the subject, entering from an edge of the frame."""
+        if not self.happens(FOREGROUND_SHARE) or subject_depth_m < 1.2 * MIN_DEPTH_M:
+            return
+        sprite = self.materials.drawn(self.rng, ("foliage", "foliage", "bar", "blob", "box"))
+        depth = max(min(subject_depth_m * self.uniform(0.3, 0.75), 6.0), MIN_DEPTH_M)
+        tall = self.uniform(0.35, 0.8) * self.height
+        if sprite.family == "bar":
+            tall = self.uniform(1.1, 1.5) * self.height
+            self.place(sprite, self.uniform(0, 1) * self.width, 1.05 * self.height, tall, depth)
+            return
+        side = self.rng.integers(4)
+        if side == 0:  # from below
+            self.place(sprite, self.uniform(0, 1) * self.width, self.height + 0.45 * tall, tall, depth)
+        elif side == 1:  # from above, upside down
+            hanging = Sprite(
+                np.ascontiguousarray(sprite.rgba[::-1]), sprite.open_sides, sprite.height_m, sprite.family
+            )
+            self.place(hanging, self.uniform(0, 1) * self.width, 0.55 * tall, tall, depth)
+        else:
+            column = self.width * (side == 3) + self.uniform(-0.1, 0.1) * self.width
+            self.place(sprite, column, self.uniform(0.4, 1.3) * self.height, tall, depth)
+
+    # --- backgrounds --------------------------------------------------------------------------------------------
+
+    def picture(self) -> np.ndarray:
+        """Fill the frame with most of one photograph, or with a drawn one: float32 ``(H, W, 3)``."""
+        if self.materials.has_photos and self.happens(0.85):
+            photo = self.materials.backdrop(self.rng)
+            rows, columns = photo.shape[:2]
+            scale = self.uniform(0.6, 1.0) * min(rows / self.height, columns / self.width)
+            tall, wide = self.height * scale, self.width * scale
+            left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
+            picture = Image.fromarray(photo)
+            if self.happens(0.5):
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            box = (left, top, left + wide, top + tall)
+            resized = picture.resize((self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+            return np.asarray(resized, dtype=np.float32) / 255
+        tile = Image.fromarray(self.materials.tile(self.rng)).resize(
+            (self.width, self.height), Image.Resampling.BICUBIC
+        )
+        light = np.linspace(self.uniform(0.6, 1.1), self.uniform(0.6, 1.1), self.height, dtype=np.float32)
+        return np.asarray(tile, dtype=np.float32) / 255 * light[:, None, None]
+
+    def slope(self, depth_m: float, strength: float) -> np.ndarray:
+        """Disparity around 1 / depth that rises in a random direction, by ``strength`` of itself to either side."""
+        angle = self.uniform(0, 2 * np.pi)
+        x, y = np.linspace(-1, 1, self.width)[None], np.linspace(-1, 1, self.height)[:, None]
+        ramp = (np.cos(angle) * x + np.sin(angle) * y) / (abs(np.cos(angle)) + abs(np.sin(angle)))
+        return np.clip((1 + strength * ramp) / depth_m, 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M).astype(np.float32)
+
+    def add_backdrop(self, disparity_dpt: np.ndarray, rgb: np.ndarray) -> Surface:
+        """Add an opaque surface that fills the frame: disparity ``(H, W)`` in 1/m, display values ``(H, W, 3)``."""
+        surface = Surface(rgb, np.ones(self.size_px, dtype=np.float32), disparity_dpt)
+        self.backdrop.append(surface)
+        return surface
+
+    def add_sky(self, horizon_px: float) -> None:
+        """Sky, and mostly hills before it, at 25 to 40 m: the end of the metric range."""
+        top, low = random_colour(self.rng) * 0.5 + np.array([0.2, 0.35, 0.5]), np.array([0.85, 0.88, 0.9])
+        fade = np.clip(np.arange(self.height) / max(horizon_px, 1.0), 0, 1)[:, None, None]
+        clouds = 0.07 * power_law_noise(self.rng, self.size_px, 1.7)[..., None]
+        sky = (top * (1 - fade) + low * self.uniform(0.7, 1.1) * fade + clouds).astype(np.float32)
+        self.add_backdrop(np.full(self.size_px, 1 / MAX_DEPTH_M, dtype=np.float32), sky)
+        if self.happens(0.75):
+            ridge = power_law_noise(self.rng, (8, 4 * self.width), 1.5)[0, : self.width]
+            crest = horizon_px - self.height * (self.uniform(0.02, 0.2) + 0.03 * ridge)
+            alpha = np.clip(np.arange(self.height)[:, None] - crest[None] + 0.5, 0, 1).astype(np.float32)
+            disparity = np.full(self.size_px, 1 / self.uniform(25, MAX_DEPTH_M), dtype=np.float32)
+            self.backdrop.append(Surface(self.picture() * self.uniform(0.5, 0.9), alpha, disparity))
+
+    def add_plane(self, plane: Plane, farthest_m: float) -> Surface:
+        """Add a ground or a table up to a depth, its far edge antialiased."""
+        disparity = self.disparity(plane)
+        edge = 1 / min(farthest_m, MAX_DEPTH_M)
+        slope = np.hypot(*plane.normal[:2]) / plane.offset_m / self.focal_px
+        alpha = np.clip((disparity - edge) / max(slope, 1e-6) + 0.5, 0, 1).astype(np.float32)
+        rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
+        self.paint(rgb, plane, alpha > 0)
+        clipped = np.clip(disparity, max(0.8 * edge, 1 / MAX_DEPTH_M), 1 / MIN_DEPTH_M)
+        surface = Surface(rgb, alpha, clipped)
+        self.backdrop.append(surface)
+        return surface
+
+    def aim_at_horizon(self, row_px: float) -> None:
+        """Pitch the camera so that the horizon is at a row; a slight roll comes with it."""
+        roll = self.rng.normal(0, 0.025)
+        self.turn(self.uniform(-0.5, 0.5), np.arctan((self.height / 2 - row_px) / self.focal_px), roll)
+
+
+def _pyramid(tile: np.ndarray) -> np.ndarray:
+    """Halve a texture until 2 pixels are left: float32 ``(n, 4)``, the pixels of all levels, the finest first."""
+    fine = np.zeros((*tile.shape[:2], 4), dtype=np.float32)  # aligned pixels are read three times as fast
+    fine[..., :3] = tile
+    levels = [fine.reshape(-1, 4)]
+    while fine.shape[0] > 2:
+        rows = fine[::2] + fine[1::2]
+        fine = 0.25 * (rows[:, ::2] + rows[:, 1::2])
+        levels.append(fine.reshape(-1, 4))
+    return np.concatenate(levels)
+
+
+def _looked_up(pyramid: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+    """Read a mirrored, endless texture at points.
+
+    Args:
+        pyramid: The texture, of `_pyramid`.
+        u: Horizontal coordinates in texels of the finest level, ``(n,)``.
+        v: Vertical ones.
+        footprint: Size of a pixel in these texels: chooses the level.
+
+    Returns:
+        float32 ``(n, 4)``, the last without meaning.
+    """
+    count = int(np.log2(TILE_PX))  # levels: TILE_PX, TILE_PX / 2, ... 2
+    level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6))), 0, count - 1).astype(np.intp)
+    side = TILE_PX >> np.arange(count)
+    first = np.concatenate([[0], np.cumsum(side**2)[:-1]])
+    side, first = np.take(side, level), np.take(first, level)
+    corner, part = [], []
+    for coordinate in (u, v):
+        folded = np.abs((coordinate.astype(np.float32) / TILE_PX + 1) % 2 - 1) * (side - 1).astype(np.float32)
+        low = np.minimum(folded.astype(np.intp), side - 2)
+        corner.append(low)
+        part.append((folded - low).astype(np.float32)[:, None])
+    (x, y), (right, down) = corner, part
+    start = first + y * side + x
+    upper, lower = np.take(pyramid, start, axis=0), np.take(pyramid, start + side, axis=0)
+    upper += right * (np.take(pyramid, start + 1, axis=0) - upper)
+    lower += right * (np.take(pyramid, start + side + 1, axis=0) - lower)
+    return upper + down * (lower - upper)

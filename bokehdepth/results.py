@@ -1,0 +1,199 @@
+"""The files of one photo's result, as the command line and the Space write them. No torch import.
+
+``bokeh_k10.png`` ... (one for each K), ``depth.npz``, ``depth.png`` (16 bit), ``depth_preview.png`` and the run
+record: all of them appear together or none does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import io
+from .camera import Camera
+from .errors import InputError
+from .imaging import Photo
+from .staging import staged
+from .visualization import depth_preview
+
+DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
+"""The three forms of the depth map: exact, for other programs, to look at."""
+
+
+def result_names(
+    bokeh_strengths: Sequence[float] = (), *, depth: bool = True, record_name: str = "run.json"
+) -> list[str]:
+    """Names of the files that ``write_results`` writes.
+
+    Args:
+        bokeh_strengths: K of the frames that are written; empty where none is.
+        depth: whether there is a depth map.
+        record_name: name of the run record.
+
+    Returns:
+        The file names, frames first, the record last.
+
+    Raises:
+        InputError: a K is negative or not finite.
+    """
+    frames = [io.bokeh_file_name(strength) for strength in bokeh_strengths]
+    return [*frames, *(DEPTH_NAMES if depth else ()), record_name]
+
+
+def check_folder(folder: Path | str, names: Sequence[str], *, overwrite: bool = False) -> None:
+    """Check before any work that a photo's result can be written.
+
+    Frames of another bokeh strength that lie in the folder would pass for a part of the new stack, so they are refused
+    with and without ``overwrite`` wherever new frames are written.
+
+    Args:
+        folder: where the files go; it need not exist.
+        names: as ``result_names`` returns them.
+        overwrite: whether files of these names are replaced.
+
+    Raises:
+        InputError: a file stands where a folder is wanted, the folder may not be written to, a file exists and
+            ``overwrite`` is not set, or frames of another stack lie there.
+    """
+    folder = Path(folder)
+    standing = folder
+    while not os.path.lexists(standing) and standing != standing.parent:
+        standing = standing.parent
+    if not standing.is_dir():
+        raise InputError(f"output folder {str(folder)!r} cannot be made, since {str(standing)!r} is a file.")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise InputError(f"output folder {str(folder)!r} may not be written to by this user.")
+    if standing != folder:
+        return
+    for name in names:
+        target = folder / name
+        if target.is_dir():
+            raise InputError(f"output file {str(target)!r} cannot be written, since a folder has its name.")
+        if os.path.lexists(target) and not overwrite:
+            raise InputError(f"output file {str(target)!r} exists, wanted a new folder or leave to overwrite it.")
+    if any(name.startswith("bokeh_k") for name in names):
+        others = sorted(path.name for path in folder.glob("bokeh_k*.png") if path.name not in names)
+        if others:
+            raise InputError(
+                f"output folder {str(folder)!r} has the frame {others[0]} of another stack, wanted a new folder."
+            )
+
+
+def weights_entry(weights: Mapping[str, str], revision: str | None = None) -> dict[str, dict[str, str | None]]:
+    """Bring ``hub.weights_record`` into the form of a run record.
+
+    Args:
+        weights: ``model``, and ``sha256`` for local weights.
+        revision: commit of a Hub repository, where it is known.
+
+    Returns:
+        ``{"pipeline": {"id": ..., "revision": ...}}``; the revision of local weights is ``"sha256:<hex>"``.
+    """
+    if "sha256" in weights:
+        revision = f"sha256:{weights['sha256']}"
+    return {"pipeline": {"id": weights["model"], "revision": revision}}
+
+
+def write_results(
+    folder: Path | str,
+    *,
+    photo: Photo,
+    camera: Camera,
+    bokeh_strengths: Sequence[float] = (),
+    images: Sequence[Image.Image] | None = None,
+    depth_m: np.ndarray | None = None,
+    arguments: Mapping[str, Any],
+    seed: int | None,
+    weights: Mapping[str, Mapping[str, str | None]],
+    timings_s: Mapping[str, float],
+    record_name: str = "run.json",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the stack, the depth map and the run record of one photo, all or none.
+
+    Args:
+        folder: where the files go; made if it does not exist.
+        photo: the photo as ``imaging.open_photo`` returned it.
+        camera: its lens settings.
+        bokeh_strengths: (F,) ascending K of the frames; those that depth was read from where ``images`` is None.
+        images: F pictures of the photo's size; None writes no frames.
+        depth_m: (H, W) metres, floating point, above 0, at the photo's size; None writes no depth map.
+        arguments: arguments of the command or call, for the record.
+        seed: seed of the noise; None if there was none.
+        weights: as ``weights_entry`` returns it.
+        timings_s: step to seconds.
+        record_name: name of the run record.
+        overwrite: whether files of the same name are replaced.
+
+    Returns:
+        The paths written, in the order of ``result_names``.
+
+    Raises:
+        InputError: there is neither a stack nor depth, sizes or numbers disagree, a value has no file form, or as
+            ``check_folder`` says.
+    """
+    size_px = photo.image.size
+    sizes_px = {"photo": size_px}
+    if images is None and depth_m is None:
+        raise InputError("images and depth_m are both None, wanted at least one of them.")
+    if images is not None:
+        sizes_px |= {"stack": images[0].size if len(images) else (0, 0)}
+    if depth_m is not None:
+        sizes_px |= {"depth": (io.check_depth(depth_m).shape[1], depth_m.shape[0])}
+    for name, size in sizes_px.items():
+        if size != size_px:
+            raise InputError(
+                f"{name} has {size[0]} x {size[1]} pixels, wanted the photo's {size_px[0]} x {size_px[1]}."
+            )
+    names = result_names(
+        bokeh_strengths if images is not None else (), depth=depth_m is not None, record_name=record_name
+    )
+    check_folder(folder, names, overwrite=overwrite)
+    record = io.run_record(
+        arguments=arguments,
+        seed=seed,
+        weights=weights,
+        camera={
+            name: {"value": value["value"], "source": value["source"]}
+            for name, value in camera.to_dict().items()
+            if isinstance(value, dict)
+        },
+        bokeh_strengths=bokeh_strengths,
+        sizes_px=sizes_px,
+        timings_s=timings_s,
+        assumptions=camera.assumptions(),
+        photo_notes=(*photo.notes, *camera.notes),
+    )
+    record["files"] = names
+    with staged(folder, names=names, overwrite=overwrite) as staging:
+        if images is not None:
+            origin = {"seed": str(seed), "weights": ", ".join(map(_weights_text, weights.values()))}
+            io.save_stack(staging, images, bokeh_strengths, origin)
+        if depth_m is not None:
+            io.save_depth_npz(
+                staging / DEPTH_NAMES[0],
+                depth_m,
+                focal_length_px=camera.focal_length_px.value,
+                bokeh_strengths=bokeh_strengths,
+            )
+            io.save_depth_png(staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m))
+            io.save_image(staging / DEPTH_NAMES[2], depth_preview(depth_m), ai_generated=False)
+        io.save_json(staging / record_name, record)
+    return [Path(folder) / name for name in names]
+
+
+def _depth_encoding(depth_m: np.ndarray) -> str:
+    """``"linear"``, which other programs read, unless the nearest depth would vanish in its first half step."""
+    finite = depth_m[np.isfinite(depth_m)]
+    return "log" if finite.size and finite.min() < finite.max() / 65534 else "linear"
+
+
+def _weights_text(entry: Mapping[str, str | None]) -> str:
+    """Name weights in a picture that may be shared: local ones by their checksum, not by their folder."""
+    revision = entry["revision"] or ""
+    return revision if revision.startswith("sha256:") else f"{entry['id']}@{revision}".rstrip("@")
