@@ -1,7 +1,7 @@
 """The Space: a photo in, a bokeh stack and a depth map in metres out, in a browser.
 
-`python app.py` serves the page. `BOKEHDEPTH_MODEL` names a model (a folder or a Hub repository) in place of the embedded
-one. All numbers are computed by the library; the page asks, shows and hands out files.
+`python app.py` serves the page; `BOKEHDEPTH_MODEL` names another model than the embedded one, a folder or a Hub
+repository. All numbers are computed by the library: the page asks, shows and hands out files.
 """
 
 import spaces  # isort: skip  (ZeroGPU patches torch, so it comes before everything that imports torch)
@@ -22,12 +22,13 @@ import PIL.Image
 import torch
 from gradio import FileData
 
-from bokehdepth import hub, io, optics
+from bokehdepth import hub, optics
+from bokehdepth.apertures import STANDARD_F_NUMBERS, strengths_from_f_numbers
 from bokehdepth.camera import Camera, Value, read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import Photo, open_photo
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
-from bokehdepth.visualization import depth_preview
+from bokehdepth.results import DEPTH_NAMES, write_results
 
 MAX_PHOTO_PX = 16_000_000
 MAX_PHOTO_BYTES = 32 * 1024 * 1024
@@ -41,7 +42,9 @@ PREVIEW_SIDE_PX = 1600
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
 DEFAULT_STRENGTHS = (10.0, 20.0, 30.0)
-F_STOPS = (1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0, 64.0, 90.0, 128.0)
+F_STOPS = [stop for stop in STANDARD_F_NUMBERS if stop >= 1.4]
+"""Wider lenses are rare."""
+
 WEAK_STRENGTH = 2.0
 """Below it the widest frame differs from the photo by a pixel or so."""
 
@@ -102,34 +105,26 @@ def _read_lens(photo: Photo, focal_length_35mm: float | None, focus_distance_m: 
     return read_camera(photo, **given) if given else camera
 
 
-def _default_frames(camera: Camera, kind: str, limit: float) -> list[float | None]:
-    """Three strengths, or three f-numbers, wide open first, whose K fits; three empty fields where none fit."""
+def _default_frames(camera: Camera | None, kind: str) -> list[float | None]:
+    """Three strengths, or three f-numbers, wide open first, whose K fits; empty fields where this lens has none."""
     if kind == STRENGTH:
         return [*DEFAULT_STRENGTHS]
-    fitting = [stop for stop in F_STOPS if camera.bokeh_strength(stop) <= limit]
+    fitting = [n for n in F_STOPS if camera is None or camera.bokeh_strength(n) <= optics.MAX_BOKEH_STRENGTH]
     series = fitting[::2][:3] if len(fitting) >= 5 else fitting[:3]
     return [*series] if len(series) == 3 else [None, None, None]
 
 
-def _strengths(camera: Camera, kind: str, frames: Sequence[float | None], limit: float) -> list[float]:
-    """K of the three frames; InputError where one is missing or out of range, naming the nearest f-number that fits."""
-    strengths = []
-    for index, frame in enumerate(frames, start=1):
-        name = f"{kind} of frame {index}"
-        if frame is None:
-            raise InputError(f"{name} is empty; fill in all three.")
-        number = optics.check_number(frame, name)
-        if kind == STRENGTH and number > limit:
-            raise InputError(f"{name} must be at most {limit:g}, the model's range, got {number:g}.")
-        strength = number if kind == STRENGTH else camera.bokeh_strength(number)
-        if strength > limit:
-            # Rounded up to the tenth: rounded down it would again be too wide.
-            raise InputError(
-                f"f/{number:g} is a bokeh strength of {strength:.1f} on this camera, beyond the model's {limit:g}; "
-                f"the nearest f-number that fits is f/{camera.f_number_for(limit) + 0.05:.1f}."
-            )
-        strengths.append(strength)
-    return strengths
+def _strengths(camera: Camera, kind: str, frames: Sequence[float | None]) -> tuple[tuple[float, ...], list[str]]:
+    """Ascending K of the three frames and what the page calls them; InputError where one is empty or out of range."""
+    if None in frames:
+        raise InputError(f"frame {frames.index(None) + 1} has no {kind.lower()}; fill in all three.")
+    if kind == F_NUMBER:
+        strengths, f_numbers = strengths_from_f_numbers(camera, frames, "the series")
+        return strengths, [f"f/{n:g}" for n in f_numbers]
+    for index, strength in enumerate(frames, start=1):
+        optics.check_number(strength, f"strength of frame {index}")  # 0 is the photo, which the page shows anyway
+        optics.check_bokeh_strength(strength, f"strength of frame {index}")
+    return tuple(sorted(frames)), [f"strength {k:.3g}" for k in sorted(frames)]
 
 
 def _describe_strengths(camera: Camera, strengths: Sequence[float]) -> str:
@@ -174,50 +169,11 @@ def _preview(image: PIL.Image.Image) -> PIL.Image.Image:
     return small
 
 
-def _write_results(
-    folder: Path,
-    photo: Photo,
-    camera: Camera,
-    frames: Sequence[PIL.Image.Image],
-    bokeh_strengths: Sequence[float],
-    depth_m: np.ndarray,
-    record: dict[str, Any],
-) -> list[str]:
-    """Writes `bokeh_stack.zip` (the photo as K = 0, then the frames), `depth.png`, `depth.npz` and `run.json`."""
-    io.save_stack(folder / "stack", [photo.image, *frames], [0.0, *bokeh_strengths])
-    archive = shutil.make_archive(str(folder / "bokeh_stack"), "zip", folder / "stack")
-    focal = {"focal_length_px": camera.focal_length_px.value}
-    run = io.run_record(
-        camera={
-            name: {"value": entry["value"], "source": entry["source"]}
-            for name, entry in camera.to_dict().items()
-            if isinstance(entry, dict)
-        },
-        bokeh_strengths=bokeh_strengths,
-        sizes_px={"photo": photo.image.size, "frames": frames[0].size, "depth": depth_m.shape[::-1]},
-        assumptions=camera.assumptions(),
-        photo_notes=[*photo.notes, *camera.notes],
-        **record,
-    )
-    written = (
-        io.save_depth_png(folder / "depth.png", depth_m),
-        io.save_depth_npz(folder / "depth.npz", depth_m, bokeh_strengths=bokeh_strengths, **focal),
-        io.save_json(folder / "run.json", run),
-    )
-    return [archive, *map(str, written)]
-
-
 def _example_photos() -> list[str]:
     """Paths of the photos that scikit-image bundles; none where it is not installed."""
     package = find_spec("skimage")
     folder = Path() if package is None else Path(package.origin).parent / "data"
     return [str(folder / name) for name in EXAMPLES if (folder / name).is_file()]
-
-
-def _weights(model: str) -> dict[str, dict[str, str | None]]:
-    """Weights for the run record; of a folder its last name alone, since visitors read it."""
-    name = Path(model).name if Path(model).is_dir() else model
-    return {"pipeline": {"id": name, "revision": hub.weights_record(model).get("sha256")}}
 
 
 def _upload_path(payload: FileData | None) -> str | None:
@@ -227,8 +183,7 @@ def _upload_path(payload: FileData | None) -> str | None:
 
 def _handlers(pipeline: BokehDepthPipeline, model: str) -> tuple[Callable[..., Any], ...]:
     """What the page's events call, for one pipeline that is read and never changed."""
-    limit = pipeline.max_bokeh_strength()
-    weights = _weights(model)
+    weights = hub.weights_record(model)
 
     def duration_s(image: PIL.Image.Image, strengths: Sequence[float], steps: int, *_: Any) -> int:
         area_px = pipeline.config.default_processing_area_px
@@ -272,20 +227,19 @@ def _handlers(pipeline: BokehDepthPipeline, model: str) -> tuple[Callable[..., A
             opened = _open_upload(photo)
             camera = read_camera(opened)
         fields = _field(camera.focal_length_35mm), _field(camera.focus_distance_m)
-        return _describe_camera(opened, camera), *fields, *_default_frames(camera, kind, limit)
+        return _describe_camera(opened, camera), *fields, *_default_frames(camera, kind)
 
     def choose_kind(photo: str | None, kind: str, *lens: float | None) -> list[float | None]:
-        if photo is None:
-            return [*(DEFAULT_STRENGTHS if kind == STRENGTH else F_STOPS[:5:2])]
         with _refusals():
-            return _default_frames(_read_lens(_open_upload(photo), *lens), kind, limit)
+            camera = None if photo is None else _read_lens(_open_upload(photo), *lens)
+        return _default_frames(camera, kind)
 
     def describe(photo: str | None, kind: str, *fields: float | None) -> str:
         if photo is None:
             return ""
         try:
             camera = _read_lens(_open_upload(photo), *fields[3:])
-            return _describe_strengths(camera, _strengths(camera, kind, fields[:3], limit))
+            return _describe_strengths(camera, _strengths(camera, kind, fields[:3])[0])
         except InputError as error:
             return f"⚠️ {error}"  # while a visitor types a line is enough; the button refuses
 
@@ -317,29 +271,40 @@ def _handlers(pipeline: BokehDepthPipeline, model: str) -> tuple[Callable[..., A
 
         Returns:
             Previews of the sharp photo and the frames, from least to most blur; preview of the depth with its legend
-            in metres; a ZIP of the frames at full size; depth as a 16-bit PNG with its scale; depth as NPZ; the run
-            record.
+            in metres; a ZIP of all files, the frames at full size among them; depth as a 16-bit PNG with its scale;
+            depth as NPZ; the run record.
         """
         frames = (frame_1, frame_2, frame_3)
         with _refusals():
             opened = _open_upload(photo)
             camera = _read_lens(opened, focal_length_35mm, focus_distance_m)
-            strengths = sorted(_strengths(camera, kind, frames, limit))
+            strengths, captions = _strengths(camera, kind, frames)
             pipeline.check_inputs(opened.image, strengths, num_inference_steps=steps)
         progress(0, desc="Starting")
         images, depth_m, timings_s = run_models(opened.image, strengths, steps, seed, camera.intrinsics, progress)
 
-        if kind == STRENGTH:
-            captions = ["sharp", *(f"strength {k:.3g}" for k in strengths)]
-        else:
-            captions = ["sharp", *(f"f/{n:g}" for n in sorted(frames, reverse=True))]
-        gallery = [(_preview(image), text) for image, text in zip([opened.image, *images], captions, strict=True)]
-        arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
-        record = {"arguments": arguments, "seed": seed, "weights": weights, "timings_s": timings_s}
+        pictures = zip([opened.image, *images], ["sharp", *captions], strict=True)
+        gallery = [(_preview(picture), caption) for picture, caption in pictures]
         # Gradio copies what is yielded into its own cache, which `delete_cache` empties, before it resumes here.
-        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as folder:
-            files = _write_results(Path(folder), opened, camera, images, strengths, depth_m, record)
-            yield gallery, _preview(depth_preview(depth_m)), *files
+        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as scratch:
+            folder = Path(scratch) / "result"
+            write_results(
+                folder,
+                photo=opened,
+                camera=camera,
+                bokeh_strengths=strengths,
+                images=images,
+                depth_m=depth_m,
+                arguments={"photo": opened.path.name, "kind": kind, "frames": frames, "num_inference_steps": steps},
+                seed=seed,
+                weights=weights,
+                timings_s=timings_s,
+            )
+            archive = shutil.make_archive(str(Path(scratch) / "bokehdepth"), "zip", folder)
+            npz, png, legend = (folder / name for name in DEPTH_NAMES)
+            with PIL.Image.open(legend) as picture:
+                depth_picture = _preview(picture)
+            yield gallery, depth_picture, archive, *map(str, (png, npz, folder / "run.json"))
 
     return read_photo, choose_kind, describe, bokeh_depth
 
@@ -417,7 +382,7 @@ def build_demo(pipeline: BokehDepthPipeline, model: str = hub.EMBEDDED) -> gr.Bl
                 with gr.Tab("Depth"):
                     depth = gr.Image(label="Depth in metres", format="png", **quiet)
                 with gr.Row():
-                    names = ("Frames (ZIP)", "Depth (PNG)", "Depth (NPZ)", "Run record")
+                    names = ("All files (ZIP)", "Depth (PNG)", "Depth (NPZ)", "Run record")
                     files = [gr.DownloadButton(name, size="md", min_width=140) for name in names]
 
         settings = [photo, kind, *frames, *lens]

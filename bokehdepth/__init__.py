@@ -14,14 +14,24 @@ _HOME = {
     "BokehAdapter": "modeling_bokeh_adapter",
     "BokehDepthAnythingConfig": "modeling_bokehdepth",
     "BokehDepthAnythingForDepthEstimation": "modeling_bokehdepth",
-    "BokehDepthOutput": "pipeline_bokehdepth",
+    "BokehDepthOutput": "processing_bokehdepth",
     "BokehDepthPipeline": "pipeline_bokehdepth",
-    "BokehStackOutput": "pipeline_bokehdepth",
+    "BokehStackOutput": "processing_bokehdepth",
     "DividedSpaceFocusAttention": "modeling_bokehdepth",
     "InputError": "errors",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "BokehAdapter",
+    "BokehDepthAnythingConfig",
+    "BokehDepthAnythingForDepthEstimation",
+    "BokehDepthOutput",
+    "BokehDepthPipeline",
+    "BokehStackOutput",
+    "DividedSpaceFocusAttention",
+    "InputError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .errors import InputError
@@ -31,7 +41,8 @@ if TYPE_CHECKING:
         BokehDepthAnythingForDepthEstimation,
         DividedSpaceFocusAttention,
     )
-    from .pipeline_bokehdepth import BokehDepthOutput, BokehDepthPipeline, BokehStackOutput
+    from .pipeline_bokehdepth import BokehDepthPipeline
+    from .processing_bokehdepth import BokehDepthOutput, BokehStackOutput
 
 
 def __getattr__(name: str) -> Any:

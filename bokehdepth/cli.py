@@ -245,6 +245,7 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
 
 def _work(arguments: argparse.Namespace) -> int:
     """Run ``run``, ``stack`` or ``depth`` on all photos; one that fails does not stop the others."""
+    from .hub import weights_record
     from .jobs import run_job
 
     jobs = _plan(arguments)
@@ -258,7 +259,7 @@ def _work(arguments: argparse.Namespace) -> int:
         pipeline = _load(arguments, jobs)
         timings_s = {"load_model": round(time.perf_counter() - started, 3)}
         pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
-        weights = _weights(arguments)
+        weights = weights_record(arguments.model, arguments.revision)
         for index, job in enumerate(jobs, 1):
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
@@ -337,20 +338,6 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
     except ValueError as error:
         raise InputError(str(error)) from error
     return pipeline
-
-
-def _weights(arguments: argparse.Namespace) -> dict[str, dict[str, str | None]]:
-    """Name the weights for the run record: the checksum of local ones, the commit of those from the Hub."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from .hub import weights_record
-    from .results import weights_entry
-
-    record = weights_record(arguments.model)
-    if "sha256" in record:
-        return weights_entry(record)
-    index = try_to_load_from_cache(record["model"], "model_index.json", revision=arguments.revision)
-    return weights_entry(record, Path(index).parent.name if isinstance(index, str) else arguments.revision)
 
 
 def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipeline) -> dict[str, Any]:

@@ -83,21 +83,31 @@ def load_pipeline(
     return pipeline.to(device)
 
 
-def weights_record(model: str | Path) -> dict[str, str]:
+def weights_record(model: str | Path, revision: str | None = None) -> dict[str, dict[str, str | None]]:
     """Names the weights for a run record.
 
     Args:
         model: as in `resolve_model`.
+        revision: that was asked for, of a Hub repository.
 
     Returns:
-        `model`, and for local weights `sha256` of all their safetensors files.
+        `{"pipeline": {"id", "revision"}}`: of a repository its name, and its commit where the cache tells it; of
+        local weights the folder's last name, since records are shared, and a checksum of all their safetensors files,
+        or None where these are above 1 GiB.
     """
     source = resolve_model(model)
-    record = {"model": str(model)}
-    if Path(source).is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(Path(source).rglob("*.safetensors")):
-            digest.update(path.relative_to(source).as_posix().encode())
-            digest.update(path.read_bytes())
-        record["sha256"] = digest.hexdigest()
-    return record
+    if not Path(source).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(source, "model_index.json", revision=revision)
+        commit = Path(index).parent.name if isinstance(index, str) else revision
+        return {"pipeline": {"id": source, "revision": commit}}
+    name = EMBEDDED if str(model) == EMBEDDED else Path(model).resolve().name
+    paths = sorted(Path(source).rglob("*.safetensors"))
+    if sum(path.stat().st_size for path in paths) > 2**30:
+        return {"pipeline": {"id": name, "revision": None}}
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(source).as_posix().encode())
+        digest.update(path.read_bytes())
+    return {"pipeline": {"id": name, "revision": f"sha256:{digest.hexdigest()}"}}

@@ -275,7 +275,7 @@ def run_job(
         seed: seed of the noise.
         num_inference_steps: None takes what suits the weights.
         arguments: arguments of the command, for the record.
-        weights: as ``results.weights_entry`` returns it, for the record.
+        weights: as ``hub.weights_record`` returns it, for the record.
         timings_s: steps done before, for the record.
 
     Returns:

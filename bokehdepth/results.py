@@ -84,21 +84,6 @@ def check_folder(folder: Path | str, names: Sequence[str], *, overwrite: bool = 
             )
 
 
-def weights_entry(weights: Mapping[str, str], revision: str | None = None) -> dict[str, dict[str, str | None]]:
-    """Bring ``hub.weights_record`` into the form of a run record.
-
-    Args:
-        weights: ``model``, and ``sha256`` for local weights.
-        revision: commit of a Hub repository, where it is known.
-
-    Returns:
-        ``{"pipeline": {"id": ..., "revision": ...}}``; the revision of local weights is ``"sha256:<hex>"``.
-    """
-    if "sha256" in weights:
-        revision = f"sha256:{weights['sha256']}"
-    return {"pipeline": {"id": weights["model"], "revision": revision}}
-
-
 def write_results(
     folder: Path | str,
     *,
@@ -125,7 +110,7 @@ def write_results(
         depth_m: (H, W) metres, floating point, above 0, at the photo's size; None writes no depth map.
         arguments: arguments of the command or call, for the record.
         seed: seed of the noise; None if there was none.
-        weights: as ``weights_entry`` returns it.
+        weights: as ``hub.weights_record`` returns it.
         timings_s: step to seconds.
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.

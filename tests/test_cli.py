@@ -502,7 +502,7 @@ def test_optics_marks_apertures_beyond_the_trained_range(photos, capsys):
     assert main(["optics", photo, *lens]) == 0
     text = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.strip().startswith("f/")}
-    assert rows["f/1.4"] == "38.898*" and rows["f/2"] == "27.229"
+    assert rows["f/1.4"] == "38.900*" and rows["f/2"] == "27.230"
     assert "nearest f-number that fits is f/1.82." in text
     assert re.search(r"focal_length_mm +85  given", text) and re.search(r"sensor_width_mm +36  derived", text)
     assert re.search(r"f_number +2.8  assumed", text) and "this photo" not in text

@@ -71,23 +71,33 @@ class Stage2Config:
     """Arguments of Dinov2Config."""
     model: dict[str, Any]
     """Arguments of BokehDepthAnythingConfig."""
-    stack: str
-    """renderer, stage1, mixed, sharp (the sharp frame repeated) or none (no stack, no DSFA)."""
-    stage1: str = ""
-    """Folder of the Stage-1 model that generates stacks; wanted for stage1 and mixed."""
-    size_px: int = 168
+    stack: str = "frames"
+    """frames (the pool's stack), sharp (the sharp frame in place of every frame) or none (no stack, no DSFA)."""
+    generated: str = ""
+    """Folder of the same shards with stacks that Stage-1 made, see train.stacks."""
+    generated_share: float = 0.5
+    """Share of batches that take their stack from there, where the folder is named."""
+    start_from: str = ""
+    """Folder of a model to go on from; empty starts from random weights."""
+    size_px: int = 140
     batch: int = 8
-    steps: int = 2000
-    learning_rate: float = 5e-4
-    warmup: int = 100
+    steps: int = 900
+    learning_rate: float = 1e-3
+    warmup: int = 50
     weight_decay: float = 0.05
     grad_clip: float = 1.0
+    ema_decay: float = 0.995
     gradient_weight: float = 0.5
     """Weight of the gradient loss on log depth."""
     log_every: int = 50
-    save_every: int = 200
+    save_every: int = 100
     threads: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown kind of stack."""
+        if self.stack not in ("frames", "sharp", "none"):
+            raise ValueError(f"stack is {self.stack!r}; wanted frames, sharp or none.")
 
 
 def build(kind: type[T], values: dict[str, Any], where: str) -> T:

@@ -2,10 +2,10 @@
 
 `python -m train.evaluate_bokeh --config train/configs/mini_stage1.yaml --model embedded`
 
-Rows: the model; identity (the sharp photo returned); the uniform blur whose one radius is best for each K, chosen on the
-same pictures; position-only (each pixel blurred by the training set's mean offset at its place); the renderer's own
-radii through the model's disk levels (the head's ceiling). PSNR is in display values, averaged over pictures, over the
-whole frame, over truly defocused and over truly in-focus pixels; intervals are 95 % bootstraps over scenes.
+Rows: the model; identity (the sharp photo returned); the uniform blur whose one radius is best for each K, chosen on
+the same pictures; position-only (each pixel blurred by the training set's mean offset at its place); the renderer's
+own radii through the model's disk levels (the head's ceiling). PSNR is in display values, averaged over pictures, over
+the whole frame, over truly defocused and over truly in-focus pixels; intervals are 95 % bootstraps over scenes.
 """
 
 from __future__ import annotations
