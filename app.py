@@ -23,7 +23,7 @@ import torch
 from gradio import FileData
 
 from bokehdepth import hub, optics
-from bokehdepth.apertures import STANDARD_F_NUMBERS, strengths_from_f_numbers
+from bokehdepth.apertures import STANDARD_F_NUMBERS, smallest_f_number, strengths_from_f_numbers
 from bokehdepth.camera import Camera, Value, read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import Photo, open_photo
@@ -64,6 +64,8 @@ CSS = """
 .note, .note table {font-size: var(--text-sm); width: 100%}
 .note th, .note td {padding: 4px 8px !important; border-color: var(--border-color-primary) !important}
 .picture img {max-height: 460px; object-fit: contain}
+.frames .grid-wrap {min-height: 0 !important; height: auto !important}
+.frames .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
 .caption-label {font-size: 10px !important; max-width: 100% !important; padding: 1px 4px !important}
 """
 
@@ -105,13 +107,13 @@ def _read_lens(photo: Photo, focal_length_35mm: float | None, focus_distance_m: 
     return read_camera(photo, **given) if given else camera
 
 
-def _default_frames(camera: Camera | None, kind: str) -> list[float | None]:
-    """Three strengths, or three f-numbers, wide open first, whose K fits; empty fields where this lens has none."""
+def _default_frames(camera: Camera | None, kind: str) -> list[float]:
+    """Three strengths, or three f-numbers that fit, wide open first: engraved ones unless the lens is too long."""
     if kind == STRENGTH:
         return [*DEFAULT_STRENGTHS]
-    fitting = [n for n in F_STOPS if camera is None or camera.bokeh_strength(n) <= optics.MAX_BOKEH_STRENGTH]
-    series = fitting[::2][:3] if len(fitting) >= 5 else fitting[:3]
-    return [*series] if len(series) == 3 else [None, None, None]
+    widest = 0.0 if camera is None else smallest_f_number(camera)
+    engraved = [f_number for f_number in F_STOPS if f_number >= widest][:5:2]
+    return engraved if len(engraved) == 3 else [widest, 2 * widest, 4 * widest]
 
 
 def _strengths(camera: Camera, kind: str, frames: Sequence[float | None]) -> tuple[tuple[float, ...], list[str]]:
@@ -229,7 +231,7 @@ def _handlers(pipeline: BokehDepthPipeline, model: str) -> tuple[Callable[..., A
         fields = _field(camera.focal_length_35mm), _field(camera.focus_distance_m)
         return _describe_camera(opened, camera), *fields, *_default_frames(camera, kind)
 
-    def choose_kind(photo: str | None, kind: str, *lens: float | None) -> list[float | None]:
+    def choose_kind(photo: str | None, kind: str, *lens: float | None) -> list[float]:
         with _refusals():
             camera = None if photo is None else _read_lens(_open_upload(photo), *lens)
         return _default_frames(camera, kind)
@@ -373,6 +375,7 @@ def build_demo(pipeline: BokehDepthPipeline, model: str = hub.EMBEDDED) -> gr.Bl
                         columns=4,
                         height="auto",
                         object_fit="cover",
+                        elem_classes="frames",
                         allow_preview=False,
                         interactive=False,
                         buttons=[],

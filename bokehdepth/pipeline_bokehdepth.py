@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 from diffusers import (
+    AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
@@ -103,7 +104,7 @@ class BokehDepthPipeline(FluxKontextPipeline):
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: ModelMixin,
+        vae: AutoencoderKL | ModelMixin,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         text_encoder_2: T5EncoderModel,
@@ -644,10 +645,9 @@ class BokehDepthPipeline(FluxKontextPipeline):
             f"from .{own.stem} import {type(self).__name__}\nfrom .{_PROCESSING} import BokehDepthOutput\n"
         )
         for name, value in index.items():
-            component = getattr(self, name, None)
-            if not isinstance(value, list) or component is None or value[0] in ("diffusers", "transformers"):
+            if not isinstance(value, list) or value[0] in (None, own.stem, "diffusers", "transformers"):
                 continue
-            source = self._own_file(type(component))
+            source = self._own_file(type(getattr(self, name)))
             index[name] = [source.stem, value[1]]
             shutil.copyfile(source, folder / source.name)
             shutil.copyfile(source, folder / name / source.name)
