@@ -64,6 +64,7 @@ CSS = """
 .note, .note table {font-size: var(--text-sm); width: 100%}
 .note th, .note td {padding: 4px 8px !important; border-color: var(--border-color-primary) !important}
 .picture img {max-height: 460px; object-fit: contain}
+.legend img {padding-top: 34px}
 .frames .grid-wrap {min-height: 0 !important; height: auto !important}
 .frames .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
 .caption-label {font-size: 10px !important; max-width: 100% !important; padding: 1px 4px !important}
@@ -383,7 +384,9 @@ def build_demo(pipeline: BokehDepthPipeline, model: str = hub.EMBEDDED) -> gr.Bl
                 with gr.Tab("Before and after"):
                     before_after = gr.ImageSlider(label="Sharp | most blurred", max_height=520, **quiet)
                 with gr.Tab("Depth"):
-                    depth = gr.Image(label="Depth in metres", format="png", **quiet)
+                    depth = gr.Image(
+                        label="Depth in metres", format="png", **quiet | {"elem_classes": "picture legend"}
+                    )
                 with gr.Row():
                     names = ("All files (ZIP)", "Depth (PNG)", "Depth (NPZ)", "Run record")
                     files = [gr.DownloadButton(name, size="md", min_width=140) for name in names]

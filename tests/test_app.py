@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shutil
+import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -276,6 +280,25 @@ def test_the_page_asks_no_other_host(demo) -> None:
     assert demo.analytics_enabled is False
     assert options["run_history"] is False
     assert options["max_file_size"] == app.MAX_PHOTO_BYTES
+
+
+def test_a_browser_draws_the_page_from_this_host_alone(demo, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    log = tmp_path / "net.json"
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    # Chromium also asks some hosts of its maker by itself, whatever the page is.
+    command = [chromium, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync", "--timeout=15000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--dump-dom", demo.local_url]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    for text in ("Blur and measure", "This is a small demonstration model", "Before and after", "16 megapixels"):
+        assert text in drawn
+    hosts = {urlsplit(url).hostname for url in re.findall(r'"url":"(https?://[^"]+)', log.read_text())}
+    makers = {host for host in hosts if host.endswith(("google.com", "googleapis.com"))}
+    assert "127.0.0.1" in hosts
+    assert hosts - makers == {"127.0.0.1"}
+    assert "fonts.googleapis.com" not in hosts
 
 
 def imports(path: Path) -> list[str]:

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+
+from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder, blend_disks
+from bokehdepth.rendering.disk import disk_blur
+
+OFFSETS = torch.tensor([0.0, 0.1, 0.4])
+
+
+def tiny(**changes) -> MiniFluxTransformer2DModel:
+    torch.manual_seed(0)
+    settings = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 8,
+        "pooled_projection_dim": 8,
+        "axes_dims_rope": (4, 6, 6),
+        "stem_channels": (8, 8, 16, 16),
+    }
+    return MiniFluxTransformer2DModel(**{**settings, **changes}).eval()
+
+
+def arguments(model, image, strengths, sigma=1.0, seed=0):
+    batch, _, height, width = image.shape
+    rows, columns = height // 16, width // 16
+    ids = FluxKontextPipeline._prepare_latent_image_ids(1, rows, columns, "cpu", torch.float32)
+    reference = ids.clone()
+    reference[:, 0] = 1
+    noisy = torch.randn(batch, rows * columns, 768, generator=torch.Generator().manual_seed(seed))
+    return {
+        "hidden_states": torch.cat([noisy, model._pack(image)], dim=1),
+        "encoder_hidden_states": torch.zeros(batch, 1, 8),
+        "pooled_projections": torch.zeros(batch, 8),
+        "timestep": torch.full((batch,), sigma),
+        "img_ids": torch.cat([ids, reference]),
+        "txt_ids": torch.zeros(1, 3),
+        "joint_attention_kwargs": {"bokeh_strengths": torch.tensor(strengths)},
+    }
+
+
+def picture(height=32, width=48, batch=1):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_patch_autoencoder_loses_nothing():
+    image = picture(32, 64, 2)
+    coder = PatchAutoencoder()
+    latents = coder.encode(image).latent_dist
+    assert latents.mode().shape == (2, 192, 4, 8)
+    assert torch.equal(coder.decode(latents.sample()).sample, image)
+    assert torch.equal(coder.decode(coder.encode(image, return_dict=False)[0].mode(), return_dict=False)[0], image)
+    with pytest.raises(ValueError, match="patch_px is 4"):
+        PatchAutoencoder(patch_px=4)
+
+
+def test_packing_is_that_of_diffusers():
+    model, image = tiny(), picture()
+    latents = PatchAutoencoder().encode(image).latent_dist.mode()
+    packed = FluxKontextPipeline._pack_latents(latents, *latents.shape)
+    assert torch.equal(model._pack(image), packed)
+    assert torch.equal(model._unpack(packed, 2, 3), image)
+
+
+def one_hot(level, height=40, width=56):
+    weights = torch.zeros(1, 3, height, width)
+    weights[:, level] = 1
+    return weights
+
+
+def test_level_zero_is_the_photo():
+    image = picture(40, 56) / 2 + 0.5
+    out = blend_disks(image, one_hot(0), OFFSETS, torch.tensor([30.0]))
+    assert (out - image).abs().max() < 6e-3  # display values below 0.5 % are floored
+    bright = image.clamp(min=0.02)
+    assert (blend_disks(bright, one_hot(0), OFFSETS, torch.tensor([30.0])) - bright).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("strength", [10.0, 30.0])
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_level_is_the_disk_of_eq_15(level, strength):
+    image = picture(40, 64) / 2 + 0.5
+    out = blend_disks(image, one_hot(level, 40, 64), OFFSETS, torch.tensor([strength]))
+    radius = strength * 64 / 512 * float(OFFSETS[level])
+    wanted = disk_blur(image[0].permute(1, 2, 0).numpy(), radius, gamma=2.2)
+    error = np.abs(out[0].permute(1, 2, 0).numpy() - wanted).mean()
+    change = np.abs(image[0].permute(1, 2, 0).numpy() - wanted).mean()
+    assert error < 0.06 * change + 0.02  # the soft edge of small disks differs from exact coverage
+
+
+def test_a_sharp_subject_does_not_bleed_into_the_blur_behind_it():
+    image = torch.full((1, 3, 64, 64), 0.2)
+    image[..., 20:44] = 1.0
+    weights = torch.zeros(1, 3, 64, 64)
+    weights[:, 2], weights[:, 2, :, 20:44], weights[:, 0, :, 20:44] = 1, 0, 1
+    out = blend_disks(image, weights, torch.tensor([0.0, 0.5, 1.5]), torch.tensor([30.0]))
+    assert (out[..., 20:44] - 1).abs().max() < 1e-5
+    assert (out[..., :20] - 0.2).abs().max() < 0.06
+
+
+def test_velocity_leads_to_the_blend_in_one_step():
+    model, image = tiny(), picture()
+    given = arguments(model, image, [20.0])
+    with torch.no_grad():
+        velocity, logits = model(**given, return_weights=True)
+    count = given["hidden_states"].shape[1] // 2
+    x0 = model._unpack(given["hidden_states"][:, :count] - velocity[:, :count], 2, 3)
+    weights = torch.nn.functional.interpolate(logits, size=(32, 48), mode="bilinear").softmax(1)
+    blend = blend_disks(image / 2 + 0.5, weights, torch.tensor(model.config.offsets_dpt), torch.tensor([20.0]))
+    torch.testing.assert_close(x0, blend * 2 - 1, atol=1e-5, rtol=0)
+    assert not velocity[:, count:].any()
+    assert logits.shape == (1, len(model.config.offsets_dpt), 16, 24)
+
+
+def test_batch_equals_singles():
+    model, image = tiny(), picture(batch=2)
+    given = arguments(model, image, [10.0, 30.0])
+    with torch.no_grad():
+        both = model(**given).sample
+        for row in range(2):
+            one = {k: v[row : row + 1] if torch.is_tensor(v) and "ids" not in k else v for k, v in given.items()}
+            one["joint_attention_kwargs"] = {"bokeh_strengths": torch.tensor([[10.0, 30.0][row]])}
+            torch.testing.assert_close(model(**one).sample, both[row : row + 1], atol=1e-4, rtol=0)
+
+
+def test_checkpointing_changes_no_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model(**arguments(model, picture(), [20.0])).sample.square().mean().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 20
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_missing_reference_and_missing_k_are_refused():
+    model = tiny()
+    given = arguments(model, picture(), [20.0])
+    with pytest.raises(ValueError, match="no bokeh_strengths"):
+        model(**{**given, "joint_attention_kwargs": {}})
+    with pytest.raises(ValueError, match="wanted half"):
+        model(**{**given, "img_ids": given["img_ids"] * torch.tensor([0.0, 1.0, 1.0])})
+
+
+def test_saved_and_loaded(tmp_path):
+    model, image = tiny(), picture()
+    given = arguments(model, image, [20.0])
+    model.save_pretrained(tmp_path)
+    again = MiniFluxTransformer2DModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**given).sample, model(**given).sample)
