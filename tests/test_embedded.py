@@ -9,6 +9,7 @@ from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED, EMBEDDED_FOLDER, load_pipeline, resolve_model, weights_record
+from doors import run_remote_door
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,16 @@ def test_same_seed_same_bits(pipe, photo):
 def test_weights_record_is_a_checksum():
     record = weights_record(EMBEDDED)["pipeline"]
     assert record["id"] == EMBEDDED and record["revision"].startswith("sha256:") and len(record["revision"]) == 71
+
+
+def test_published_folder_carries_its_own_code(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "published")
+    run_remote_door(tmp_path / "published", tmp_path)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    wanted = pipe(photo, (10, 20), generator=torch.Generator().manual_seed(0))
+    with np.load(tmp_path / "out.npz") as out:
+        assert np.array_equal(out["depth"], wanted.depth_m)
+        assert np.array_equal(out["frames"], np.stack([np.asarray(f) for f in wanted.images]))
 
 
 @pytest.mark.parametrize("model", ["nowhere/at/all", "./missing", "no_such_folder", "a b/c"])

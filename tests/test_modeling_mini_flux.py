@@ -153,5 +153,8 @@ def test_saved_and_loaded(tmp_path):
     given = arguments(model, image, [20.0])
     model.save_pretrained(tmp_path)
     again = MiniFluxTransformer2DModel.from_pretrained(tmp_path)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     with torch.no_grad():
-        assert torch.equal(again(**given).sample, model(**given).sample)
+        # Mapped weights lie at other addresses, for which some convolutions round otherwise.
+        torch.testing.assert_close(again(**given).sample, model(**given).sample, atol=1e-5, rtol=0)

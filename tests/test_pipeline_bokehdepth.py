@@ -1,7 +1,5 @@
 import copy
 import json
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 import tiny
 from bokehdepth import BokehDepthOutput, BokehDepthPipeline, BokehStackOutput
 from bokehdepth.processing_bokehdepth import restore_detail, working_size
+from doors import run_remote_door
 
 
 @pytest.fixture(scope="module")
@@ -310,31 +309,9 @@ def test_round_trip_gives_the_same_bits_twice(pipe, saved, tmp_path):
         again.save_pretrained(folder)
 
 
-REMOTE = """
-import sys, numpy as np, torch
-from diffusers import DiffusionPipeline
-from PIL import Image
-sys.path = [p for p in sys.path if p not in ("", sys.argv[3])]
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert not any(name == "bokehdepth" or name.startswith("bokehdepth.") for name in sys.modules), "package in use"
-image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
-out = pipe(image, (10, 20), generator=torch.Generator().manual_seed(0))
-pipe.save_pretrained(sys.argv[2] + "/again")
-np.savez(sys.argv[2] + "/out.npz", depth=out.depth_m, frames=np.stack([np.asarray(f) for f in out.images]))
-"""
-
-
 def test_remote_code_door_and_its_own_save(pipe, saved, tmp_path):
     """The folder as a stranger loads it, without this package; then what that pipeline saves, with the package."""
-    root = str(tmp_path.parent)
-    run = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(saved), str(tmp_path), root],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**__import__("os").environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_remote_door(saved, tmp_path)
     wanted = pipe(photo(), (10, 20), generator=noise())
     with np.load(tmp_path / "out.npz") as out:
         assert np.array_equal(out["depth"], wanted.depth_m)
