@@ -7,7 +7,8 @@ velocity `(x_t - x0) / sigma` that a flow-matching scheduler expects (Eq. 10-11)
 the VAE: its latents are the pixels themselves, rearranged, so nothing is lost in coding.
 
 The head works on physical offsets: level j stands for `|1/S1 - 1/S2| = offsets_dpt[j]`, and its disk has the radius
-`K * (width / 512) * offsets_dpt[j]` of Eq. 15. The blur is therefore given and its place is learned.
+`K * (width / 512) * offsets_dpt[j]` of Eq. 15. The blur is therefore given and its place is learned. In training the
+levels are mixed by their probability; in evaluation each pixel takes their median, one disk.
 
 The file stands alone, as every file does that a Hub repository carries.
 """
@@ -190,6 +191,44 @@ def blend_disks(
     return mixed.clamp(1e-5, 1).pow(1 / GAMMA)
 
 
+def level_weights(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
+    """Blend weights that mean one disparity offset: linear between the two levels around it.
+
+    Args:
+        offset_dpt: (B, 1, H, W) in 1/m, not negative; offsets beyond the last level take the last.
+        levels_dpt: (J,) ascending from 0.
+
+    Returns:
+        (B, J, H, W), non-negative, summing to 1 over J.
+    """
+    upper = torch.bucketize(offset_dpt, levels_dpt).clamp(1, len(levels_dpt) - 1)
+    low, high = levels_dpt[upper - 1], levels_dpt[upper]
+    share = ((offset_dpt - low) / (high - low)).clamp(0, 1)
+    result = offset_dpt.new_zeros(offset_dpt.shape[0], len(levels_dpt), *offset_dpt.shape[2:])
+    result.scatter_(1, upper - 1, 1 - share)
+    return result.scatter_(1, upper, share)
+
+
+def median_offset(weights: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
+    """The median of a distribution over levels, each level's mass spread to the middles between it and its neighbours.
+
+    Args:
+        weights: (B, J, H, W), non-negative, summing to 1 over J.
+        levels_dpt: (J,) ascending from 0, where level 0 is a point: half of the mass there makes the median 0.
+
+    Returns:
+        (B, 1, H, W) in 1/m.
+    """
+    middles = (levels_dpt[1:] + levels_dpt[:-1]) / 2
+    edges = torch.cat([levels_dpt[:1], middles, 2 * levels_dpt[-1:] - middles[-1:]])  # level j from edge j to j + 1
+    reached = weights.cumsum(1)
+    level = (reached < 0.5).sum(1, keepdim=True).clamp(max=len(levels_dpt) - 1)
+    mass = weights.gather(1, level)
+    share = ((0.5 - (reached.gather(1, level) - mass)) / mass.clamp(min=1e-6)).clamp(0, 1)
+    offset = edges[level] + share * (edges[level + 1] - edges[level])
+    return torch.where(level > 0, offset, offset.new_zeros(()))
+
+
 class MiniFluxTransformer2DModel(FluxTransformer2DModel):
     """A small Flux transformer in Kontext form whose output is a blend of disk-blurred copies of the reference.
 
@@ -319,6 +358,9 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         weights = fn.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
         offsets = torch.tensor(self.config.offsets_dpt, device=image.device, dtype=torch.float32)
         strengths = bokeh_strengths.to(image.device, torch.float32)
+        if not self.training:
+            # One radius for each pixel: a mixture of sharp and wide disks would veil what the network is unsure of.
+            weights = level_weights(median_offset(weights, offsets), offsets)
         blend = blend_disks(image.float() / 2 + 0.5, weights, offsets, strengths) * 2 - 1
         x0 = self._pack(blend)
         noisy = hidden_states[:, :count]

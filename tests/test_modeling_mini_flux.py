@@ -3,7 +3,13 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 
-from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder, blend_disks
+from bokehdepth.modeling_mini_flux import (
+    MiniFluxTransformer2DModel,
+    PatchAutoencoder,
+    blend_disks,
+    level_weights,
+    median_offset,
+)
 from bokehdepth.rendering.disk import disk_blur
 
 OFFSETS = torch.tensor([0.0, 0.1, 0.4])
@@ -109,10 +115,27 @@ def test_velocity_leads_to_the_blend_in_one_step():
     count = given["hidden_states"].shape[1] // 2
     x0 = model._unpack(given["hidden_states"][:, :count] - velocity[:, :count], 2, 3)
     weights = torch.nn.functional.interpolate(logits, size=(32, 48), mode="bilinear").softmax(1)
-    blend = blend_disks(image / 2 + 0.5, weights, torch.tensor(model.config.offsets_dpt), torch.tensor([20.0]))
+    levels = torch.tensor(model.config.offsets_dpt)
+    weights = level_weights(median_offset(weights, levels), levels)
+    blend = blend_disks(image / 2 + 0.5, weights, levels, torch.tensor([20.0]))
     torch.testing.assert_close(x0, blend * 2 - 1, atol=1e-5, rtol=0)
     assert not velocity[:, count:].any()
     assert logits.shape == (1, len(model.config.offsets_dpt), 16, 24)
+
+
+def test_median_offset_by_hand():
+    levels = torch.tensor([0.0, 0.1, 0.4])
+    cases = [[0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0], [0.1, 0.1, 0.8], [0.4, 0.6, 0.0]]
+    weights = torch.tensor(cases).T.view(1, 3, 1, 6)
+    # edges of the levels: 0, 0.05, 0.25, 0.55
+    wanted = torch.tensor([0.0, 0.0, 0.15, 0.4, 0.25 + 0.3 * 3 / 8, 0.05 + 0.2 / 6])
+    torch.testing.assert_close(median_offset(weights, levels)[0, 0, 0], wanted)
+
+
+def test_a_sure_level_comes_back_as_itself():
+    levels = torch.tensor([0.0, 0.1, 0.4])
+    weights = level_weights(torch.tensor([0.0, 0.4]).view(1, 1, 1, 2), levels)
+    torch.testing.assert_close(median_offset(weights, levels)[0, 0, 0], torch.tensor([0.0, 0.4]))
 
 
 def test_batch_equals_singles():

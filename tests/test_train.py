@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
+from bokehdepth.modeling_mini_flux import level_weights
 from train import config, data, evaluate_bokeh, evaluate_depth, losses, stacks, stage1, stage2
 from train.config import Stage1Config, Stage2Config
 
@@ -193,10 +194,10 @@ def test_configurations_are_strict(tmp_path):
         config.load(Stage2Config, ROOT / "train/configs/mini_stage2.yaml", ["stack=wild"])
 
 
-def test_level_targets_are_linear_between_levels():
+def test_level_weights_are_linear_between_levels():
     levels = torch.tensor([0.0, 0.1, 0.4])
     offsets = torch.tensor([0.0, 0.05, 0.1, 0.25, 0.4, 9.0]).view(1, 1, 1, 6)
-    targets = losses.level_targets(offsets, levels)[0, :, 0].T
+    targets = level_weights(offsets, levels)[0, :, 0].T
     wanted = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]])
     torch.testing.assert_close(targets, wanted.float())
 
@@ -204,7 +205,7 @@ def test_level_targets_are_linear_between_levels():
 def test_level_loss_is_least_at_the_truth():
     levels = torch.tensor([0.0, 0.1, 0.4])
     offsets = torch.rand(2, 1, 8, 8) * 0.5
-    truth = losses.level_targets(offsets, levels).clamp(min=1e-6).log()
+    truth = level_weights(offsets, levels).clamp(min=1e-6).log()
     best = losses.level_loss(truth, offsets, levels)
     assert best < losses.level_loss(torch.zeros(2, 3, 8, 8), offsets, levels)
     assert best < losses.level_loss(truth + torch.randn(2, 3, 8, 8), offsets, levels)

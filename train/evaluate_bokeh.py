@@ -21,14 +21,16 @@ import torch
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
 from bokehdepth.metrics import k_response, psnr, selectivity
-from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, blend_disks
+from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, blend_disks, level_weights
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.rendering.disk import disk_blur
-from train import config, losses
+from train import config
 from train.config import Stage1Config
 from train.data import ScenePool
 
 logger = logging.getLogger("train.evaluate_bokeh")
+CEILING_DB = 60.0
+"""PSNR of pictures that agree to less than half an 8-bit step, so that equal ones leave a mean."""
 Render = Callable[[int, float], np.ndarray]
 
 
@@ -59,10 +61,9 @@ def load_stage1(model: str) -> BokehDepthPipeline:
     )
 
 
-def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps: int) -> dict:
+def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps: int, size: int) -> dict:
     """Every row's numbers."""
     held, train = ScenePool(cfg.pool, "held_out"), ScenePool(cfg.pool, "train")
-    size = cfg.pool.size_px
     batch = held.batch(np.arange(min(count, len(held))), size)
     sharp = batch["image"].permute(0, 2, 3, 1).numpy()
     truth = batch["bokeh"].permute(0, 1, 3, 4, 2).numpy()
@@ -87,7 +88,7 @@ def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps:
         )
 
     def blend(number: int, strength: float, offset: torch.Tensor) -> np.ndarray:
-        weights = losses.level_targets(offset[None, None], levels)
+        weights = level_weights(offset[None, None], levels)
         result = blend_disks(batch["image"][number : number + 1], weights, levels, torch.tensor([strength]))
         return result[0].permute(1, 2, 0).numpy()
 
@@ -118,10 +119,10 @@ def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps:
             changes = []
             for i in range(len(sharp)):
                 picture = np.clip(render(i, k), 0, 1).astype(np.float32)
-                scores["whole"].append(psnr(picture, truth[i, index]))
+                scores["whole"].append(min(psnr(picture, truth[i, index]), CEILING_DB))
                 for area, mask in (("defocused", radius[k][i] > scale), ("in_focus", radius[k][i] < scale / 2)):
                     if mask.any():
-                        scores[area].append(min(psnr(picture, truth[i, index], mask=mask), 60.0))
+                        scores[area].append(min(psnr(picture, truth[i, index], mask=mask), CEILING_DB))
                 try:
                     changes.append(
                         selectivity(
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="as in bokehdepth.hub, or the folder of a Stage-1 run")
     parser.add_argument("--scenes", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--size", type=int, help="side of the pictures; the pool's own where not given")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -203,7 +205,7 @@ def main() -> None:
     torch.set_num_threads(cfg.threads)
     pipeline = load_stage1(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    report = evaluate(pipeline, cfg, arguments.scenes, arguments.steps)
+    report = evaluate(pipeline, cfg, arguments.scenes, arguments.steps, arguments.size or cfg.pool.size_px)
     logger.info("%s", table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as fn
 
+from bokehdepth.modeling_mini_flux import level_weights
+
 
 def balanced_pixel_loss(
     prediction: torch.Tensor, target: torch.Tensor, radius_px: torch.Tensor, threshold_px: float = 1.0
@@ -24,30 +26,12 @@ def balanced_pixel_loss(
     return (error * blurred).sum() / (blurred.sum() + 1) + (error * sharp).sum() / (sharp.sum() + 1)
 
 
-def level_targets(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
-    """Blend weights that mean a disparity offset: linear between the two levels around it.
-
-    Args:
-        offset_dpt: (B, 1, H, W), in 1/m.
-        levels_dpt: (J,) ascending from 0; offsets beyond the last level take the last.
-
-    Returns:
-        (B, J, H, W), non-negative, summing to 1 over J.
-    """
-    upper = torch.bucketize(offset_dpt, levels_dpt).clamp(1, len(levels_dpt) - 1)
-    low, high = levels_dpt[upper - 1], levels_dpt[upper]
-    share = ((offset_dpt - low) / (high - low)).clamp(0, 1)
-    result = torch.zeros(offset_dpt.shape[0], len(levels_dpt), *offset_dpt.shape[2:])
-    result.scatter_(1, upper - 1, 1 - share)
-    return result.scatter_(1, upper, share)
-
-
 def level_loss(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of blend logits (B, J, h, w) to the levels of the true offset (B, 1, H, W), H and W multiples.
 
     Blurred and sharp pixels count one half each, as in `balanced_pixel_loss`.
     """
-    target = fn.adaptive_avg_pool2d(level_targets(offset_dpt, levels_dpt), logits.shape[-2:])
+    target = fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt), logits.shape[-2:])
     entropy = -(target * logits.log_softmax(1)).sum(1)
     sharp = target[:, 0]
     blurred = 1 - sharp
