@@ -1,9 +1,8 @@
 """Stage-2: Divided Space Focus Attention (DSFA, Sec. 4.2, Eq. 6-9) and Depth Anything with DSFA.
 
-This file stands alone: repositories on the Hub carry it verbatim, so it imports nothing of its package and raises
-plain ``ValueError``. Shape letters: ``B`` batch, ``F`` frames with the sharp reference first, ``N`` patch tokens,
-``D`` channels, ``H W`` pixels. A bokeh strength ``K`` is the radius of the blur disk in pixels per dioptre of
-disparity offset at a reference image width of 512 px.
+This file stands alone: Hub repositories carry it verbatim, so it imports nothing of its package and raises plain
+``ValueError``. ``B`` batch, ``F`` frames with the sharp reference first, ``N`` patch tokens, ``D`` channels, ``H W``
+pixels. A bokeh strength ``K`` is the blur disk's radius in pixels per dioptre of disparity offset at 512 px width.
 """
 
 import math
@@ -13,16 +12,11 @@ import torch
 import torch.nn.functional as fn
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForDepthEstimation,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    PreTrainedModel,  # noqa: F401 - diffusers finds a component's loader by a known base class in its module
-)
+from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import DepthEstimatorOutput
+from transformers.modeling_utils import PreTrainedModel  # noqa: F401 - diffusers looks here for a base that it can load
 
 _LAYER_NORM_EPS = 1e-5
 _MEASURE_SCALES_PX = (1, 2, 4)

@@ -67,7 +67,9 @@ def test_published_folder_carries_its_own_code(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "published")
     run_remote_door(tmp_path / "published", tmp_path)
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
-    wanted = pipe(photo, (10, 20), generator=torch.Generator().manual_seed(0))
+    local = load_pipeline(tmp_path / "published")
+    local.set_progress_bar_config(disable=True)
+    wanted = local(photo, (10, 20), generator=torch.Generator().manual_seed(0))
     with np.load(tmp_path / "out.npz") as out:
         assert np.array_equal(out["depth"], wanted.depth_m)
         assert np.array_equal(out["frames"], np.stack([np.asarray(f) for f in wanted.images]))

@@ -103,14 +103,21 @@ def test_depth_uses_the_stack_and_works_without_one(pipe):
     alone = pipe.estimate_depth(image)
     assert alone.images is None and alone.bokeh_strengths == ()
     stack = [photo(seed=7), photo(seed=8)]
-    assert not np.allclose(pipe.estimate_depth(image, stack, (10, 20)).depth_m, alone.depth_m, rtol=1e-6, atol=0)
+    assert alone.depth_m.std() > 0.01
+    assert not np.allclose(pipe.estimate_depth(image, stack, (10, 20)).depth_m, alone.depth_m, rtol=1e-3)
     zero = pipe.estimate_depth(image, [image, *stack], (0, 10, 20)).depth_m
     assert np.array_equal(zero, pipe.estimate_depth(image, stack, (10, 20)).depth_m)
 
 
-def test_depth_alone_equals_the_base_model(pipe):
-    tensor = pipe.estimate_depth(photo(), output_type="pt", processing_px=56).depth_m
-    assert isinstance(tensor, torch.Tensor) and tensor.shape == (50, 80)
+def test_depth_is_the_models_own_brought_to_the_photos_size(pipe):
+    image = photo(84, 56)
+    pixels = torch.from_numpy(np.asarray(image) / 255.0).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        wanted = pipe.depth_estimator(pixel_values=((pixels - mean) / std)[None]).predicted_depth[0]
+    depth = pipe.estimate_depth(image, output_type="pt", processing_px=56).depth_m
+    assert isinstance(depth, torch.Tensor)
+    torch.testing.assert_close(depth, wanted)
 
 
 def test_return_tuple(pipe):
@@ -296,23 +303,42 @@ def test_saving_leaves_the_pipeline_as_it_was(pipe, saved):
     assert pipe.bokeh_adapter.transformer is pipe.transformer
 
 
-def test_round_trip_gives_the_same_bits_twice(pipe, saved, tmp_path):
-    wanted = pipe(photo(), (10, 20), generator=noise())
-    folder = saved
-    for turn in range(2):
-        again = BokehDepthPipeline.from_pretrained(folder)
-        again.set_progress_bar_config(disable=True)
-        out = again(photo(), (10, 20), generator=noise())
-        assert np.array_equal(out.depth_m, wanted.depth_m)
-        assert [f.tobytes() for f in out.images] == [f.tobytes() for f in wanted.images]
-        folder = tmp_path / str(turn)
-        again.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def loaded(saved):
+    again = BokehDepthPipeline.from_pretrained(saved)
+    again.set_progress_bar_config(disable=True)
+    return again
 
 
-def test_remote_code_door_and_its_own_save(pipe, saved, tmp_path):
+def test_round_trip_keeps_every_weight(pipe, loaded):
+    for name in ("transformer", "vae", "bokeh_adapter", "depth_estimator"):
+        before, after = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
+        # The transformer that carries the adapter also shows the adapter's weights.
+        before = {k: v for k, v in before.items() if ".processor." not in k}
+        after = {k: v for k, v in after.items() if ".processor." not in k}
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k], after[k]) for k in before), name
+    # Mapped weights lie at other addresses, for which some kernels round otherwise.
+    wanted = pipe(photo(), (10, 20), generator=noise(), output_type="np")
+    out = loaded(photo(), (10, 20), generator=noise(), output_type="np")
+    np.testing.assert_allclose(out.images, wanted.images, atol=1e-4)
+    np.testing.assert_allclose(out.depth_m, wanted.depth_m, rtol=1e-2)
+
+
+def test_second_round_trip_gives_the_same_bits(loaded, tmp_path):
+    wanted = loaded(photo(), (10, 20), generator=noise())
+    loaded.save_pretrained(tmp_path)
+    again = BokehDepthPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    out = again(photo(), (10, 20), generator=noise())
+    assert np.array_equal(out.depth_m, wanted.depth_m)
+    assert [f.tobytes() for f in out.images] == [f.tobytes() for f in wanted.images]
+
+
+def test_remote_code_door_and_its_own_save(loaded, saved, tmp_path):
     """The folder as a stranger loads it, without this package; then what that pipeline saves, with the package."""
     run_remote_door(saved, tmp_path)
-    wanted = pipe(photo(), (10, 20), generator=noise())
+    wanted = loaded(photo(), (10, 20), generator=noise())
     with np.load(tmp_path / "out.npz") as out:
         assert np.array_equal(out["depth"], wanted.depth_m)
         assert np.array_equal(out["frames"], np.stack([np.asarray(f) for f in wanted.images]))
@@ -359,8 +385,9 @@ def test_base_is_loaded_from_its_own_folder(pipe, tmp_path):
     loaded = BokehDepthPipeline.from_pretrained(tmp_path / "light")
     loaded.load_base_model()
     loaded.set_progress_bar_config(disable=True)
-    out = loaded(photo(), (10,), generator=noise())
-    assert np.array_equal(out.depth_m, pipe(photo(), (10,), generator=noise()).depth_m)
+    out = loaded(photo(), (10,), generator=noise(), output_type="np")
+    wanted = pipe(photo(), (10,), generator=noise(), output_type="np")
+    np.testing.assert_allclose(out.images, wanted.images, atol=1e-4)
 
 
 def test_push_to_hub_is_refused(pipe, tmp_path):

@@ -93,7 +93,13 @@ def depth_model(seed: int = 3) -> BokehDepthAnythingForDepthEstimation:
         dsfa_num_heads=3,
         dsfa_layerscale_init=0.1,
     )
-    return BokehDepthAnythingForDepthEstimation(config).eval()
+    model = BokehDepthAnythingForDepthEstimation(config).eval()
+    # The library's own start is so small that depth would be one number everywhere.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return model
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
