@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("--stage1", type=Path, required=True, help="the folder `model` of a Stage-1 run")
     parser.add_argument("--stage2", type=Path, required=True, help="the folder `model` of a Stage-2 run")
     parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER)
-    parser.add_argument("--steps", type=int, default=4, help="default number of inference steps")
-    parser.add_argument("--area", type=int, default=256 * 256, help="pixels at work in Stage-1")
-    parser.add_argument("--side", type=int, default=252, help="shorter side at work in Stage-2")
+    parser.add_argument("--steps", type=int, default=1, help="default number of inference steps")
+    parser.add_argument("--area", type=int, default=192 * 192, help="pixels at work in Stage-1")
+    parser.add_argument("--side", type=int, default=140, help="shorter side at work in Stage-2")
     arguments = parser.parse_args()
     pipeline = BokehDepthPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(arguments.stage1 / "scheduler"),
