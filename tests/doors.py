@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 REMOTE = """
 import sys, numpy as np, torch
 from diffusers import DiffusionPipeline
@@ -25,6 +27,11 @@ def run_remote_door(folder: Path, output: Path) -> None:
         cwd=output,
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HOME": str(output / "hf"), "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "HF_HOME": str(output / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums round by how they are divided among threads
+        },
     )
     assert run.returncode == 0, run.stderr[-3000:]
