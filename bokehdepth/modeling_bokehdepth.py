@@ -532,7 +532,7 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
             lone = pixel_values if pixel_values.ndim == 4 else pixel_values[:, 0]
             return super().forward(lone, labels=labels, return_dict=return_dict, **options)
         if labels is not None:
-            raise NotImplementedError("Training is not implemented yet")
+            raise NotImplementedError("labels is given; wanted None, since the loss belongs to the training script.")
         return_dict = self.config.return_dict if return_dict is None else return_dict
         options = {key: getattr(self.config, key) if value is None else value for key, value in options.items()}
 
