@@ -1,0 +1,64 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+class UsageError(Exception):
+    """A command line that argparse cannot read."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence that names the command."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102 - as argparse documents it
+        command = self.prog.partition(" ")[2]
+        raise UsageError(f"{command}: {message} (see '{self.prog} --help')" if command else message)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Make the type of an option that takes a whole number from ``least`` on."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+        return int(text)
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """Check the name of a device, whether or not this machine has it."""
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N, mps")
+    return text
+
+
+def add_lens_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a caller knows of the lens, in place of EXIF."""
+    parser.add_argument(
+        "--focus-distance",
+        metavar="M",
+        type=float,
+        help="focus distance in metres (default: EXIF, else assumed)",
+    )
+    parser.add_argument(
+        "--focal-length", metavar="MM", type=float, help="true focal length in mm (default: EXIF, else assumed)"
+    )
+    parser.add_argument(
+        "--focal-length-35mm", metavar="MM", type=float, help="35 mm equivalent in mm (default: EXIF, else assumed)"
+    )
+
+
+def add_talk_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, ``--verbose`` and ``--quiet``."""
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout in place of text")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", action="store_true", help="also what libraries say, progress, tracebacks")
+    volume.add_argument("-q", "--quiet", action="store_true", help="only errors on stderr")

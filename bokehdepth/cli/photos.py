@@ -1,0 +1,265 @@
+"""``bokehdepth run``, ``stack`` and ``depth``: models on photos."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .options import add_lens_options, add_talk_options, device_name, whole_number
+from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, sentence, write_json
+
+if TYPE_CHECKING:
+    from ..jobs import Job, JobResult
+    from ..pipeline_bokehdepth import BokehDepthPipeline
+
+
+def add_photo_commands(commands: Any) -> None:
+    """Add ``run``, ``stack`` and ``depth`` to the commands of a parser."""
+    _add_command(
+        commands,
+        "run",
+        _work,
+        "bokeh stack and depth map of each photo",
+        "bokehdepth run cat.jpg coffee.png -o out --f-numbers 1.4 2.8 5.6",
+        ("bokeh_k10.png ...", "depth.npz", "depth.png (16 bit, its scale in a text chunk)", "depth_preview.png"),
+    )
+    _add_command(
+        commands,
+        "stack",
+        _work,
+        "bokeh stack of each photo, without depth",
+        "bokehdepth stack photos/ -o out --bokeh-strengths 5 15 25 --seed 3",
+        ("bokeh_k5.png ...",),
+    )
+    depth = _add_command(
+        commands,
+        "depth",
+        _work,
+        "depth map of each photo alone, or from your own aperture bracket",
+        "bokehdepth depth f16.jpg -o out --stack f8.jpg f4.jpg f2.8.jpg --f-numbers 8 4 2.8 --focus-distance 1.8",
+        ("depth.npz", "depth.png (16 bit, its scale in a text chunk)", "depth_preview.png"),
+    )
+    depth.add_argument(
+        "--stack",
+        metavar="FRAME",
+        nargs="+",
+        type=Path,
+        help="frames of one PHOTO with wider apertures, of its size; their K is taken from --bokeh-strengths or "
+        "--f-numbers (one for each frame, in order), else from each file's text chunk or name (bokeh_k10.png), else "
+        "from its EXIF f-number",
+    )
+
+
+def _add_command(
+    commands: Any, name: str, handler: Callable[..., int], summary: str, example: str, files: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Add one of the commands that run a model on photos."""
+    from ..jobs import DEFAULT_BOKEH_STRENGTHS
+
+    written = ", ".join((*files, f"{name}.json (the run record)"))
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. For each photo a folder OUT/<name of the photo> with "
+        f"{written}; all of them appear together or none does.",
+        epilog=f"Example: {example}",
+    )
+    parser.set_defaults(handler=handler, stack=None, steps=None, seed=0)
+    parser.add_argument(
+        "photos",
+        metavar="PHOTO",
+        nargs="+",
+        type=Path,
+        help="photos, or folders whose pictures are taken (not those in sub-folders); all are checked before any work",
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--model",
+        metavar="ID_OR_FOLDER",
+        default="embedded",
+        help="'embedded' (the small model inside the package), a folder, or a Hub repository (default: %(default)s)",
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    blur = parser.add_mutually_exclusive_group()
+    default = "" if name == "depth" else f" (default: {' '.join(f'{k:g}' for k in DEFAULT_BOKEH_STRENGTHS)})"
+    blur.add_argument(
+        "--bokeh-strengths",
+        metavar="K",
+        nargs="+",
+        type=float,
+        help=f"blur radius in px per dioptre (1/m) off the focus, at 512 px width, from 0 to 30{default}",
+    )
+    blur.add_argument(
+        "--f-numbers",
+        metavar="N",
+        nargs="+",
+        type=float,
+        help="f-numbers in place of K, which follows from the photo's focal length, sensor and focus",
+    )
+    add_lens_options(parser)
+    if name != "depth":
+        parser.add_argument(
+            "--steps", type=whole_number(1), help="denoising steps (default: what suits the model)", metavar="N"
+        )
+        parser.add_argument(
+            "--seed", type=whole_number(0), default=0, help="of the noise, the same for each photo (default: 0)"
+        )
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        help="auto, cpu, cuda, cuda:N or mps; auto takes cuda, else mps, else cpu (default: %(default)s)",
+    )
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="CPU threads (default: torch's own)")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add_talk_options(parser)
+    return parser
+
+
+def _plan(arguments: argparse.Namespace) -> list[Job]:
+    """Check everything that needs no model, for all photos, and say what is to be done."""
+    from ..hub import resolve_model
+    from ..jobs import photo_paths, plan_job
+
+    source = resolve_model(arguments.model)
+    if arguments.revision is not None and Path(source).is_dir():
+        raise InputError(f"--revision is {arguments.revision!r}, wanted none, since the model is no Hub repository.")
+    paths = photo_paths(arguments.photos)
+    if arguments.stack and len(paths) != 1:
+        raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
+    return [
+        plan_job(
+            path,
+            arguments.output / path.stem,
+            makes_stack=arguments.command != "depth",
+            makes_depth=arguments.command != "stack",
+            bokeh_strengths=arguments.bokeh_strengths,
+            f_numbers=arguments.f_numbers,
+            frame_paths=arguments.stack or (),
+            focal_length_mm=arguments.focal_length,
+            focal_length_35mm=arguments.focal_length_35mm,
+            focus_distance_m=arguments.focus_distance,
+            # One record for each command: depth can join a stack in its folder without replacing its record.
+            record_name=f"{arguments.command}.json",
+            overwrite=arguments.overwrite,
+        )
+        for path in paths
+    ]
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    """Run ``run``, ``stack`` or ``depth`` on all photos; one that fails does not stop the others."""
+    from ..hub import weights_record
+    from ..jobs import run_job
+
+    jobs = _plan(arguments)
+    for job in jobs:
+        if job.assumptions:
+            logger.warning("photo %r: %s", job.photo_path.name, " ".join(job.assumptions))
+    show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
+    results: list[dict[str, Any]] = []
+    with quiet_libraries(arguments.verbose, show_progress):
+        started = time.perf_counter()
+        pipeline = _load(arguments, jobs)
+        timings_s = {"load_model": round(time.perf_counter() - started, 3)}
+        pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
+        weights = weights_record(arguments.model, arguments.revision)
+        for index, job in enumerate(jobs, 1):
+            if show_progress:
+                logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
+            try:
+                done = run_job(
+                    pipeline,
+                    job,
+                    seed=arguments.seed,
+                    num_inference_steps=arguments.steps,
+                    arguments=_recorded(arguments, job, pipeline),
+                    weights=weights,
+                    timings_s=timings_s,
+                )
+            except Exception as error:  # noqa: BLE001 - whatever one photo meets, the others still run
+                logger.error("photo %r failed: %s", job.photo_path.name, sentence(error), exc_info=arguments.verbose)
+                results.append({"photo": job.photo_path, "error": sentence(error)})
+                continue
+            results.append(_entry(done))
+            if not arguments.json:
+                sys.stdout.write(f"{job.folder}\n")
+                sys.stdout.flush()
+    failed = sum("error" in result for result in results)
+    if arguments.json:
+        write_json({"command": arguments.command, "done": len(jobs) - failed, "failed": failed, "photos": results})
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _entry(done: JobResult) -> dict[str, Any]:
+    """What the JSON document says of one photo."""
+    job = done.job
+    return {
+        "photo": job.photo_path,
+        "folder": job.folder,
+        "files": done.files,
+        "bokeh_strengths": job.bokeh_strengths,
+        "f_numbers": job.f_numbers,
+        "depth_range_m": done.depth_range_m,
+        "assumptions": job.assumptions,
+        "timings_s": done.timings_s,
+    }
+
+
+def _device(name: str) -> str:
+    """Turn ``auto`` into a device of this machine; InputError for one that it does not have."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        logger.info("device: %s", name)
+    kind, _, index = name.partition(":")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+    if not there or int(index or 0) >= (torch.cuda.device_count() if kind == "cuda" else 1):
+        raise InputError(f"--device is {name!r}, which this machine or this build of torch does not have.")
+    return name
+
+
+def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipeline:
+    """Load the model and let it check what only it knows."""
+    import torch
+
+    from ..hub import load_pipeline
+    from ..imaging import open_photo
+
+    device = _device(arguments.device)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        pipeline = load_pipeline(
+            arguments.model, device=device, revision=arguments.revision, with_base=jobs[0].makes_stack
+        )
+        for job in jobs:
+            if job.bokeh_strengths:
+                pipeline.check_bokeh_strengths(job.bokeh_strengths)
+        first = open_photo(jobs[0].photo_path).image
+        pipeline.check_inputs(first, num_inference_steps=arguments.steps, needs=jobs[0].components)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return pipeline
+
+
+def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipeline) -> dict[str, Any]:
+    """The arguments as they held for one photo, defaults and the automatic device spelt out."""
+    left_out = ("handler", "photos", "json", "verbose", "quiet")
+    kept = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    held = {
+        "photo": job.photo_path,
+        "stack": job.frame_paths or None,
+        "bokeh_strengths": job.bokeh_strengths,
+        "f_numbers": job.f_numbers,
+        "device": str(pipeline.device),
+    }
+    if job.makes_stack and arguments.steps is None:
+        held["steps"] = pipeline.config.default_num_inference_steps
+    return kept | held
