@@ -196,6 +196,11 @@ class Camera:
             bokeh_strength, self.focal_length_mm.value, self.focus_distance_m.value, self.sensor_width_mm.value
         )
 
+    def record(self) -> dict[str, dict[str, Any]]:
+        """Each value with where it came from, as ``io.run_record`` takes them: ``{name: {"value", "source"}}``."""
+        entries = {name: entry for name, entry in self.to_dict().items() if isinstance(entry, dict)}
+        return {name: {"value": entry["value"], "source": entry["source"]} for name, entry in entries.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types; a focus at infinity becomes the text ``"infinity"``, which JSON lacks."""
         values = {

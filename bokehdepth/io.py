@@ -250,6 +250,33 @@ def load_depth_npz(path: Path | str) -> DepthFile:
     return DepthFile(arrays["depth_m"], float(arrays["focal_length_px"]), arrays["bokeh_strengths"])
 
 
+def load_depth(path: Path | str) -> np.ndarray:
+    """Read a depth map of any form that is read here, by the ending of its name.
+
+    Args:
+        path: ``.npz`` of ``save_depth_npz``, ``.png`` of ``save_depth_png``, or ``.npy`` with metres, floating point
+            ``(H, W)``, from anywhere.
+
+    Returns:
+        Depth in metres, float32 ``(H, W)``; NaN where there is no value, inf where it is infinitely far.
+
+    Raises:
+        InputError: If the name has another ending or the file is not as its ending says.
+    """
+    kind = Path(path).suffix.lower()
+    if kind == ".npz":
+        return load_depth_npz(path).depth_m
+    if kind == ".png":
+        return load_depth_png(path)
+    if kind != ".npy":
+        raise InputError(f"path is {str(path)!r}, wanted a depth map that ends in .npz, .png or .npy")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"path is {str(path)!r}, which is no readable npy file ({error})") from error
+    return check_depth(array).astype(np.float32)
+
+
 def _open_image(path: Path | str) -> Image.Image:
     """Open and decode a picture, every fault of the file as one InputError."""
     try:

@@ -24,15 +24,23 @@ from .visualization import depth_preview
 DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
 """The three forms of the depth map: exact, for other programs, to look at."""
 
+CONFIDENCE_NAME = "confidence.png"
+"""How far the depth is to be believed, 8-bit grey: 255 is 1. Only methods that can say it write it."""
+
 
 def result_names(
-    bokeh_strengths: Sequence[float] = (), *, depth: bool = True, record_name: str = "run.json"
+    bokeh_strengths: Sequence[float] = (),
+    *,
+    depth: bool = True,
+    confidence: bool = False,
+    record_name: str = "run.json",
 ) -> list[str]:
     """Names of the files that ``write_results`` writes.
 
     Args:
         bokeh_strengths: K of the frames that are written; empty where none is.
         depth: whether there is a depth map.
+        confidence: whether there is a confidence map.
         record_name: name of the run record.
 
     Returns:
@@ -42,7 +50,7 @@ def result_names(
         InputError: a K is negative or not finite.
     """
     frames = [io.bokeh_file_name(strength) for strength in bokeh_strengths]
-    return [*frames, *(DEPTH_NAMES if depth else ()), record_name]
+    return [*frames, *(DEPTH_NAMES if depth else ()), *([CONFIDENCE_NAME] if confidence else ()), record_name]
 
 
 def check_folder(folder: Path | str, names: Sequence[str], *, overwrite: bool = False) -> None:
@@ -92,6 +100,8 @@ def write_results(
     bokeh_strengths: Sequence[float] = (),
     images: Sequence[Image.Image] | None = None,
     depth_m: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    depth_details: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any],
     seed: int | None,
     weights: Mapping[str, Mapping[str, str | None]],
@@ -108,6 +118,8 @@ def write_results(
         bokeh_strengths: (F,) ascending K of the frames; those that depth was read from where ``images`` is None.
         images: F pictures of the photo's size; None writes no frames.
         depth_m: (H, W) metres, floating point, above 0, at the photo's size; None writes no depth map.
+        confidence: (H, W) in [0, 1], how far ``depth_m`` is to be believed; None writes no map of it.
+        depth_details: what the record says under ``depth`` of how the depth came about; None says nothing.
         arguments: arguments of the command or call, for the record.
         seed: seed of the noise; None if there was none.
         weights: as ``hub.weights_record`` returns it.
@@ -130,30 +142,35 @@ def write_results(
         sizes_px |= {"stack": images[0].size if len(images) else (0, 0)}
     if depth_m is not None:
         sizes_px |= {"depth": (io.check_depth(depth_m).shape[1], depth_m.shape[0])}
+    if confidence is not None:
+        if depth_m is None or not (np.min(confidence) >= 0 and np.max(confidence) <= 1):
+            raise InputError("confidence must be in [0, 1] everywhere and stand beside a depth map.")
+        sizes_px |= {"confidence": np.shape(confidence)[::-1]}
     for name, size in sizes_px.items():
         if size != size_px:
             raise InputError(
                 f"{name} has {size[0]} x {size[1]} pixels, wanted the photo's {size_px[0]} x {size_px[1]}."
             )
     names = result_names(
-        bokeh_strengths if images is not None else (), depth=depth_m is not None, record_name=record_name
+        bokeh_strengths if images is not None else (),
+        depth=depth_m is not None,
+        confidence=confidence is not None,
+        record_name=record_name,
     )
     check_folder(folder, names, overwrite=overwrite)
     record = io.run_record(
         arguments=arguments,
         seed=seed,
         weights=weights,
-        camera={
-            name: {"value": value["value"], "source": value["source"]}
-            for name, value in camera.to_dict().items()
-            if isinstance(value, dict)
-        },
+        camera=camera.record(),
         bokeh_strengths=bokeh_strengths,
         sizes_px=sizes_px,
         timings_s=timings_s,
         assumptions=camera.assumptions(),
         photo_notes=(*photo.notes, *camera.notes),
     )
+    if depth_details is not None:
+        record["depth"] = io.to_json_value(depth_details, "depth_details")
     record["files"] = names
     with staged(folder, names=names, overwrite=overwrite) as staging:
         if images is not None:
@@ -168,6 +185,9 @@ def write_results(
             )
             io.save_depth_png(staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m))
             io.save_image(staging / DEPTH_NAMES[2], depth_preview(depth_m), ai_generated=False)
+        if confidence is not None:
+            grey = Image.fromarray(np.rint(np.asarray(confidence) * 255).astype(np.uint8))
+            io.save_image(staging / CONFIDENCE_NAME, grey, ai_generated=False)
         io.save_json(staging / record_name, record)
     return [Path(folder) / name for name in names]
 

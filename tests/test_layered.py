@@ -3,7 +3,8 @@ import pytest
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.disk import disk_blur, disk_kernel
-from bokehdepth.rendering.layered import GAMMA, Layer, composite, render_bokeh
+from bokehdepth.rendering.layered import Layer, composite, render_bokeh
+from bokehdepth.rendering.scatter import GAMMA
 
 SIZE = (72, 96)
 
@@ -109,13 +110,13 @@ def test_against_rays_through_an_aperture(blurred_background):
         radius = strength * SIZE[1] / 512 * (float(layer.disparity_dpt[0, 0]) - 1 / focus)
         rows = np.clip(np.arange(SIZE[0]) + round(y * radius), 0, SIZE[0] - 1)
         columns = np.clip(np.arange(SIZE[1]) + round(x * radius), 0, SIZE[1] - 1)
-        return layer.light.astype(np.float64)[:, rows[:, None], columns]
+        return layer.light.astype(np.float64)[rows[:, None], columns]
 
-    total = np.zeros((3, *SIZE))
+    total = np.zeros((*SIZE, 3))
     for y, x in lens:
         near, far = seen(front, y, x), seen(back, y, x)
-        total += near[:3] + (1 - near[3]) * far[:3]
-    traced = (total / len(lens)).transpose(1, 2, 0)
+        total += near[..., :3] + (1 - near[..., 3:]) * far[..., :3]
+    traced = total / len(lens)
     error, change = rendered - traced, _light(composite([back, front])[0]) - traced
     assert np.abs(error).mean() < 0.06 * np.abs(change).mean()
 
@@ -182,10 +183,10 @@ def test_bad_layers_are_refused(change, message):
     ("arguments", "message"),
     [
         (([], 1.0, 1.0), "layers is empty"),
-        (([_flat(0.1)], -1.0, 1.0), "bokeh_strength is -1.0"),
-        (([_flat(0.1)], float("nan"), 1.0), "bokeh_strength is nan"),
-        (([_flat(0.1)], 1.0, 0.0), "focus_distance_m is 0.0"),
-        (([_flat(0.1)], 1.0, float("nan")), "focus_distance_m is nan"),
+        (([_flat(0.1)], -1.0, 1.0), "bokeh_strength must be finite and at least 0, got -1.0"),
+        (([_flat(0.1)], float("nan"), 1.0), "bokeh_strength must be finite and at least 0, got nan"),
+        (([_flat(0.1)], 1.0, 0.0), "focus_distance_m must be greater than 0 m .*, got 0.0"),
+        (([_flat(0.1)], 1.0, float("nan")), "focus_distance_m must be greater than 0 m .*, got nan"),
     ],
 )
 def test_bad_renders_are_refused(arguments, message):

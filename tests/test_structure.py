@@ -16,21 +16,31 @@ PACKAGE = ROOT / "bokehdepth"
 LEVELS = [
     {"errors", "__init__"},
     {"optics", "staging"},
-    {"camera", "imaging", "rendering.disk", "rendering.layered", "rendering.drawing"},
-    {"rendering.materials"},
-    {"rendering.staging"},
+    {"camera", "imaging", "rendering.disk", "rendering.drawing", "rendering._scatter_numba"},
+    {"rendering.aperture", "rendering._refocus_numba"},
+    {"rendering.scatter", "rendering.scatter_torch"},
+    {"rendering.layered", "rendering.materials", "rendering.raytraced"},
+    {"rendering.staging", "rendering.refocus"},
     {"rendering.scenes", "metrics", "io", "visualization", "apertures"},
+    {"rendering.layered_torch"},
     {"results"},
     {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_mini_flux", "processing_bokehdepth"},
     {"pipeline_bokehdepth"},
     {"hub", "jobs"},
+    {"benchmarks.timing", "benchmarks._brute_numba"},
+    {"benchmarks.render", "benchmarks.scenes"},
     {"cli.options", "cli.talk"},
-    {"cli.optics", "cli.photos"},
+    {"cli.bench", "cli.optics", "cli.photos", "cli.render"},
     {"cli.parser"},
     {"cli.__init__"},
     {"__main__"},
 ]
-SAME_LEVEL = {("imaging", "camera"), ("rendering.layered", "rendering.disk"), ("visualization", "io")}
+SAME_LEVEL = {
+    ("imaging", "camera"),
+    ("rendering.scatter", "rendering.scatter_torch"),
+    ("rendering.scatter_torch", "rendering.scatter"),
+    ("visualization", "io"),
+}
 STANDALONE = {
     "modeling_bokeh_adapter": set(),
     "modeling_bokehdepth": set(),
@@ -79,7 +89,7 @@ def level(name: str) -> int:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_run_one_way(name):
-    if name == "rendering.__init__":
+    if name in ("rendering.__init__", "benchmarks.__init__"):
         assert not own_imports(name, modules()[name])
         return
     assert level(name) >= 0, f"{name} has no place in LEVELS"

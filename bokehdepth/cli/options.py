@@ -40,10 +40,11 @@ def device_name(text: str) -> str:
     return text
 
 
-def add_lens_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a caller knows of the lens, in place of EXIF."""
-    parser.add_argument(
+def add_lens_options(parser: argparse.ArgumentParser, focus: argparse._ActionsContainer | None = None) -> None:
+    """Add what a caller knows of the lens, in place of EXIF; the focus goes to the group ``focus`` if one is given."""
+    (focus or parser).add_argument(
         "--focus-distance",
+        "--focus-m",
         metavar="M",
         type=float,
         help="focus distance in metres (default: EXIF, else assumed)",

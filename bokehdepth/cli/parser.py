@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 
 from .. import __version__
+from .bench import add_bench
 from .optics import add_optics
 from .options import Parser
 from .photos import add_photo_commands
+from .publish import add_publish
+from .render import add_render
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,5 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bokehdepth {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_photo_commands(commands)
+    add_render(commands)
     add_optics(commands)
+    add_bench(commands)
+    add_publish(commands)
     return parser

@@ -1,0 +1,66 @@
+"""``bokehdepth bench``: measurements beside rivals, in one run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .options import add_talk_options, device_name, whole_number
+from .talk import EXIT_DONE, EXIT_FAILED, write_json
+
+
+def add_bench(commands: Any) -> None:
+    """Add ``bench`` and what it can measure to the commands of a parser."""
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and accuracy beside rivals, in one run",
+        description="Measurements in one process and one run, all contenders in turn. Ends with code 1 if a fast "
+        "variant differs from the exact one by more than it may.",
+    )
+    kinds = bench.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    render = kinds.add_parser(
+        "render",
+        help="defocus renderers: span scatter, brute force, FFT and OpenCV per layer",
+        description="Pixels a second of defocus renderers on one core, on a procedural scene.",
+    )
+    render.set_defaults(handler=_render)
+    render.add_argument("--sizes", metavar="PX", nargs="+", type=whole_number(32), default=[512, 1024])
+    render.add_argument("--mean-radii", metavar="PX", nargs="+", type=float, default=[3.4, 10.0, 21.0])
+    render.add_argument("--repeats", metavar="N", type=whole_number(1), default=3, help="rounds (default: 3)")
+    render.add_argument(
+        "--device", type=device_name, default="cpu", help="of the torch renderer (default: %(default)s)"
+    )
+    add_talk_options(render)
+    scenes = kinds.add_parser(
+        "scenes",
+        help="procedural scenes a second, made and rendered",
+        description="Procedural scenes a second on one core: made, and rendered at K = 10, 20 and 30.",
+    )
+    scenes.set_defaults(handler=_scenes)
+    scenes.add_argument("--sizes", metavar="PX", nargs="+", type=whole_number(32), default=[128, 256])
+    scenes.add_argument("--scenes", metavar="N", type=whole_number(1), default=24, help="how many (default: 24)")
+    scenes.add_argument("--device", type=device_name, default="cpu", help="of the batches (default: %(default)s)")
+    add_talk_options(scenes)
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from ..benchmarks import scenes
+
+    result = scenes.run(arguments.sizes, arguments.scenes, arguments.device)
+    if arguments.json:
+        write_json(result)
+    else:
+        sys.stdout.write(scenes.as_text(result) + "\n")
+    return EXIT_DONE
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from ..benchmarks import render
+
+    result = render.run(arguments.sizes, arguments.mean_radii, arguments.repeats, device=arguments.device)
+    if arguments.json:
+        write_json(result)
+    else:
+        sys.stdout.write(render.as_text(result) + "\n")
+    return EXIT_DONE if all(gate["passed"] for gate in result["gates"]) else EXIT_FAILED
