@@ -9,17 +9,21 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from .apertures import strengths_from_f_numbers
 from .camera import Camera, read_camera
 from .errors import InputError
 from .imaging import Photo, open_photo
 from .io import load_stack
-from .optics import check_bokeh_strength
+from .optics import check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from .pipeline_bokehdepth import BokehDepthPipeline
 
 DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
@@ -30,8 +34,28 @@ PICTURE_SUFFIXES = frozenset(
 )
 """Endings of the names that are taken from a folder of photos."""
 
+SweepSide = Literal["behind", "front", "model"]
+
 _STACK_COMPONENTS = ("transformer", "vae", "scheduler", "bokeh_adapter")
 _DEPTH_COMPONENTS = ("depth_estimator",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """How depth is read off the blur of the caller's own bracket (``sweep.depth_from_sweep``).
+
+    Attributes:
+        side: side of the focus that everything lies on, ``"behind"`` or ``"front"``; ``"model"`` lets the depth that a
+            model sees in the photo choose it for each pixel.
+        photo_bokeh_strength: K of the photo itself, the sharpest frame of the bracket.
+        photo_source: where that K comes from: an f-number ``"given"`` or ``"read"`` from EXIF; ``"assumed"`` 0.
+        fills: whether pixels of low confidence take their depth from confident neighbours.
+    """
+
+    side: SweepSide = "behind"
+    photo_bokeh_strength: float = 0.0
+    photo_source: str = "assumed"
+    fills: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +73,7 @@ class Job:
         frame_paths: (F,) frames that the caller brings; empty where they are generated.
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.
+        sweep: how depth is read off the frames' blur; None where a model estimates it.
     """
 
     photo_path: Path
@@ -61,10 +86,13 @@ class Job:
     frame_paths: tuple[Path, ...] = ()
     record_name: str = "run.json"
     overwrite: bool = False
+    sweep: Sweep | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Parts of the pipeline that the job needs."""
+        """Parts of the pipeline that the job needs; none of them where no model takes part."""
+        if self.sweep is not None:
+            return _DEPTH_COMPONENTS if self.sweep.side == "model" else ()
         return (_STACK_COMPONENTS if self.makes_stack else ()) + (_DEPTH_COMPONENTS if self.makes_depth else ())
 
     @property
@@ -82,12 +110,14 @@ class JobResult:
         files: paths written: frames, depth, record.
         timings_s: step to seconds.
         depth_range_m: least and greatest depth in metres; None without depth.
+        depth_details: what the record says under ``depth``; None where it says nothing.
     """
 
     job: Job
     files: tuple[Path, ...]
     timings_s: dict[str, float]
     depth_range_m: tuple[float, float] | None
+    depth_details: dict[str, Any] | None = None
 
 
 def photo_paths(given: Iterable[Path | str]) -> list[Path]:
@@ -143,6 +173,9 @@ def plan_job(
     focus_distance_m: float | None = None,
     record_name: str = "run.json",
     overwrite: bool = False,
+    sweep_side: SweepSide | None = None,
+    photo_f_number: float | None = None,
+    fill_low_confidence: bool = False,
 ) -> Job:
     """Check all of one photo's job that needs no model. The pixels are decoded to find damage, then dropped.
 
@@ -160,6 +193,11 @@ def plan_job(
         focus_distance_m: focus distance in metres, in place of EXIF's.
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.
+        sweep_side: reads depth off the blur of the frames and says on which side of the focus (``Sweep``); None lets
+            a model estimate depth. K of the frames is then not limited to 30.
+        photo_f_number: with ``sweep_side``: f-number of the photo. When absent, EXIF's counts where K of the frames
+            comes from f-numbers; else, or unknown, the photo counts as free of blur.
+        fill_low_confidence: with ``sweep_side``: as in ``sweep.depth_from_sweep``.
 
     Returns:
         The job, with K ascending.
@@ -173,8 +211,18 @@ def plan_job(
         raise InputError(f"frame_paths has {len(frame_paths)} frames, wanted none where frames are generated.")
     if not makes_stack and not frame_paths and (bokeh_strengths or f_numbers):
         raise InputError("bokeh_strengths and f_numbers describe the frames of a stack, wanted a stack with them.")
+    if sweep_side is None and (photo_f_number is not None or fill_low_confidence):
+        raise InputError(
+            "photo_f_number and fill_low_confidence belong to depth from a sweep, wanted a side with them."
+        )
+    if sweep_side is not None:
+        if sweep_side not in get_args(SweepSide):
+            raise InputError(f"sweep_side is {sweep_side!r}, wanted one of {', '.join(get_args(SweepSide))}.")
+        if not frame_paths or not makes_depth:
+            raise InputError("frame_paths is empty, wanted the wider frames of a bracket for depth from a sweep.")
+    is_bounded = sweep_side is None
     if bokeh_strengths is not None:
-        _check_strengths(bokeh_strengths)
+        _check_strengths(bokeh_strengths, is_bounded)
     photo = open_photo(photo_path)
     camera = read_camera(
         photo,
@@ -184,14 +232,19 @@ def plan_job(
     )
     paths = tuple(map(Path, frame_paths))
     if paths:
-        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers)
+        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers, is_bounded)
     elif f_numbers is not None:
         name = f"f_numbers for photo {Path(photo_path).name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
     else:
         default = DEFAULT_BOKEH_STRENGTHS if makes_stack else ()
         strengths = tuple(sorted(_check_strengths(default if bokeh_strengths is None else bokeh_strengths)))
-    names = result_names(strengths if makes_stack else (), depth=makes_depth, record_name=record_name)
+    sweep = None
+    if sweep_side is not None:
+        sweep = _plan_sweep(camera, strengths, sweep_side, photo_f_number, f_numbers is not None, fill_low_confidence)
+    names = result_names(
+        strengths if makes_stack else (), depth=makes_depth, confidence=sweep is not None, record_name=record_name
+    )
     check_folder(folder, names, overwrite=overwrite)
     return Job(
         photo_path=Path(photo_path),
@@ -204,11 +257,36 @@ def plan_job(
         frame_paths=paths,
         record_name=record_name,
         overwrite=overwrite,
+        sweep=sweep,
     )
 
 
-def _check_strengths(bokeh_strengths: Sequence[float]) -> list[float]:
-    values = [check_bokeh_strength(strength, "bokeh_strengths") for strength in bokeh_strengths]
+def _plan_sweep(
+    camera: Camera,
+    strengths: tuple[float, ...],
+    side: SweepSide,
+    photo_f_number: float | None,
+    uses_f_numbers: bool,
+    fills: bool,
+) -> Sweep:
+    """Find the blur of the photo itself and check that the frames have more."""
+    if photo_f_number is not None:
+        photo_f_number, source = check_number(photo_f_number, "photo_f_number"), "given"
+    elif uses_f_numbers and camera.f_number.source != "assumed":
+        photo_f_number, source = camera.f_number.value, camera.f_number.source
+    own = 0.0 if photo_f_number is None else camera.bokeh_strength(photo_f_number)
+    if strengths[0] <= own:
+        raise InputError(
+            f"stack has a frame of K = {strengths[0]:.4g}, wanted more than the photo's own {own:.4g} (f/"
+            f"{photo_f_number:g}): the photo must be the sharpest frame of the bracket."
+        )
+    return Sweep(side, own, "assumed" if photo_f_number is None else source, fills)
+
+
+def _check_strengths(bokeh_strengths: Sequence[float], is_bounded: bool = True) -> list[float]:
+    """Check K of each frame: within the trained range, or above 0 for a lens."""
+    check = check_bokeh_strength if is_bounded else check_number
+    values = [check(strength, "bokeh_strengths") for strength in bokeh_strengths]
     for value in values:
         if values.count(value) > 1:
             raise InputError(f"bokeh_strengths has {value:g} twice, wanted each value once.")
@@ -221,6 +299,7 @@ def _plan_frames(
     paths: tuple[Path, ...],
     bokeh_strengths: Sequence[float] | None,
     f_numbers: Sequence[float] | None,
+    is_bounded: bool,
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...]]:
     """Check the caller's frames; K ascending, f-numbers if K came from them, and paths, all in one order."""
     for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
@@ -236,9 +315,15 @@ def _plan_frames(
                 f"stack has the frame {paths[f_numbers.index(None)].name!r}, which says neither its bokeh strength "
                 "nor its f-number, wanted bokeh_strengths or f_numbers."
             )
-        strengths, ordered = strengths_from_f_numbers(camera, f_numbers, "f_numbers of the stack")
+        name = "f_numbers of the stack"
+        if is_bounded:
+            strengths, ordered = strengths_from_f_numbers(camera, f_numbers, name)
+        else:
+            ordered = tuple(sorted((check_number(f_number, name) for f_number in f_numbers), reverse=True))
+            strengths = tuple(map(camera.bokeh_strength, ordered))
+            _check_strengths(strengths, is_bounded)
         return strengths, ordered, tuple(paths[f_numbers.index(f_number)] for f_number in ordered)
-    by_strength = dict(zip(_check_strengths(bokeh_strengths), paths, strict=True))
+    by_strength = dict(zip(_check_strengths(bokeh_strengths, is_bounded), paths, strict=True))
     strengths = tuple(sorted(by_strength))
     return strengths, None, tuple(by_strength[strength] for strength in strengths)
 
@@ -256,7 +341,7 @@ def _check_frame(path: Path, photo: Photo) -> float | None:
 
 
 def run_job(
-    pipeline: BokehDepthPipeline,
+    pipeline: BokehDepthPipeline | None,
     job: Job,
     *,
     seed: int = 0,
@@ -270,7 +355,7 @@ def run_job(
     The noise is drawn on the CPU from the seed alone, so a photo's result does not depend on the others beside it.
 
     Args:
-        pipeline: a loaded pipeline.
+        pipeline: a loaded pipeline; None for a job without ``components``.
         job: as ``plan_job`` returned it.
         seed: seed of the noise.
         num_inference_steps: None takes what suits the weights.
@@ -284,12 +369,12 @@ def run_job(
     Raises:
         ValueError: an argument, the photo or the folder cannot be used (any more).
     """
-    import torch
-
     photo = open_photo(job.photo_path)
     frames = [open_photo(path).image for path in job.frame_paths]
-    timings, images, depth_m = dict(timings_s or {}), None, None
+    timings, images, depth_m, confidence, details = dict(timings_s or {}), None, None, None, None
     if job.makes_stack:
+        import torch
+
         started = time.perf_counter()
         images = frames = pipeline.generate_stack(
             photo.image,
@@ -298,7 +383,11 @@ def run_job(
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images
         timings["stack"] = round(time.perf_counter() - started, 3)
-    if job.makes_depth:
+    if job.sweep is not None:
+        started = time.perf_counter()
+        depth_m, confidence, details = _depth_from_sweep(pipeline, job, photo.image, frames)
+        timings["depth"] = round(time.perf_counter() - started, 3)
+    elif job.makes_depth:
         started = time.perf_counter()
         depth_m = pipeline.estimate_depth(
             photo.image,
@@ -314,6 +403,8 @@ def run_job(
         bokeh_strengths=job.bokeh_strengths,
         images=images,
         depth_m=depth_m,
+        confidence=confidence,
+        depth_details=details,
         arguments=arguments,
         seed=seed if job.makes_stack else None,
         weights=weights,
@@ -321,5 +412,35 @@ def run_job(
         record_name=job.record_name,
         overwrite=job.overwrite,
     )
-    depth_range_m = None if depth_m is None else (float(depth_m.min()), float(depth_m.max()))
-    return JobResult(job, tuple(files), timings, depth_range_m)
+    depth_range_m = None if depth_m is None else (float(np.nanmin(depth_m)), float(np.nanmax(depth_m)))
+    return JobResult(job, tuple(files), timings, depth_range_m, details)
+
+
+def _depth_from_sweep(
+    pipeline: BokehDepthPipeline | None, job: Job, photo: PIL.Image.Image, frames: Sequence[PIL.Image.Image]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Depth, confidence and what the record says of them."""
+    from .sweep import depth_from_sweep
+
+    rough_m = None
+    if job.sweep.side == "model":
+        rough_m = pipeline.estimate_depth(photo, intrinsics=job.camera.intrinsics).depth_m
+    sharp, *others = (np.asarray(image, dtype=np.float32) / 255 for image in (photo, *frames))
+    measured = depth_from_sweep(
+        sharp,
+        others,
+        job.bokeh_strengths,
+        job.camera.focus_distance_m.value,
+        side="auto" if rough_m is not None else job.sweep.side,
+        rough_depth_m=rough_m,
+        sharp_bokeh_strength=job.sweep.photo_bokeh_strength,
+        fill_low_confidence=job.sweep.fills,
+    )
+    if not measured.valid.any():
+        raise InputError("stack gives no pixel a depth, wanted frames whose blur is that of the focus and side given.")
+    details = measured.summary() | {
+        "side": job.sweep.side,
+        "photo_bokeh_strength": job.sweep.photo_bokeh_strength,
+        "photo_bokeh_strength_source": job.sweep.photo_source,
+    }
+    return measured.depth_m, measured.confidence, details

@@ -43,6 +43,29 @@ def add_bench(commands: Any) -> None:
     scenes.add_argument("--device", type=device_name, default="cpu", help="of the batches (default: %(default)s)")
     add_talk_options(scenes)
 
+    sweep = kinds.add_parser(
+        "sweep",
+        help="depth from rendered bokeh sweeps with noise, beside constant guesses",
+        description="Error of depth from a bokeh sweep (Eq. 28, 34) in textured and flat areas and at occlusion "
+        "borders, for several noises and K, both estimators. Takes minutes.",
+    )
+    sweep.set_defaults(handler=_sweep)
+    sweep.add_argument("--size", metavar="PX", type=whole_number(32), default=256, help="default: %(default)s")
+    sweep.add_argument("--scenes", metavar="N", type=whole_number(1), default=6, help="of each kind (default: 6)")
+    sweep.add_argument("--noises", metavar="S", nargs="+", type=float, default=[0.0, 0.01, 0.03])
+    add_talk_options(sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from ..benchmarks import sweep
+
+    result = sweep.run(arguments.noises, scenes=arguments.scenes, size_px=arguments.size)
+    if arguments.json:
+        write_json(result)
+    else:
+        sys.stdout.write(sweep.as_text(result) + "\n")
+    return EXIT_DONE
+
 
 def _scenes(arguments: argparse.Namespace) -> int:
     from ..benchmarks import scenes

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, sentence, wri
 if TYPE_CHECKING:
     from ..jobs import Job, JobResult
     from ..pipeline_bokehdepth import BokehDepthPipeline
+
+
+_SWEEP_DEFAULTS = {"method": "model", "side": None, "photo_f_number": None, "fill": False}
 
 
 def add_photo_commands(commands: Any) -> None:
@@ -45,6 +49,31 @@ def add_photo_commands(commands: Any) -> None:
         ("depth.npz", "depth.png (16 bit, its scale in a text chunk)", "depth_preview.png"),
     )
     depth.add_argument(
+        "--method",
+        choices=("model", "sweep"),
+        default="model",
+        help="model: a network looks at the photo and the frames; sweep: depth follows from how the blur of the "
+        "frames of --stack grows with K, no network, and confidence.png says where it can (default: %(default)s)",
+    )
+    depth.add_argument(
+        "--side",
+        choices=("behind", "front", "model"),
+        help="with --method sweep: where things are, since blur is the same on both sides of the focus: all behind "
+        "it, all in front of it, or where the model's depth says (default: behind)",
+    )
+    depth.add_argument(
+        "--photo-f-number",
+        metavar="N",
+        type=float,
+        help="with --method sweep: f-number of PHOTO, whose own blur is taken into account (default: EXIF where the "
+        "frames' K comes from f-numbers, else PHOTO counts as free of blur)",
+    )
+    depth.add_argument(
+        "--fill",
+        action="store_true",
+        help="with --method sweep: give pixels of low confidence the depth of confident ones of their colour nearby",
+    )
+    depth.add_argument(
         "--stack",
         metavar="FRAME",
         nargs="+",
@@ -69,7 +98,7 @@ def _add_command(
         f"{written}; all of them appear together or none does.",
         epilog=f"Example: {example}",
     )
-    parser.set_defaults(handler=handler, stack=None, steps=None, seed=0)
+    parser.set_defaults(handler=handler, stack=None, steps=None, seed=0, **_SWEEP_DEFAULTS)
     parser.add_argument(
         "photos",
         metavar="PHOTO",
@@ -130,6 +159,11 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
     if arguments.revision is not None and Path(source).is_dir():
         raise InputError(f"--revision is {arguments.revision!r}, wanted none, since the model is no Hub repository.")
     paths = photo_paths(arguments.photos)
+    is_sweep = arguments.method == "sweep"
+    if is_sweep and not arguments.stack:
+        raise InputError("--method is 'sweep', wanted the frames of a bracket in --stack.")
+    if not is_sweep and (arguments.side or arguments.photo_f_number is not None or arguments.fill):
+        raise InputError("--side, --photo-f-number and --fill belong to --method sweep, wanted it with them.")
     if arguments.stack and len(paths) != 1:
         raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
     return [
@@ -147,6 +181,9 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
             # One record for each command: depth can join a stack in its folder without replacing its record.
             record_name=f"{arguments.command}.json",
             overwrite=arguments.overwrite,
+            sweep_side=(arguments.side or "behind") if is_sweep else None,
+            photo_f_number=arguments.photo_f_number,
+            fill_low_confidence=arguments.fill,
         )
         for path in paths
     ]
@@ -163,12 +200,15 @@ def _work(arguments: argparse.Namespace) -> int:
             logger.warning("photo %r: %s", job.photo_path.name, " ".join(job.assumptions))
     show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
     results: list[dict[str, Any]] = []
-    with quiet_libraries(arguments.verbose, show_progress):
-        started = time.perf_counter()
-        pipeline = _load(arguments, jobs)
-        timings_s = {"load_model": round(time.perf_counter() - started, 3)}
-        pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
-        weights = weights_record(arguments.model, arguments.revision)
+    needs_model = any(job.components for job in jobs)
+    with quiet_libraries(arguments.verbose, show_progress) if needs_model else nullcontext():
+        pipeline, timings_s, weights = None, {}, {}
+        if needs_model:
+            started = time.perf_counter()
+            pipeline = _load(arguments, jobs)
+            timings_s = {"load_model": round(time.perf_counter() - started, 3)}
+            pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
+            weights = weights_record(arguments.model, arguments.revision)
         for index, job in enumerate(jobs, 1):
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
@@ -187,6 +227,14 @@ def _work(arguments: argparse.Namespace) -> int:
                 results.append({"photo": job.photo_path, "error": sentence(error)})
                 continue
             results.append(_entry(done))
+            if done.depth_details:
+                low, none = (done.depth_details[name] for name in ("low_confidence_share", "invalid_share"))
+                logger.info(
+                    "photo %r: %.0f %% of the pixels have low confidence, %.0f %% no depth.",
+                    job.photo_path.name,
+                    100 * low,
+                    100 * none,
+                )
             if not arguments.json:
                 sys.stdout.write(f"{job.folder}\n")
                 sys.stdout.flush()
@@ -208,6 +256,7 @@ def _entry(done: JobResult) -> dict[str, Any]:
         "depth_range_m": done.depth_range_m,
         "assumptions": job.assumptions,
         "timings_s": done.timings_s,
+        **({"depth": done.depth_details} if done.depth_details else {}),
     }
 
 
@@ -240,7 +289,7 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
             arguments.model, device=device, revision=arguments.revision, with_base=jobs[0].makes_stack
         )
         for job in jobs:
-            if job.bokeh_strengths:
+            if job.bokeh_strengths and job.sweep is None:
                 pipeline.check_bokeh_strengths(job.bokeh_strengths)
         first = open_photo(jobs[0].photo_path).image
         pipeline.check_inputs(first, num_inference_steps=arguments.steps, needs=jobs[0].components)
@@ -249,17 +298,20 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
     return pipeline
 
 
-def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipeline) -> dict[str, Any]:
+def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipeline | None) -> dict[str, Any]:
     """The arguments as they held for one photo, defaults and the automatic device spelt out."""
     left_out = ("handler", "photos", "json", "verbose", "quiet")
-    kept = {name: value for name, value in vars(arguments).items() if name not in left_out}
     held = {
         "photo": job.photo_path,
         "stack": job.frame_paths or None,
         "bokeh_strengths": job.bokeh_strengths,
         "f_numbers": job.f_numbers,
-        "device": str(pipeline.device),
+        "device": None if pipeline is None else str(pipeline.device),
     }
+    if arguments.command != "depth":
+        left_out += tuple(_SWEEP_DEFAULTS)
+    if job.sweep is not None:
+        held["side"] = job.sweep.side
     if job.makes_stack and arguments.steps is None:
         held["steps"] = pipeline.config.default_num_inference_steps
-    return kept | held
+    return {name: value for name, value in vars(arguments).items() if name not in left_out} | held

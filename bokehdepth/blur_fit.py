@@ -1,0 +1,395 @@
+"""One disparity offset fitted to the blur of one or more frames at each pixel, for ``sweep`` (Eq. 19, 26).
+
+The sharp frame is blurred by a ladder of disks; along the ladder the misfit to each frame is summed over a window,
+with what noise explains taken out, and its minimum is the offset. No torch import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from scipy import ndimage, special
+
+from .errors import InputError
+from .optics import REFERENCE_WIDTH_PX, check_number
+from .rendering.disk import disk_kernel
+from .rendering.scatter import GAMMA
+
+_WINDOW_PX = 9  # at 512 px width; wider pictures get a window that covers the same part of the scene
+_CELL_PX = 5  # first averaging, small enough to lie on one side of an edge; then far-off cells are bounded
+_MISFIT = 0.02  # display value from which a misfit no longer counts in full: occlusion, highlights, motion
+_SHARP_RADIUS_PX = 0.5  # up to here the disk is one pixel
+_LARGEST_RADIUS_SHARE = 0.25  # of the shorter side
+_LEAST_TOP_RADIUS_PX = 1.0
+_TILE_PX = 512
+_CHANCE = 2.0  # standard deviations by which the least of many costs stands out without any texture
+_DARK = 1e-4  # light that keeps ratios finite
+_VIGNETTING_LEAVES = 0.75  # of the deviations, at most, where it is believed
+_ROUNDING_NOISE = 1 / 255 / math.sqrt(12)
+_TOLERANCE_SHARE, _TOLERANCE_PX = 0.1, 0.5
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Checked frames of one scene and focus, their pictures channels first.
+
+    Attributes:
+        light: float32 (3, H, W), linear light of the sharp frame.
+        frames: float32 (F, 3, H, W), display values, brought to the sharp frame's exposure.
+        slopes_px: (F,) pixels of blur radius per dioptre that the sharp frame lacks, ``sqrt(K^2 - K0^2)`` scaled.
+        full_slopes_px: (F,) pixels of blur radius per dioptre in the frame, K scaled to the picture's width.
+        noise: standard deviation of the noise in display values.
+        gains: (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+        window_px: side of the window.
+    """
+
+    light: np.ndarray
+    frames: np.ndarray
+    slopes_px: np.ndarray
+    full_slopes_px: np.ndarray
+    noise: float
+    gains: np.ndarray
+    window_px: int
+
+
+def relative_strengths(bokeh_strengths: Sequence[float] | np.ndarray, sharp_bokeh_strength: float) -> np.ndarray:
+    """Strength of the blur that leads from the sharp frame to each other one, ``sqrt(K^2 - K0^2)``.
+
+    Two disks in a row are no disk, but their second moments ``r^2 / 4`` add up; the kernels differ in shape only.
+
+    Args:
+        bokeh_strengths: (F,) K of the frames, each above that of the sharp frame.
+        sharp_bokeh_strength: K0 of the sharp frame, 0 or more.
+
+    Returns:
+        (F,) float64.
+
+    Raises:
+        InputError: there is no frame, a number is negative or not finite, or a K is not above K0.
+    """
+    sharp = check_number(sharp_bokeh_strength, "sharp_bokeh_strength", zero=True)
+    strengths = [check_number(float(strength), "bokeh_strengths") for strength in bokeh_strengths]
+    if not strengths:
+        raise InputError("bokeh_strengths is empty, wanted one for each frame and one frame or more.")
+    if min(strengths) <= sharp:
+        raise InputError(
+            f"bokeh_strengths has {min(strengths):g}, wanted more than that of the sharp frame, {sharp:g}: a frame is "
+            "compared with a sharper one."
+        )
+    return np.sqrt(np.square(strengths) - sharp**2)
+
+
+def _checked_picture(picture: np.ndarray, name: str) -> np.ndarray:
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype.kind != "f":
+        described = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise InputError(
+            f"{name} is {described}, wanted a floating-point array (H, W, 3) of display values in [0, 1]."
+        )
+    if min(picture.shape[:2]) < 32:
+        raise InputError(f"{name} has the shape {picture.shape}, wanted 32 pixels or more on each side.")
+    low, high = picture.min(), picture.max()
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"{name} spans [{low:g}, {high:g}], wanted finite display values in [0, 1].")
+    return np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+
+
+def make_bracket(
+    sharp: np.ndarray,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    sharp_bokeh_strength: float,
+    window_px: int | None,
+) -> Bracket:
+    """Check the frames and bring them to one exposure.
+
+    Args:
+        sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
+        frames: F pictures of this kind and size.
+        bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``.
+        sharp_bokeh_strength: K0 of the sharp frame, 0 or more.
+        window_px: side of the window; 9 at up to 512 px width and proportionally more above, when None.
+
+    Returns:
+        The bracket.
+
+    Raises:
+        InputError: shapes, ranges or counts are wrong.
+    """
+    reference = _checked_picture(sharp, "sharp")
+    relative = relative_strengths(bokeh_strengths, sharp_bokeh_strength)
+    if len(frames) != relative.size:
+        raise InputError(f"bokeh_strengths has {relative.size} values for {len(frames)} frames, wanted one for each.")
+    others = [_checked_picture(frame, f"frames[{index}]") for index, frame in enumerate(frames)]
+    for index, other in enumerate(others):
+        if other.shape != reference.shape:
+            raise InputError(
+                f"frames[{index}] has {other.shape[2]} x {other.shape[1]} pixels, wanted those of the sharp frame, "
+                f"{reference.shape[2]} x {reference.shape[1]}."
+            )
+    width_px = reference.shape[2]
+    if window_px is None:
+        window_px = 2 * round((_WINDOW_PX * max(1.0, width_px / REFERENCE_WIDTH_PX) - 1) / 2) + 1
+    elif isinstance(window_px, bool) or not isinstance(window_px, int) or not 3 <= window_px <= 255:
+        raise InputError(f"window_px is {window_px!r}, wanted a whole number of pixels from 3 to 255.")
+    scale = width_px / REFERENCE_WIDTH_PX
+    noise = max(min(map(_noise, (reference, *others))), _ROUNDING_NOISE)
+    light = reference**GAMMA
+    matched, gains = zip(*(_match_exposure(light, other) for other in others), strict=True)
+    return Bracket(
+        light=light,
+        frames=np.stack(matched),
+        slopes_px=relative * scale,
+        full_slopes_px=np.asarray(bokeh_strengths, dtype=np.float64) * scale,
+        noise=noise,
+        gains=np.array(gains),
+        window_px=window_px,
+    )
+
+
+def _noise(picture: np.ndarray) -> float:
+    """Noise of ``(3, H, W)`` from its mixed second difference, whose median texture hardly reaches in blurred frames.
+
+    Texture only adds to it, so the least over the frames is taken for all.
+    """
+    rows = picture[:, 2:] - 2 * picture[:, 1:-1] + picture[:, :-2]
+    mixed = rows[..., 2:] - 2 * rows[..., 1:-1] + rows[..., :-2]
+    # The nine weights have the squared sum 36; 0.6745 is the median of the absolute normal deviate.
+    return float(np.median(np.abs(mixed))) / 6 / 0.6745
+
+
+def _match_exposure(light: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Bring a frame to the exposure and vignetting of the sharp one; also the gain at the centre and in the corners.
+
+    The logarithm of the gain is one number, or a polynomial in the squared distance from the centre, as vignetting is,
+    fitted with least absolute deviations to the light of blocks. Blur moves light between blocks too, so vignetting is
+    believed only where it takes away a good part of the deviations.
+    """
+    _, height, width = light.shape
+    block = max(8, min(height, width) // 8)
+    rows, columns = height // block, width // block
+
+    def block_means(values: np.ndarray) -> np.ndarray:
+        cut = values[:, : rows * block, : columns * block]
+        return cut.reshape(3, rows, block, columns, block).mean(axis=(0, 2, 4), dtype=np.float64).ravel()
+
+    def radial(y_px: np.ndarray, x_px: np.ndarray) -> np.ndarray:
+        squared = ((y_px - height / 2) ** 2 + (x_px - width / 2) ** 2) / ((height / 2) ** 2 + (width / 2) ** 2)
+        return np.stack([np.ones_like(squared), squared, squared**2], axis=-1)
+
+    frame_light = frame**GAMMA
+    before, after = block_means(light), block_means(frame_light)
+    exposure = math.log((float(frame_light.mean(dtype=np.float64)) + _DARK) / (float(light.mean()) + _DARK))
+    log_ratio = np.log((after + _DARK) / (before + _DARK)) - exposure
+    y_px, x_px = np.meshgrid((np.arange(rows) + 0.5) * block, (np.arange(columns) + 0.5) * block, indexing="ij")
+    terms = radial(y_px.ravel(), x_px.ravel())
+    weights = before / (before + 100 * _DARK)  # dark blocks tell little
+    fit = np.zeros(3)
+    for _ in range(20):
+        root = np.sqrt(weights / np.maximum(np.abs(log_ratio - terms @ fit), 1e-3))
+        # The slight ridge decides where a picture has too few blocks to tell the terms apart.
+        system = np.concatenate([terms * root[:, None], np.diag([1e-6, 1e-3, 1e-3])])
+        fit = np.linalg.lstsq(system, np.concatenate([log_ratio * root, np.zeros(3)]), rcond=None)[0]
+    if weights @ np.abs(log_ratio - terms @ fit) > _VIGNETTING_LEAVES * (weights @ np.abs(log_ratio)):
+        fit = np.zeros(3)
+    fit[0] += exposure
+    field = radial(*np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")) @ fit
+    matched = frame * np.exp(-field / GAMMA).astype(np.float32)
+    return matched, (float(np.exp(fit[0])), float(np.exp(fit.sum())))
+
+
+def _ladder(top_px: float) -> np.ndarray:
+    """Radii from "sharp" to the first one at or above ``top_px``, in steps of a tenth, at least 0.2 px."""
+    radii = [_SHARP_RADIUS_PX]
+    while radii[-1] < top_px:
+        radii.append(radii[-1] + max(0.2, 0.1 * radii[-1]))
+    return np.array(radii)
+
+
+def _largest_radius_px(bracket: Bracket, max_offset_dpt: float) -> float:
+    wanted = float(bracket.slopes_px.max()) * max_offset_dpt
+    if wanted < _LEAST_TOP_RADIUS_PX:
+        raise InputError(
+            f"bokeh_strengths blur the largest offset searched, {max_offset_dpt:.3g} dioptres, by {wanted:.2g} pixels "
+            f"of radius more than the sharp frame, wanted {_LEAST_TOP_RADIUS_PX:g} or more: wider apertures."
+        )
+    return min(wanted, _LARGEST_RADIUS_SHARE * min(bracket.light.shape[1:]))
+
+
+def _blurred_ladder(light: np.ndarray, radii_px: np.ndarray, pad_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blur padded light ``(3, H + 2 pad, W + 2 pad)`` by each radius: display values (M, 3, H, W), kernel energies."""
+    height, width = (size - 2 * pad_px for size in light.shape[1:])
+    shape = tuple(scipy.fft.next_fast_len(size, real=True) for size in light.shape[1:])
+    spectrum = scipy.fft.rfft2(light, shape, workers=1)
+    out = np.empty((radii_px.size, 3, height, width), dtype=np.float32)
+    energies = np.empty(radii_px.size)
+    for index, radius in enumerate(radii_px):
+        kernel = disk_kernel(radius)
+        energies[index] = np.square(kernel, dtype=np.float64).sum()
+        shift = pad_px + kernel.shape[0] // 2
+        blurred = scipy.fft.irfft2(spectrum * scipy.fft.rfft2(kernel, shape, workers=1), shape, workers=1)
+        np.clip(blurred[:, shift : shift + height, shift : shift + width], 0, None, out=out[index])
+        out[index] **= np.float32(1 / GAMMA)
+    return out, energies
+
+
+def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, height, _TILE_PX):
+        for left in range(0, width, _TILE_PX):
+            yield slice(top, min(top + _TILE_PX, height)), slice(left, min(left + _TILE_PX, width))
+
+
+def _widened(part: slice, by: int, size: int) -> slice:
+    return slice(max(part.start - by, 0), min(part.stop + by, size))
+
+
+@dataclass(frozen=True)
+class OffsetFit:
+    """What was fitted to each of G groups of frames.
+
+    Attributes:
+        offset_dpt: float32 (G, H, W), dioptres; 0 where less than half a pixel of blur is seen.
+        std_dpt: float32 (G, H, W), its standard error, ``inf`` where the misfit does not depend on it.
+        at_end: bool (G, H, W), where the best offset is the largest one tried.
+    """
+
+    offset_dpt: np.ndarray
+    std_dpt: np.ndarray
+    at_end: np.ndarray
+
+
+def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dpt: float) -> OffsetFit:
+    """Fit one offset to each group of frames, tile by tile: what is held at once does not grow with the picture.
+
+    Args:
+        bracket: the frames.
+        groups: G groups of frame numbers; the misfits of a group are added along Eq. 26.
+        max_offset_dpt: largest offset tried, in dioptres; its radius is bounded by a quarter of the shorter side.
+
+    Returns:
+        The offsets.
+
+    Raises:
+        InputError: the largest offset is blurred by less than one pixel in every frame.
+    """
+    _, height, width = bracket.light.shape
+    top_px = _largest_radius_px(bracket, max_offset_dpt)
+    radii_px = _ladder(top_px)
+    pad_px = math.ceil(radii_px[-1]) + 1
+    margin_px = _CELL_PX // 2 + bracket.window_px // 2 + 1
+    padded = np.pad(bracket.light, ((0, 0), (pad_px, pad_px), (pad_px, pad_px)), mode="edge")
+    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in (np.float32, np.float32, bool)))
+    for core in _tiles(height, width):
+        region = tuple(_widened(part, margin_px, size) for part, size in zip(core, (height, width), strict=True))
+        source = padded[
+            :, region[0].start : region[0].stop + 2 * pad_px, region[1].start : region[1].stop + 2 * pad_px
+        ]
+        blurred, energies = _blurred_ladder(source, radii_px, pad_px)
+        inner = tuple(
+            slice(part.start - wide.start, part.stop - wide.start) for part, wide in zip(core, region, strict=True)
+        )
+        for number, group in enumerate(groups):
+            slopes = bracket.slopes_px[list(group)]
+            # The steepest frame of the group walks the ladder, the others follow it (Eq. 26).
+            reach_px = min(float(slopes.max()) * max_offset_dpt, top_px)
+            count = min(int(np.searchsorted(radii_px, reach_px)) + 1, radii_px.size)
+            offsets = radii_px[:count] / slopes.max()
+            costs = np.empty((count, *blurred.shape[2:]), dtype=np.float32)
+            from_noise = np.empty(count)
+            for step, offset in enumerate(offsets):
+                costs[step], from_noise[step] = _cost(bracket, group, region, offset, radii_px, blurred, energies)
+            parts = _minimum(costs[(slice(None), *inner)], offsets, from_noise, len(group), bracket)
+            for whole, part in zip((result.offset_dpt, result.std_dpt, result.at_end), parts, strict=True):
+                whole[(number, *core)] = part
+    return result
+
+
+def _cost(
+    bracket: Bracket,
+    group: Sequence[int],
+    region: tuple[slice, slice],
+    offset_dpt: float,
+    radii_px: np.ndarray,
+    blurred: np.ndarray,
+    energies: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Windowed misfit of a group of frames at one offset, (H, W): squared display values without those of noise.
+
+    The second result is how much of it the noise of the blurred sharp frame was expected to be.
+    """
+    total = np.zeros(blurred.shape[2:], dtype=np.float32)
+    from_noise = 0.0
+    variance = bracket.noise**2
+    bound = _MISFIT**2 + variance
+    for index in group:
+        radius_px = max(float(bracket.slopes_px[index]) * offset_dpt, _SHARP_RADIUS_PX)
+        place = float(np.interp(radius_px, radii_px, np.arange(radii_px.size)))
+        low = min(int(place), radii_px.size - 2)
+        share = np.float32(place - low)
+        residual = blurred[low] * (1 - share)
+        residual += blurred[low + 1] * share
+        residual -= bracket.frames[(index, slice(None), *region)]
+        squares = np.einsum("chw,chw->hw", residual, residual)
+        cells = ndimage.uniform_filter(squares, _CELL_PX, mode="nearest")
+        # The sharp frame's noise is blurred along with it: without this, flat areas would prefer large radii.
+        energy = energies[low] * (1 - share) + energies[low + 1] * share
+        cells -= np.float32(3 * variance * (1 + energy))
+        from_noise += 3 * variance * float(energy)
+        total += cells / (1 + np.maximum(cells, 0) / np.float32(bound))
+    return ndimage.uniform_filter(total, bracket.window_px, mode="nearest"), from_noise
+
+
+def _minimum(
+    costs: np.ndarray, offsets: np.ndarray, from_noise: np.ndarray, frame_count: int, bracket: Bracket
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place of the least cost by a parabola through three steps, its standard error, and whether it is the last."""
+    last = offsets.size - 1
+    best = costs.argmin(axis=0)
+    middle = np.clip(best, 1, last - 1)
+
+    def at(step: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(costs, step[None], axis=0)[0].astype(np.float64)
+
+    low, centre, high = offsets[middle - 1], offsets[middle], offsets[middle + 1]
+    slope_low = (at(middle) - at(middle - 1)) / (centre - low)
+    slope_high = (at(middle + 1) - at(middle)) / (high - centre)
+    curvature = np.maximum((slope_high - slope_low) / (high - low), 1e-12)
+    vertex = np.clip(0.5 * (low + centre) - 0.5 * slope_low / curvature, low, high)
+    offset = np.where((best == 0) | (best == last), np.where(best == 0, 0.0, offsets[last]), vertex)
+
+    # How steeply the cost rises on the flatter side says how well it tells offsets apart. Three steps, a third of
+    # the radius, since the noise of the cost itself decides over neighbouring ones. That noise is the product of the
+    # frames' and of the difference of the two blurred pictures, whose own noise has the energy of two nested disks.
+    least, count = at(best), bracket.window_px**2
+    rises = []
+    for step in (np.maximum(best - 3, 0), np.minimum(best + 3, last)):
+        span = np.abs(offsets[step] - offsets[best])
+        rise = np.maximum(at(step) - least, 0.0)
+        deviation = 2 * bracket.noise * np.sqrt((rise + np.abs(from_noise[step] - from_noise[best])) / count)
+        rise = np.maximum(rise - _CHANCE * deviation, 0.0) / np.where(span > 0, span**2, 1.0)
+        rises.append(np.where(span > 0, rise, np.inf))
+    flatter = np.minimum(*rises)
+    variance = bracket.noise**2 + np.maximum(least, 0) / (3 * frame_count)
+    with np.errstate(divide="ignore"):
+        std = np.sqrt(variance / (count * flatter))
+    return offset, std, best == last
+
+
+def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, at_end: np.ndarray) -> np.ndarray:
+    """Probability, for normal errors, that a radius is right to within a tenth or half a pixel, the larger of both.
+
+    Args:
+        std_px: standard error of the radius, any shape; ``inf`` is allowed.
+        radius_px: the radius, of the same shape.
+        at_end: where the search ended at its bound; the confidence is 0 there.
+
+    Returns:
+        float32 in [0, 1], of the same shape.
+    """
+    tolerance_px = np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
+    with np.errstate(divide="ignore"):
+        share = special.erf(tolerance_px / (np.sqrt(2) * std_px))
+    return np.where(at_end, 0.0, share).astype(np.float32)

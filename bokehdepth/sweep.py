@@ -1,0 +1,361 @@
+"""Depth from a bokeh sweep: blur measured in a bracket of apertures, then Eq. 26, 28 and 34 (sections 4.1.1 and 9).
+
+The sharp frame, blurred by a disk in linear light, is compared with each wider frame (Eq. 19) for a ladder of radii.
+Two estimators read the disparity offset off these comparisons:
+
+* ``"per_frame"``, the textbook one: a radius for each frame, then least squares through the origin (Eq. 27, 28).
+* ``"joint"``, the default: Eq. 26 ties the radii of all frames to one offset, so the residuals are added along it and
+  one minimum is sought. Its typical error is smaller and more of its pixels are confident; under strong noise its
+  rare gross errors are larger, since no second frame averages them out.
+
+The sharp frame of a real bracket is blurred too, with its own K0. Second moments of disks add up, so the blur between
+the two has the strength ``sqrt(K^2 - K0^2)``; where the sharp frame is the photo itself, K0 is 0.
+
+What this cannot do: tell the two sides of the focus apart (Eq. 33), see blur below half a pixel, find an offset where
+there is no texture, or follow a camera that moved between the frames. No torch import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket
+from .errors import InputError
+from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
+from .rendering.scatter import GAMMA
+
+Estimator = Literal["joint", "per_frame"]
+Side = Literal["behind", "front", "auto"]
+
+LOW_CONFIDENCE = 0.5
+"""Confidence below which a pixel counts as not measured: an error above a tenth of the radius is the likelier."""
+
+_SEARCH_MARGIN = 1.15  # offsets behind infinity that are searched, so that infinity is no end of the ladder
+
+
+@dataclass(frozen=True)
+class BlurRadii:
+    """Blur measured in each frame by itself.
+
+    Attributes:
+        radii_px: float32 (F, H, W), blur radius in pixels of the frames; 0 where less than half a pixel is seen.
+        std_px: float32 (F, H, W), standard error of the radius; ``inf`` where the residual does not depend on it.
+        confidence: float32 (F, H, W) in [0, 1], see ``measure_blur_radii``.
+        at_end: bool (F, H, W), where the best radius is the largest one tried, so that the true one may be larger.
+        noise: standard deviation of the noise that was found, in display values.
+        gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+    """
+
+    radii_px: np.ndarray
+    std_px: np.ndarray
+    confidence: np.ndarray
+    at_end: np.ndarray
+    noise: float
+    gains: np.ndarray
+
+
+@dataclass(frozen=True)
+class SweepDepth:
+    """Depth from a bokeh sweep.
+
+    Attributes:
+        depth_m: float32 (H, W), metres; finite where ``valid``, elsewhere NaN.
+        disparity_offset_dpt: float32 (H, W), ``|1/S1 - 1/S2|`` in dioptres.
+        radii_px: float32 (F, H, W), blur radius of each frame: measured (``"per_frame"``) or ``K * scale * offset``.
+        std_dpt: float32 (H, W), standard error of the offset in dioptres, ``inf`` where there is no texture. It is
+            that of the measurement, for filled pixels too.
+        confidence: float32 (H, W) in [0, 1], that of the measurement; 0 where the search ended at its bound.
+        behind_focus: bool (H, W), the side that was taken (Eq. 33).
+        valid: bool (H, W), where there is a depth.
+        beyond: bool (H, W), where there is none because it would be farther than ``max_depth_m``, infinity included.
+        filled: bool (H, W), where the offset was spread from confident neighbours and not measured.
+        estimator: ``"joint"`` or ``"per_frame"``.
+        side: ``"behind"``, ``"front"``, ``"auto"`` or ``"mask"``.
+        rough_depth_scale: factor by which the rough depth fits the measured offsets best; None without one.
+        noise: standard deviation of the noise that was found, in display values.
+        gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+    """
+
+    depth_m: np.ndarray
+    disparity_offset_dpt: np.ndarray
+    radii_px: np.ndarray
+    std_dpt: np.ndarray
+    confidence: np.ndarray
+    behind_focus: np.ndarray
+    valid: np.ndarray
+    beyond: np.ndarray
+    filled: np.ndarray
+    estimator: str
+    side: str
+    rough_depth_scale: float | None
+    noise: float
+    gains: np.ndarray
+
+    def summary(self) -> dict[str, object]:
+        """What a record says of the method: plain numbers and shares of the pixels.
+
+        Returns:
+            ``method``, ``estimator``, ``side``, ``rough_depth_scale``, ``noise``, ``gains``, ``low_confidence``, and
+            the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``, ``invalid_share``,
+            ``front_share``.
+        """
+        return {
+            "method": "sweep",
+            "estimator": self.estimator,
+            "side": self.side,
+            "rough_depth_scale": self.rough_depth_scale,
+            "noise": self.noise,
+            "gains": self.gains.tolist(),
+            "low_confidence": LOW_CONFIDENCE,
+            "low_confidence_share": float((self.confidence < LOW_CONFIDENCE).mean()),
+            "filled_share": float(self.filled.mean()),
+            "beyond_share": float(self.beyond.mean()),
+            "invalid_share": float(1 - self.valid.mean()),
+            "front_share": float(1 - self.behind_focus.mean()),
+        }
+
+
+def measure_blur_radii(
+    sharp: np.ndarray,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    *,
+    max_offset_dpt: float,
+    sharp_bokeh_strength: float = 0.0,
+    window_px: int | None = None,
+) -> BlurRadii:
+    """Measure the blur radius of each frame at each pixel by fitting the disk of Eq. 19, frame by frame (Eq. 27).
+
+    The sharp frame is blurred in linear light by a ladder of disks and compared with the frame in display values,
+    whose noise is about the same everywhere. Differences of exposure and vignetting are taken out first, the squares
+    that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the minimum.
+
+    The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
+    tenth of it or half a pixel, whichever is more: near 0 in flat areas, near 1 on texture.
+
+    Args:
+        sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
+        frames: F pictures of this kind and size.
+        bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``; not limited to 30.
+        max_offset_dpt: largest disparity offset searched, in dioptres. Radii above a quarter of the shorter side are
+            not tried.
+        sharp_bokeh_strength: K0 of the sharp frame; radii returned contain its blur.
+        window_px: side of the window; 9 at up to 512 px width and proportionally more above, when absent.
+
+    Returns:
+        The radii with their errors.
+
+    Raises:
+        InputError: shapes, ranges or counts are wrong, or the largest offset is blurred by less than one pixel.
+    """
+    max_offset_dpt = check_number(max_offset_dpt, "max_offset_dpt", "dioptres")
+    bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
+    return _measured_radii(bracket, max_offset_dpt)
+
+
+def _measured_radii(bracket: Bracket, max_offset_dpt: float) -> BlurRadii:
+    fit = fit_offsets(bracket, [[index] for index in range(len(bracket.frames))], max_offset_dpt)
+    slopes_px = bracket.full_slopes_px[:, None, None].astype(np.float32)
+    radii_px, std_px = fit.offset_dpt * slopes_px, fit.std_dpt * slopes_px
+    return BlurRadii(
+        radii_px=radii_px,
+        std_px=std_px,
+        confidence=fit_confidence(std_px, radii_px, fit.at_end),
+        at_end=fit.at_end,
+        noise=bracket.noise,
+        gains=bracket.gains,
+    )
+
+
+def depth_from_sweep(
+    sharp: np.ndarray,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    bokeh_strengths: Sequence[float] | np.ndarray,
+    focus_distance_m: float,
+    *,
+    side: Side | np.ndarray = "behind",
+    rough_depth_m: np.ndarray | None = None,
+    sharp_bokeh_strength: float = 0.0,
+    estimator: Estimator = "joint",
+    min_depth_m: float = 0.3,
+    max_depth_m: float = 100.0,
+    window_px: int | None = None,
+    fill_low_confidence: bool = False,
+) -> SweepDepth:
+    """Estimate metric depth from a bracket of apertures at one focus (Eq. 19, 26, 28, 34).
+
+    Blur alone does not tell the sides of the focus apart (Eq. 33), so ``side`` says it. Near infinity noise carries
+    the offset beyond 1/S1, where Eq. 34 has no depth: pixels farther than ``max_depth_m`` have NaN and are marked
+    ``beyond``; so has a pixel whose best offset is the last one searched. Nothing is clamped.
+
+    Args:
+        sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
+        frames: F pictures of this kind and size, any order.
+        bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``; not limited to 30.
+        focus_distance_m: focus distance S1 in metres, the same for all frames; ``math.inf`` needs a side in front.
+        side: all ``"behind"`` the focus, all in ``"front"``, a boolean (H, W) that is True behind, or ``"auto"``: by
+            ``rough_depth_m``, whose scale is first fitted to the confident offsets, within a factor of 4.
+        rough_depth_m: (H, W) metres, above 0, from a depth model, say; for ``"auto"`` alone.
+        sharp_bokeh_strength: K0 of the sharp frame: 0 where it is the photo that the frames were made from.
+        estimator: ``"joint"`` or ``"per_frame"`` (Eq. 28), see the module.
+        min_depth_m: nearest depth searched in front of the focus.
+        max_depth_m: largest depth that is told from infinity.
+        window_px: as in ``measure_blur_radii``.
+        fill_low_confidence: whether pixels below ``LOW_CONFIDENCE`` take their offset from confident ones, spread
+            along the sharp frame's colours and not across its edges. They are marked ``filled``.
+
+    Returns:
+        Depth, offset, their errors and masks.
+
+    Raises:
+        InputError: shapes, ranges or counts are wrong, arguments contradict each other, or the largest offset is
+            blurred by less than one pixel.
+    """
+    if estimator not in get_args(Estimator):
+        raise InputError(f"estimator is {estimator!r}, wanted one of {', '.join(get_args(Estimator))}.")
+    focus_m = check_number(focus_distance_m, "focus_distance_m", "m", infinity=True)
+    max_depth_m = check_number(max_depth_m, "max_depth_m", "m")
+    min_depth_m = check_number(min_depth_m, "min_depth_m", "m")
+    bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
+    size = bracket.light.shape[1:]
+    side_name, mask, rough = _checked_side(side, rough_depth_m, size)
+    has_behind, has_front = (True, True) if mask is None else (bool(mask.any()), bool((~mask).any()))
+    max_offset = _largest_offset_dpt(focus_m, min_depth_m, max_depth_m, has_behind, has_front)
+
+    if estimator == "joint":
+        fit = fit_offsets(bracket, [range(len(bracket.frames))], max_offset)
+        offset, std, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.at_end[0]
+        radii_px = None
+    else:
+        measured = _measured_radii(bracket, max_offset)
+        radii_px, at_end = measured.radii_px, measured.at_end.any(axis=0)
+        strengths = np.asarray(bokeh_strengths, dtype=np.float64)
+        offset = disparity_offset_from_sweep(strengths, radii_px, size[1])
+        slopes = bracket.full_slopes_px[:, None, None]
+        std = np.sqrt(np.sum((slopes * measured.std_px) ** 2, axis=0)) / np.sum(slopes**2)  # Eq. 32
+
+    widest_px = bracket.full_slopes_px.max()
+    confidence = fit_confidence(std * widest_px, offset * widest_px, at_end)
+    confident, filled = confidence >= LOW_CONFIDENCE, np.zeros(size, dtype=bool)
+    if fill_low_confidence and confident.any():
+        spread = _spread(offset, np.where(confident, confidence, 0), bracket.light ** np.float32(1 / GAMMA))
+        filled = ~confident
+        offset, at_end = np.where(filled, spread, offset), at_end & ~filled
+    offset = offset.astype(np.float32)
+
+    scale = None
+    if mask is None:
+        chosen = confident & ~filled
+        scale = _rough_scale(rough, offset, np.where(chosen, confidence, 0), focus_m)
+        mask = scale * rough > focus_m
+    depth = np.asarray(depth_from_disparity_offset_m(offset, focus_m, mask), dtype=np.float32)
+    beyond = depth > max_depth_m
+    valid = ~beyond & ~at_end
+    return SweepDepth(
+        depth_m=np.where(valid, depth, np.float32(np.nan)),
+        disparity_offset_dpt=offset,
+        radii_px=offset * bracket.full_slopes_px[:, None, None].astype(np.float32) if radii_px is None else radii_px,
+        std_dpt=std.astype(np.float32),
+        confidence=confidence,
+        behind_focus=mask,
+        valid=valid,
+        beyond=beyond,
+        filled=filled,
+        estimator=estimator,
+        side=side_name,
+        rough_depth_scale=scale,
+        noise=bracket.noise,
+        gains=bracket.gains,
+    )
+
+
+def _checked_side(
+    side: Side | np.ndarray, rough_depth_m: np.ndarray | None, size: tuple[int, int]
+) -> tuple[str, np.ndarray | None, np.ndarray | None]:
+    """Return the side's name, the mask of what is behind (None for ``"auto"``) and the rough depth for ``"auto"``."""
+    is_auto = isinstance(side, str) and side == "auto"
+    if is_auto != (rough_depth_m is not None):
+        wanted = "wanted a rough depth with it" if is_auto else "wanted none unless side is 'auto'"
+        raise InputError(f"rough_depth_m is {'absent' if is_auto else 'given'}, {wanted}.")
+    if isinstance(side, np.ndarray):
+        if side.dtype != bool or side.shape != size:
+            raise InputError(f"side is {side.dtype} {side.shape}, wanted a boolean array of the shape {size}.")
+        return "mask", side, None
+    if side not in get_args(Side):
+        raise InputError(f"side is {side!r}, wanted 'behind', 'front', 'auto' or a boolean array (H, W).")
+    if not is_auto:
+        return side, np.full(size, side == "behind"), None
+    rough = rough_depth_m
+    if not isinstance(rough, np.ndarray) or rough.shape != size or rough.dtype.kind != "f":
+        described = f"{rough.dtype} {rough.shape}" if isinstance(rough, np.ndarray) else type(rough).__name__
+        raise InputError(f"rough_depth_m is {described}, wanted a floating-point array of the shape {size} in metres.")
+    if not (rough > 0).all():
+        raise InputError(f"rough_depth_m has the value {rough[~(rough > 0)][0]}, wanted metres above 0 everywhere.")
+    return side, None, rough
+
+
+def _largest_offset_dpt(
+    focus_m: float, min_depth_m: float, max_depth_m: float, has_behind: bool, has_front: bool
+) -> float:
+    if has_behind and not has_front and not math.isfinite(focus_m):
+        raise InputError("focus_distance_m is infinite, wanted side='front': nothing lies behind infinity.")
+    if has_behind and not max_depth_m > focus_m and math.isfinite(focus_m):
+        raise InputError(f"max_depth_m is {max_depth_m:g}, wanted more than the focus distance, {focus_m:g} m.")
+    if has_front and not min_depth_m < focus_m:
+        raise InputError(f"min_depth_m is {min_depth_m:g}, wanted less than the focus distance, {focus_m:g} m.")
+    behind = _SEARCH_MARGIN / focus_m if has_behind else 0.0
+    front = 1 / min_depth_m - 1 / focus_m if has_front else 0.0
+    return max(behind, front)
+
+
+def _rough_scale(rough_m: np.ndarray, offset_dpt: np.ndarray, weights: np.ndarray, focus_m: float) -> float:
+    """Factor on a rough depth with which its own offsets agree best with the measured ones, weighted, in L1."""
+    if not math.isfinite(focus_m) or not weights.any():
+        return 1.0
+    stride = max(1, math.isqrt(rough_m.size // 40_000))
+    rough, offset, weight = (a[::stride, ::stride].ravel() for a in (rough_m, offset_dpt, weights))
+    scales = np.geomspace(0.25, 4.0, 113)  # 113 steps of 2.5 %, 1 among them
+    misfits = [np.sum(weight * np.abs(np.abs(1 / focus_m - 1 / (s * rough)) - offset)) for s in scales]
+    return float(scales[int(np.argmin(misfits))])
+
+
+def _spread(offset_dpt: np.ndarray, weights: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """Mean of the offsets (H, W) by weights that reach along the colours of the picture (3, H, W), not across edges.
+
+    Weighted offsets and weights are smoothed alike, by rows and columns in turn, and divided. Each smoothing minimises
+    ``sum (u - v)^2 + strength sum tie (u - u')^2``, where the tie of two neighbours is weak across an edge.
+    """
+    data, mass = weights * offset_dpt.astype(np.float64), weights.astype(np.float64)
+    ties = []
+    for axis in (1, 2):
+        step = np.abs(np.diff(picture, axis=axis)).sum(axis=0)
+        ties.append(np.exp(-step / 0.06) + 1e-4)
+    for strength in (1024.0, 256.0, 64.0):
+        for axis in (1, 0):
+            a = strength * ties[axis]
+            lines = a if axis == 0 else a.T
+            both = np.stack([data, mass] if axis == 0 else [data.T, mass.T])
+            data, mass = (solved if axis == 0 else solved.T for solved in _solve_lines(lines, both))
+    return data / np.maximum(mass, np.finfo(np.float64).tiny)
+
+
+def _solve_lines(ties: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Solve ``u + L u = values`` along axis 0 of ``(N, W)``; ``ties`` ``(N - 1, W)`` make the Laplacian L."""
+    count = values.shape[1]
+    upper = np.empty_like(ties)
+    out = np.empty_like(values)
+    for row in range(count):
+        before = ties[row - 1] if row else 0.0
+        after = ties[row] if row < count - 1 else 0.0
+        pivot = 1 + before + after - (before * upper[row - 1] if row else 0.0)
+        if row < count - 1:
+            upper[row] = after / pivot
+        out[:, row] = (values[:, row] + (before * out[:, row - 1] if row else 0.0)) / pivot
+    for row in range(count - 2, -1, -1):
+        out[:, row] += upper[row] * out[:, row + 1]
+    return out
