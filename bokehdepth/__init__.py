@@ -16,6 +16,8 @@ _HOME = {
     "BokehDepthAnythingForDepthEstimation": "modeling_bokehdepth",
     "BokehDepthOutput": "processing_bokehdepth",
     "BokehDepthPipeline": "pipeline_bokehdepth",
+    "BokehDepthUniDepthConfig": "modeling_bokehdepth_unidepth",
+    "BokehDepthUniDepthForDepthEstimation": "modeling_bokehdepth_unidepth",
     "BokehStackOutput": "processing_bokehdepth",
     "DividedSpaceFocusAttention": "modeling_bokehdepth",
     "InputError": "errors",
@@ -27,6 +29,8 @@ __all__ = [
     "BokehDepthAnythingForDepthEstimation",
     "BokehDepthOutput",
     "BokehDepthPipeline",
+    "BokehDepthUniDepthConfig",
+    "BokehDepthUniDepthForDepthEstimation",
     "BokehStackOutput",
     "DividedSpaceFocusAttention",
     "InputError",
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
         BokehDepthAnythingForDepthEstimation,
         DividedSpaceFocusAttention,
     )
+    from .modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig, BokehDepthUniDepthForDepthEstimation
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput, BokehStackOutput
 

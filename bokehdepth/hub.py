@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline
 
 EMBEDDED = "embedded"
+RELEASED = "released"
 EMBEDDED_FOLDER = Path(__file__).parent / "mini"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -23,11 +24,14 @@ def resolve_model(model: str | Path = EMBEDDED) -> str:
     """Turns a model's name into what `from_pretrained` takes.
 
     Args:
-        model: "embedded", a folder with a model_index.json, or a Hub repository `user/name`.
+        model: "embedded", a folder with a model_index.json, or a Hub repository `user/name`; "released", the authors'
+            weights, stands for itself.
 
     Raises:
         InputError: it is none of these.
     """
+    if str(model) == RELEASED:
+        return RELEASED
     if str(model) == EMBEDDED:
         return str(EMBEDDED_FOLDER)
     folder = Path(model)
@@ -63,11 +67,20 @@ def load_pipeline(
         InputError: the model cannot be found, is incomplete, or its base refuses access.
     """
     import torch
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    from .loading_bokehdepth import HubError
     from .pipeline_bokehdepth import BokehDepthPipeline
 
     source = resolve_model(model)
+    if source == RELEASED:
+        from .released import load_released
+
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}; wanted none, since 'released' takes several repositories.")
+        try:
+            return load_released(device=device, dtype=dtype, with_base=with_base)
+        except HubError as error:
+            raise InputError(str(error)) from error
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -76,10 +89,8 @@ def load_pipeline(
         pipeline = BokehDepthPipeline.from_pretrained(source, dtype=dtype, **options)
         if with_base and pipeline.transformer is None and pipeline.config.base_model_id is not None:
             pipeline.load_base_model(dtype=dtype)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise InputError(
-            f"model is {model}, which the Hub did not give ({type(error).__name__}); wanted a readable repository."
-        ) from error
+    except HubError as error:
+        raise InputError(str(error)) from error
     return pipeline.to(device)
 
 
@@ -96,6 +107,8 @@ def weights_record(model: str | Path, revision: str | None = None) -> dict[str, 
         or None where these are above 1 GiB.
     """
     source = resolve_model(model)
+    if source == RELEASED:
+        return _released_record()
     if not Path(source).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
@@ -111,3 +124,17 @@ def weights_record(model: str | Path, revision: str | None = None) -> dict[str, 
         digest.update(path.relative_to(source).as_posix().encode())
         digest.update(path.read_bytes())
     return {"pipeline": {"id": name, "revision": f"sha256:{digest.hexdigest()}"}}
+
+
+def _released_record() -> dict[str, dict[str, str | None]]:
+    """Repository and cached commit of each released part."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from .released import ADAPTER, BASE_MODEL, DEPTH_MODELS, Source
+
+    parts = {"base": Source(BASE_MODEL, "model_index.json"), "adapter": ADAPTER, "depth": DEPTH_MODELS["unidepth"]}
+    record = {}
+    for name, source in parts.items():
+        path = try_to_load_from_cache(source.repo_id, source.filename)
+        record[name] = {"id": source.repo_id, "revision": Path(path).parent.name if isinstance(path, str) else None}
+    return record

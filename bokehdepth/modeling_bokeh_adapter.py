@@ -104,6 +104,8 @@ class BokehAttnProcessor(nn.Module):
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         bokeh_embeds: torch.Tensor | None = None,
         bokeh_scale: float = 1.0,
+        reference_tokens: int = 0,
+        pivot_rows: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attends over text, noisy and reference tokens.
 
@@ -115,6 +117,10 @@ class BokehAttnProcessor(nn.Module):
             image_rotary_emb: cosines and sines, each (N_text + N, head_dim).
             bokeh_embeds: (B, T, C) context tokens; None leaves the base as it is.
             bokeh_scale: lambda, the weight of the branch.
+            reference_tokens: that many last tokens attend only among themselves and do not see K; all the others
+                attend to everything. 0 masks nothing.
+            pivot_rows: (B,) index of the sample whose keys and values a sample attends to beside its own (grounded
+                generation, Sec. 8.2), single blocks only; a sample that names itself attends as ever.
 
         Returns:
             (B, N, D), and for a double block also the text part (B, N_text, D).
@@ -152,17 +158,19 @@ class BokehAttnProcessor(nn.Module):
         if self.rotary_query:
             branch_query = query
 
-        attended = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        if pivot_rows is not None and encoder_hidden_states is None:
+            attended = self._grounded(query, key, value, attention_mask, pivot_rows)
+        elif reference_tokens:
+            attended = self._causal(query, key, value, attention_mask, reference_tokens)
+        else:
+            attended = self._attend(query, key, value, attention_mask)
         attended = attended.flatten(2, 3).to(query.dtype)  # (B, N_text + N, D)
         if conditioned and self.to_v_bokeh is not None:
-            attended = attended + bokeh_scale * self._branch(branch_query, bokeh_embeds).to(attended.dtype)
+            branch = bokeh_scale * self._branch(branch_query, bokeh_embeds).to(attended.dtype)
+            if reference_tokens:
+                branch = branch.expand_as(attended).clone()
+                branch[:, -reference_tokens:] = 0
+            attended = attended + branch
 
         if encoder_hidden_states is None:
             return attended
@@ -170,6 +178,49 @@ class BokehAttnProcessor(nn.Module):
         text, image = attended.split_with_sizes([text_length, attended.shape[1] - text_length], dim=1)
         image = attn.to_out[1](attn.to_out[0](image.contiguous()))
         return image, attn.to_add_out(text.contiguous())
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Softmax attention, all (B, N, heads, head_dim)."""
+        return dispatch_attention_fn(
+            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+
+    def _causal(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        reference_tokens: int,
+    ) -> torch.Tensor:
+        """Attention under the reference mask, as two calls without one, which every fast kernel takes."""
+        if mask is not None:
+            raise ValueError("attention_mask is given with reference_tokens; wanted one of them.")
+        if not 0 < reference_tokens < query.shape[1]:
+            raise ValueError(f"reference_tokens is {reference_tokens}; wanted 1 to {query.shape[1] - 1}.")
+        own = self._attend(query[:, :-reference_tokens], key, value, None)
+        reference = self._attend(*(x[:, -reference_tokens:] for x in (query, key, value)), None)
+        return torch.cat([own, reference], dim=1)
+
+    def _grounded(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        pivot_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention over a sample's own tokens and its pivot's; pivots attend to themselves alone."""
+        if mask is not None:
+            raise ValueError("attention_mask is given with pivot_rows; wanted one of them.")
+        batch = query.shape[0]
+        if tuple(pivot_rows.shape) != (batch,):
+            raise ValueError(f"pivot_rows has shape {tuple(pivot_rows.shape)}; wanted one index for each of {batch}.")
+        # All keys of a pivot stand twice here, which leaves its softmax as it was.
+        key, value = (torch.cat([x, x[pivot_rows]], dim=1) for x in (key, value))
+        return self._attend(query, key, value, None)
 
     def _branch(self, query: torch.Tensor, bokeh_embeds: torch.Tensor) -> torch.Tensor:
         """Eq. 3: (B, N, heads, head_dim) queries over (B, T, C) context tokens, to (B, N or 1, D)."""
@@ -217,6 +268,8 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         joint_attention_dim: width of the prompt embeddings.
         pooled_projection_dim: width of the pooled prompt embedding.
         prompt_length: tokens of the shipped prompt embedding; 0 where none is shipped.
+        reference_attention: "full", as the base was pretrained, or "causal": reference tokens attend only among
+            themselves and do not see K through the branch, so they are the same for every K.
     """
 
     _supports_gradient_checkpointing = False
@@ -244,6 +297,7 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         joint_attention_dim: int = 4096,
         pooled_projection_dim: int = 768,
         prompt_length: int = 0,
+        reference_attention: str = "full",
     ) -> None:
         super().__init__()
         total = num_double_blocks + num_single_blocks
@@ -254,6 +308,11 @@ class BokehAdapter(ModelMixin, ConfigMixin):
             raise ValueError(f"num_tokens is {num_tokens}; wanted 1 or more.")
         if rank < 1:
             raise ValueError(f"rank is {rank}; wanted 1 or more.")
+        if reference_attention not in ("full", "causal"):
+            raise ValueError(f"reference_attention is {reference_attention!r}; wanted 'full' or 'causal'.")
+        if reference_attention == "causal" and len(indices) != total:
+            # Blocks without our processor would go on mixing K into the reference tokens.
+            raise ValueError(f"block_indices is {block_indices}; wanted all blocks with causal reference_attention.")
         if not (attention_conditioning or modulation_conditioning):
             raise ValueError("attention_conditioning and modulation_conditioning are both off; wanted at least one.")
 
@@ -305,26 +364,38 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         return strengths
 
     def attention_kwargs(
-        self, bokeh_strengths: Sequence[float] | torch.Tensor, bokeh_scale: float | None = None
+        self,
+        bokeh_strengths: Sequence[float] | torch.Tensor,
+        bokeh_scale: float | None = None,
+        reference_tokens: int | None = None,
     ) -> dict[str, Any]:
         """The condition for `joint_attention_kwargs`.
 
         Args:
             bokeh_strengths: (B,) K at the 512 px reference width.
             bokeh_scale: lambda; None takes the configured one.
+            reference_tokens: number of reference tokens at the end of the sequence, which causal reference attention
+                needs to be told.
 
         Returns:
-            `bokeh_embeds` (B, T, C) = MLP(K / max_bokeh_strength), and `bokeh_scale`.
+            `bokeh_embeds` (B, T, C) = MLP(K / max_bokeh_strength), `bokeh_scale`, and of an adapter with causal
+            reference attention `reference_tokens`.
 
         Raises:
-            ValueError: where K is not a finite number within the trained range.
+            ValueError: where K is not a finite number within the trained range, or causal reference attention is not
+                told the number of reference tokens.
         """
         relative = self._relative(bokeh_strengths)
         embeds = self.k_embedding(relative).unflatten(-1, (self.config.num_tokens, self.config.context_dim))
-        return {
+        condition = {
             "bokeh_embeds": embeds,
             "bokeh_scale": self.config.bokeh_scale if bokeh_scale is None else bokeh_scale,
         }
+        if self.config.reference_attention == "causal":
+            if reference_tokens is None:
+                raise ValueError("reference_tokens is None; wanted their number, since reference_attention is causal.")
+            condition["reference_tokens"] = reference_tokens
+        return condition
 
     def modulate(
         self, pooled_projections: torch.Tensor, bokeh_strengths: Sequence[float] | torch.Tensor
@@ -417,7 +488,7 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         return bool(self._unmerged)
 
     def fold(self) -> None:
-        """Merges the q/k change into the base: `W <- (I + s U D) W`, `b <- (I + s U D) b`, computed in float32.
+        """Merges the q/k change into the base: `W <- (I + s U D) W`, `b <- (I + s U D) b`, in float32 or wider.
 
         With one context token and no null token the branch is a constant vector for each K, so a folded adapter costs
         one addition for each block. While folded, calls without a condition also see the merged queries and keys.
@@ -446,11 +517,12 @@ class BokehAdapter(ModelMixin, ConfigMixin):
                 linear = getattr(attention, linear_name)
                 bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
                 self._unmerged[f"{name}.{linear_name}"] = (linear.weight.detach().cpu().clone(), bias)
-                up, down = change.up.weight.detach().float(), change.down.weight.detach().float()
+                wide = torch.promote_types(linear.weight.dtype, torch.float32)
+                up, down = change.up.weight.detach().to(wide), change.down.weight.detach().to(wide)
                 with torch.no_grad():
                     for parameter in (linear.weight, linear.bias):
                         if parameter is not None:
-                            base = parameter.float()
+                            base = parameter.to(wide)
                             parameter.copy_(base + change.scaling * (up @ (down @ base)))
             processor.merged = True
 

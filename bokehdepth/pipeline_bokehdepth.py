@@ -1,7 +1,8 @@
 """`BokehDepthPipeline`: one photo to a calibrated bokeh stack (Stage-1) and a metric depth map (Stage-2).
 
-A Hub repository carries the file verbatim, with `processing_bokehdepth.py` beside it, the one file of ours that it
-imports. It treats the adapter and the depth model by what they can do, not by their class. Method: arXiv 2512.12425.
+A Hub repository carries the file verbatim, with `processing_bokehdepth.py` and `loading_bokehdepth.py` beside it, the
+files of ours that it imports. It treats the adapter and the depth model by what they can do, not by their class.
+Method: arXiv 2512.12425.
 
 Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of the photo, `h w` pixels at work.
 """
@@ -9,15 +10,9 @@ Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import inspect
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +28,9 @@ from diffusers import (
 )
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5TokenizerFast
 
+from .loading_bokehdepth import HubLoading
 from .processing_bokehdepth import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -54,14 +48,13 @@ from .processing_bokehdepth import (
     working_size,
 )
 
-_PROCESSING = "processing_bokehdepth"
 DEFAULT_PROMPT = (
     "Photograph the same scene with a wider aperture: keep the subject in focus and sharp, blur what lies nearer or "
     "farther, and keep composition, light and colours."
 )
 
 
-class BokehDepthPipeline(FluxKontextPipeline):
+class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
     """Bokeh stacks (Stage-1) and metric depth (Stage-2) on FLUX.1-Kontext and a depth model with DSFA.
 
     Any component may be None: without the Flux base and the adapter the pipeline still reads depth from stacks that
@@ -140,6 +133,24 @@ class BokehDepthPipeline(FluxKontextPipeline):
         # FluxKontextPipeline's methods read these.
         self.image_encoder = self.feature_extractor = None
         self.default_sample_size = 128
+
+    @classmethod
+    def from_released(cls, **options: Any) -> BokehDepthPipeline:
+        """Loads the released BokehDepth from the Hub; needs the package `bokehdepth`, which reads its files.
+
+        Args:
+            **options: of `bokehdepth.released.load_released`, such as `device`, `preset` ("paper", "released",
+                "fast"), `depth` ("unidepth", "depth_anything"), `revisions` and `token`.
+
+        Returns:
+            `bokehdepth.released.ReleasedPipeline`.
+
+        Raises:
+            ValueError: the Hub does not give a file (the sentence says why), or an option is wrong.
+        """
+        from importlib import import_module  # a Hub repository carries this file without the module of the name
+
+        return import_module("bokehdepth.released").load_released(**options)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -378,6 +389,7 @@ class BokehDepthPipeline(FluxKontextPipeline):
         guidance_scale: float,
         bokeh_scale: float | None,
         callback: Callable[..., dict[str, Any]] | None,
+        **attention_arguments: Any,
     ) -> torch.Tensor:
         """Integrates the flow (Eq. 11) from noise (F, N, C) to latents of the same shape."""
         device, dtype = latents.device, latents.dtype
@@ -396,8 +408,8 @@ class BokehDepthPipeline(FluxKontextPipeline):
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = torch.full((len(latents),), guidance_scale, device=device, dtype=torch.float32)
-        condition = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in
-                     self.bokeh_adapter.attention_kwargs(strengths, bokeh_scale).items()}  # fmt: skip
+        condition = self.bokeh_adapter.attention_kwargs(strengths, bokeh_scale, reference.shape[1])
+        condition = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in condition.items()} | attention_arguments
         if "offsets_dpt" in self.transformer.config:
             condition["bokeh_strengths"] = strengths  # the embedded base scales its disks by K itself
         pooled = self.bokeh_adapter.modulate(pooled, strengths)
@@ -486,11 +498,24 @@ class BokehDepthPipeline(FluxKontextPipeline):
         if intrinsics is not None and "intrinsics" in inspect.signature(model.forward).parameters:
             extra["intrinsics"] = torch.as_tensor(intrinsics, device=device, dtype=torch.float32)[None]
 
-        depths = []
+        own_size = hasattr(model, "infer")  # such a model sizes photos itself, and knows cameras
+        if own_size and processing_px is not None:
+            raise ValueError(f"processing_px is {processing_px}; wanted None, since the depth model sizes photos.")
+
+        depths, cameras, confidences = [], [], []
         for photo, frames in zip(photos, stacks, strict=True):
             # 2. Reference first, then the stack, all at one size
             pixels = [to_pixels(photo, "image"), *(to_pixels(frames[i], "stack") for i, _ in kept)]
             height, width = pixels[0].shape[-2:]
+            if own_size:
+                values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)
+                predicted = model.infer(torch.cat(pixels)[None], values, **extra)
+                maps = [m[0].float().cpu() for m in (predicted.predicted_depth, predicted.confidence)]
+                maps = maps if output_type == "pt" else [m.numpy() for m in maps]
+                depths.append(maps[0])
+                confidences.append(maps[1])
+                cameras.append(predicted.intrinsics[0].float().cpu().numpy())
+                continue
             scale = side / min(height, width)
             size = [max(patch, patch * round(extent * scale / patch)) for extent in (height, width)]
             batch = torch.cat([resize(p, *size) for p in pixels])
@@ -512,7 +537,12 @@ class BokehDepthPipeline(FluxKontextPipeline):
         result = depths if is_list else depths[0]
         if not return_dict:
             return result, stack, strengths
-        return BokehDepthOutput(depth_m=result, images=stack, bokeh_strengths=strengths, intrinsics=intrinsics)
+        if own_size and intrinsics is None:
+            intrinsics = cameras if is_list else cameras[0]
+        confidence = (confidences if is_list else confidences[0]) if own_size else None
+        return BokehDepthOutput(
+            depth_m=result, images=stack, bokeh_strengths=strengths, intrinsics=intrinsics, confidence=confidence
+        )
 
     @torch.no_grad()
     def __call__(
@@ -566,93 +596,3 @@ class BokehDepthPipeline(FluxKontextPipeline):
             output_type=output_type,
             return_dict=return_dict,
         )
-
-    # ------------------------------------------------------------------ loading and saving
-
-    def load_base_model(
-        self, base_model_id: str | None = None, with_text_encoders: bool = False, **kwargs: Any
-    ) -> None:
-        """Loads the base components that are None from their own repository, which may ask for a licence.
-
-        Args:
-            base_model_id: None takes the configured one.
-            with_text_encoders: also load the text encoders, which only other prompts need.
-            **kwargs: for `FluxKontextPipeline.from_pretrained`, such as `dtype`, `revision`, `token`.
-
-        Raises:
-            ValueError: no base is named, or the Hub refuses access.
-        """
-        base_model_id = base_model_id or self.config.base_model_id
-        if base_model_id is None:
-            raise ValueError("base_model_id is None; wanted a Hub repository or a folder of a FluxKontextPipeline.")
-        text = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-        present = {name: getattr(self, name) for name in self._base_components if getattr(self, name) is not None}
-        skipped = {} if with_text_encoders else dict.fromkeys(name for name in text if name not in present)
-        try:
-            base = FluxKontextPipeline.from_pretrained(base_model_id, **present, **skipped, **kwargs)
-        except GatedRepoError as error:
-            raise ValueError(
-                f"{base_model_id} is gated; accept its licence on its Hub page and log in with a token that reads it."
-            ) from error
-        self.register_modules(**{name: getattr(base, name) for name in self._base_components})
-
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Fetches a repository's weights and configuration, not its code, since the installed class is in use."""
-        accepted = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        options = {name: kwargs[name] for name in accepted if kwargs.get(name) is not None}
-        return snapshot_download(pretrained_model_name, ignore_patterns=["*.py"], **options)
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """Reads model_index.json with the file names of custom classes turned into installed modules."""
-        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        package = __name__.rpartition(".")[0]
-        if isinstance(config.get("_class_name"), list):
-            config["_class_name"] = config["_class_name"][1]
-        for name, value in config.items():
-            custom = isinstance(value, list) and len(value) == 2 and str(value[0]).startswith("modeling_")
-            if custom and importlib.util.find_spec(f"{package}.{value[0]}"):
-                importlib.import_module(f"{package}.{value[0]}")  # diffusers takes a module only once it is imported
-                config[name] = [f"{package}.{value[0]}", value[1]]
-        return loaded
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes a folder that loads with and without this package, on disk and from the Hub.
-
-        Args:
-            save_directory: folder to write.
-            push_to_hub: refused, since a repository also needs a card: `bokehdepth publish` writes both.
-            **kwargs: as in diffusers.
-
-        Raises:
-            ValueError: push_to_hub is True.
-        """
-        if push_to_hub:
-            raise ValueError("push_to_hub is True; wanted False, then an upload of the saved folder with its card.")
-        attached = self.bokeh_adapter is not None and self.bokeh_adapter.transformer is not None
-        with self.bokeh_adapter.detached() if attached else nullcontext():
-            super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        index = json.loads((folder / self.config_name).read_text())
-        own = self._own_file(type(self))
-        index["_class_name"] = [own.stem, type(self).__name__]
-        for source in (own, own.with_name(f"{_PROCESSING}.py")):
-            shutil.copyfile(source, folder / source.name)
-        # `custom_pipeline=` takes this name; a file that it needs through another is only found when named here too.
-        (folder / "pipeline.py").write_text(
-            f"from .{own.stem} import {type(self).__name__}\nfrom .{_PROCESSING} import BokehDepthOutput\n"
-        )
-        for name, value in index.items():
-            if not isinstance(value, list) or value[0] in (None, own.stem, "diffusers", "transformers"):
-                continue
-            source = self._own_file(type(getattr(self, name)))
-            index[name] = [source.stem, value[1]]
-            shutil.copyfile(source, folder / source.name)
-            shutil.copyfile(source, folder / name / source.name)
-        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-    @staticmethod
-    def _own_file(kind: type) -> Path:
-        return Path(inspect.getsourcefile(kind))

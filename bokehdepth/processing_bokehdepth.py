@@ -49,13 +49,15 @@ class BokehDepthOutput(BaseOutput):
             `output_type="pt"`.
         images: the stack's F frames as in `BokehStackOutput`; None where depth was read from the photo alone.
         bokeh_strengths: (F,) K of each frame; empty without a stack.
-        intrinsics: (3, 3) pinhole matrix in pixels that the caller gave, or None.
+        intrinsics: (3, 3) pinhole matrix in pixels that the caller gave or else the depth model predicts, or None.
+        confidence: (H, W) of depth models that tell one; larger means a larger expected error.
     """
 
     depth_m: np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor]
     images: Frames | list[Frames] | None
     bokeh_strengths: tuple[float, ...]
-    intrinsics: np.ndarray | None = None
+    intrinsics: np.ndarray | list[np.ndarray] | None = None
+    confidence: np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor] | None = None
 
 
 def working_size(height: int, width: int, area_px: int, multiple: int) -> tuple[int, int, int]:

@@ -363,7 +363,10 @@ def test_a_model_that_is_not_there_is_refused(photos, tmp_path, capsys):
     photo, out = str(photos / "astronaut.jpg"), tmp_path / "out"
     empty = tmp_path / "empty"
     empty.mkdir()
-    for model, words in ((empty, "without model_index.json"), ("nobody/nothing", "the Hub did not give")):
+    for model, words in (
+        (empty, "without model_index.json"),
+        ("nobody/nothing", "nobody/nothing is not complete in the cache"),
+    ):
         assert main(["run", photo, "-o", str(out), "--model", str(model), "--device", "cpu"]) == 2
         assert words in only_error(capsys)
     assert not out.exists()

@@ -15,22 +15,30 @@ PACKAGE = ROOT / "bokehdepth"
 # A module may import modules of lower levels, and of its own level only as listed below.
 LEVELS = [
     {"errors", "__init__"},
-    {"optics", "staging"},
-    {"camera", "imaging", "rendering.disk", "rendering.drawing", "rendering._scatter_numba"},
+    {"optics", "staging", "checkpoints"},
+    {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
+    {"rendering._scatter_numba", "rendering._raytraced_numba"},
     {"rendering.aperture", "rendering._refocus_numba"},
     {"rendering.scatter", "rendering.scatter_torch"},
     {"rendering.layered", "rendering.materials", "rendering.raytraced"},
-    {"rendering.staging", "rendering.refocus"},
-    {"rendering.scenes", "metrics", "io", "visualization", "apertures"},
-    {"rendering.layered_torch"},
-    {"results"},
-    {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_mini_flux", "processing_bokehdepth"},
+    {"rendering.staging", "rendering.refocus", "metrics.checks"},
+    {"metrics.controls", "metrics.depth", "metrics.perceptual", "metrics.pictures", "metrics.statistics"},
+    {"metrics.protocols"},
+    {"rendering.scenes", "metrics.__init__", "io", "visualization", "apertures"},
+    {"rendering.layered_torch", "examples", "exr", "pointcloud"},
+    {"results", "viewing"},
+    {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_mini_flux", "modeling_unidepth_parts"},
+    {"modeling_bokehdepth_unidepth", "processing_bokehdepth"},
+    {"loading_bokehdepth", "memory_plan"},
     {"pipeline_bokehdepth"},
-    {"hub", "jobs"},
+    {"blur_fit", "cards", "convert"},
+    {"released", "sweep"},
+    {"audit", "hub"},
+    {"jobs", "publishing"},
     {"benchmarks.timing", "benchmarks._brute_numba"},
-    {"benchmarks.render", "benchmarks.scenes"},
+    {"benchmarks.render", "benchmarks.scenes", "benchmarks.sweep"},
     {"cli.options", "cli.talk"},
-    {"cli.bench", "cli.optics", "cli.photos", "cli.render"},
+    {"cli.bench", "cli.convert", "cli.optics", "cli.photos", "cli.publish", "cli.render"},
     {"cli.parser"},
     {"cli.__init__"},
     {"__main__"},
@@ -46,7 +54,10 @@ STANDALONE = {
     "modeling_bokehdepth": set(),
     "modeling_mini_flux": set(),
     "processing_bokehdepth": set(),
-    "pipeline_bokehdepth": {"processing_bokehdepth"},
+    "loading_bokehdepth": set(),
+    "modeling_unidepth_parts": set(),
+    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
+    "pipeline_bokehdepth": {"processing_bokehdepth", "loading_bokehdepth"},
 }
 
 
@@ -133,7 +144,8 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.parametrize(
-    "module", ["bokehdepth", "bokehdepth.optics", "bokehdepth.camera", "bokehdepth.io", "bokehdepth.cli"]
+    "module",
+    ["bokehdepth", "bokehdepth.optics", "bokehdepth.camera", "bokehdepth.io", "bokehdepth.cli", "bokehdepth.sweep"],
 )
 def test_light_modules_import_no_torch(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'gradio') if m in sys.modules])"

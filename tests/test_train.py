@@ -1,5 +1,6 @@
-"""Two steps of each training, and that a resumed run equals an unbroken one."""
+"""Training on procedural pools: two steps of each network, configurations, pool and losses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,62 +8,49 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import ndimage
 
+from bokehdepth.errors import InputError
+from bokehdepth.hub import load_pipeline
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from bokehdepth.modeling_mini_flux import level_weights
-from train import config, data, evaluate_bokeh, evaluate_depth, losses, stacks, stage1, stage2
-from train.config import Stage1Config, Stage2Config
+from train import config, data, export_mini, loop, losses, publish, stacks, stage1, stage2
+from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "train/configs"
 POOL = {"scenes": 4, "held_out_scenes": 2, "shard": 2, "size_px": 64, "photos": [], "mattes": []}
 STAGE1 = {
-    "transformer": {
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "axes_dims_rope": [4, 6, 6],
-        "joint_attention_dim": 8,
-        "pooled_projection_dim": 8,
-        "stem_channels": [8, 8, 8, 8],
+    "base": {
+        "kind": "mini",
+        "transformer": {
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "axes_dims_rope": [4, 6, 6],
+            "joint_attention_dim": 8,
+            "pooled_projection_dim": 8,
+            "stem_channels": [8, 8, 8, 8],
+        },
     },
     "adapter": {"context_dim": 8, "rank": 2, "alpha": 2.0, "null_token": True, "query_key_lora": False},
     "phases": [
         {"size_px": 32, "batch": 2, "steps": 2, "learning_rate": 1e-3},
         {"size_px": 64, "batch": 1, "steps": 1, "learning_rate": 1e-3},
     ],
-    "warmup": 2,
-    "save_every": 1,
-    "log_every": 1,
+    "optimizer": {"warmup": 2},
+    "loop": {"log_every": 1, "save_every": 2, "sample_every": 3, "samples": 1, "plain_attention": True},
 }
-STAGE2 = {
-    "backbone": {
-        "hidden_size": 24,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "patch_size": 14,
-        "image_size": 56,
-        "out_indices": [1, 2, 3, 4],
-    },
-    "model": {
-        "patch_size": 14,
-        "max_depth": 60,
-        "reassemble_hidden_size": 24,
-        "reassemble_factors": [4, 2, 1, 0.5],
-        "neck_hidden_sizes": [8, 8, 8, 8],
-        "fusion_hidden_size": 8,
-        "head_hidden_size": 8,
-        "dsfa_levels": [1, 3],
-        "dsfa_num_heads": 2,
-        "dsfa_layerscale_init": 0.1,
-        "focus_measure": True,
-    },
-    "size_px": 56,
-    "batch": 2,
-    "steps": 2,
-    "save_every": 1,
-    "log_every": 1,
+CARD = {
+    "title": "A test",
+    "license": "apache-2.0",
+    "license_link": "https://www.apache.org/licenses/LICENSE-2.0",
+    "summary": "Tiny.",
+    "training_data": "Four scenes.",
+    "limits": "It knows nothing.",
+    "licences": "All our own.",
 }
 
 
@@ -71,12 +59,20 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     pool = {**POOL, "folder": str(folder / "pool")}
     (folder / "stage1.yaml").write_text(yaml.safe_dump({**STAGE1, "pool": pool, "output": str(folder / "one")}))
-    (folder / "stage2.yaml").write_text(yaml.safe_dump({**STAGE2, "pool": pool, "output": str(folder / "two")}))
-    cfg = config.load(Stage1Config, folder / "stage1.yaml", [])
-    for split, shards in (("held_out", 1), ("train", 2)):
-        for index in range(shards):
-            data.render_shard(cfg.pool, split, index)
+    debug = yaml.safe_load((CONFIGS / "stage2_debug.yaml").read_text())
+    two = {**debug, "pool": pool, "output": str(folder / "two"), "steps": 2}
+    (folder / "stage2.yaml").write_text(yaml.safe_dump(two))
+    data.fill_pool(replace(config.load(Stage1Config, folder / "stage1.yaml", []).pool, render_missing=True))
     return folder
+
+
+@pytest.fixture(scope="module")
+def mini(root):
+    """Folder of the embedded Stage-1 after three steps."""
+    threads = torch.get_num_threads()
+    model = stage1.run(config.load(Stage1Config, root / "stage1.yaml", []))
+    torch.set_num_threads(threads)
+    return model
 
 
 def call(module, monkeypatch, *arguments):
@@ -102,7 +98,7 @@ def test_augmentation_keeps_the_pair_exact(root):
     cfg = config.load(Stage1Config, root / "stage1.yaml", [])
     pool = data.ScenePool(cfg.pool, "train")
     plain = pool.batch(np.arange(4), 64)
-    changed = pool.batch(np.arange(4), 64, np.random.default_rng(1))
+    changed = pool.batch(np.arange(4), 64, [np.random.default_rng(n) for n in range(4)])
     assert not torch.equal(plain["image"], changed["image"])
     for name in ("offset_dpt", "depth_m"):
         same = [
@@ -117,81 +113,278 @@ def test_files_are_split_by_name(tmp_path):
         (tmp_path / f"{number}.png").touch()
     parts = [data.split_files([str(tmp_path / "*.png")], 0.3, split) for split in data.SPLITS]
     assert not set(parts[0]) & set(parts[1]) and len(parts[0]) + len(parts[1]) == 40 and parts[1]
-    with pytest.raises(ValueError, match="No file matches"):
+    with pytest.raises(ValueError, match="which no file matches"):
         data.split_files([str(tmp_path / "*.gif")], 0.3, "train")
 
 
-def test_stage1_trains_resumes_and_is_scored(root, monkeypatch, caplog):
-    file = root / "stage1.yaml"
-    call(stage1, monkeypatch, "--config", file)
-    whole = torch.load(root / "one" / "state.pt", weights_only=True)
-    assert whole["step"] == 3
-    broken = root / "broken"
-    original = stage1.checkpointing.save
-
-    def save_and_stop(path, **state):
-        original(path, **state)
-        if state["step"] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage1.checkpointing, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        call(stage1, monkeypatch, "--config", file, "--set", f"output={broken}")
-    monkeypatch.setattr(stage1.checkpointing, "save", original)
-    call(stage1, monkeypatch, "--config", file, "--set", f"output={broken}")
-    resumed = torch.load(broken / "state.pt", weights_only=True)
-    for part in ("model", "ema"):
-        assert whole[part].keys() == resumed[part].keys()
-        assert all(torch.equal(whole[part][k], resumed[part][k]) for k in whole[part])
-    moved = [not torch.equal(whole["model"][k], whole["ema"][k]) for k in whole["model"]]
-    assert any(moved)
-    caplog.set_level("INFO")
-    call(evaluate_bokeh, monkeypatch, "--config", file, "--model", root / "one" / "model", "--steps", 1,
-         "--json", root / "bokeh.json")  # fmt: skip
-    table = caplog.text
-    for row in ("model", "identity", "best uniform blur", "position only", "true radii, same disks"):
-        assert f"| {row} |" in table
-    import json
-
-    rows = json.loads((root / "bokeh.json").read_text())["rows"]
-    assert rows["identity"]["K30"]["selectivity"]["defocused"] == 0
-    assert rows["true radii, same disks"]["K30"]["whole"][0] > rows["identity"]["K30"]["whole"][0]
+def test_the_embedded_stage1_trains_and_loads_as_a_pipeline(root, mini):
+    assert mini == root / "one" / "model"
+    pipe = load_pipeline(mini)
+    photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    frames = pipe.generate_stack(photo, (5.0, 30.0), num_inference_steps=1, output_type="np").images
+    assert frames.shape == (2, 64, 64, 3) and np.isfinite(frames).all()
+    record = json.loads((mini / "training.json").read_text())
+    assert record["effective_batch"] == [2, 1] and record["steps"] == 3 and record["trainable_parameters"] > 10_000
+    lines = [json.loads(line) for line in (root / "one" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3] and "response_k30" in lines[-1]
+    assert (root / "one" / "samples" / "step_00000003.png").is_file()
 
 
-def test_stage2_trains_on_both_kinds_of_stack_and_is_scored(root, monkeypatch, caplog):
-    one, two = root / "stage1.yaml", root / "stage2.yaml"
-    if not (root / "one" / "model").exists():
-        call(stage1, monkeypatch, "--config", one)
-    generated = root / "generated"
-    call(stacks, monkeypatch, "--config", one, "--model", root / "one" / "model", "--output", generated)
+def test_the_loss_of_the_embedded_stage1_falls(root):
+    """Thirty steps on one batch take a fifth of its loss away."""
+    cfg = config.load(Stage1Config, root / "stage1.yaml", [])
+    torch.manual_seed(0)
+    network = stage1.MiniNetwork(cfg.base.transformer, cfg.adapter, cfg.level_weight).train()
+    batch = data.PoolPairs(cfg)(0, PhaseConfig(32, 4, 1, 1e-3), np.arange(4))
+    assert falls(network, batch, 30, 3e-3) < 0.8
+
+
+def falls(network, batch, steps, rate):
+    """Loss after some steps of Adam on one batch over the loss before."""
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=rate)
+    seen = []
+    for _ in range(steps + 1):
+        loss = network(batch)["loss"]
+        seen.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return seen[-1] / seen[0]
+
+
+@pytest.fixture
+def flux(root):
+    """The network and batches of the debug configuration, whose every part is a true class."""
+    cfg = config.load(Stage1Config, CONFIGS / "stage1_debug.yaml", [f"pool.folder={root}/pool", "grounded_share=0.5"])
+    torch.manual_seed(0)
+    network, _ = stage1.build_network(replace(cfg, loop=replace(cfg.loop, gradient_checkpointing=False)), None)
+    source = data.PoolPairs(cfg)
+    # The first step's neighbours: one of each kind.
+    batches = [source(step, cfg.phases[0], np.arange(4)) for step in (0, 1)]
+    assert [batch["text_to_image"] for batch in batches] == [False, True]
+    return network, batches
+
+
+def test_gradients_reach_every_trained_tensor_of_stage1_and_no_frozen_one(flux):
+    network, batches = flux
+    for batch in batches:
+        batch["drop_strength"][:] = False
+        for _ in range(2):  # the first step moves what starts at zero, behind which nothing has a gradient yet
+            optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+            optimizer.zero_grad()
+            network(batch)["loss"].backward()
+            optimizer.step()
+        for name, parameter in network.named_parameters():
+            assert parameter.requires_grad == name.startswith("adapter."), name
+            if parameter.requires_grad:
+                assert parameter.grad.abs().sum() > 0, name
+            else:
+                assert parameter.grad is None, name
+    assert loop.freeze_idle(network, batches[0]) == []
+
+
+def test_a_tensor_without_effect_is_frozen(root):
+    """One context token without a null token: its key is dead (a softmax over one key is 1)."""
+    changes = [f"pool.folder={root}/pool", "adapter.null_token=false"]
+    cfg = config.load(Stage1Config, CONFIGS / "stage1_debug.yaml", changes)
+    network, _ = stage1.build_network(cfg, None)
+    idle = loop.freeze_idle(network.train(), data.PoolPairs(cfg)(0, cfg.phases[0], np.arange(4)))
+    assert idle and all("to_k_bokeh" in name for name in idle)
+
+
+def test_stage1_loss_falls_on_one_batch(flux):
+    """Forty steps of the adapter alone: it can only bend a random base, and takes two per cent of the loss away."""
+    network, batches = flux
+    for batch in batches:
+        assert falls(network, batch, 40, 1e-2) < 0.98
+
+
+def test_a_dropped_strength_leaves_the_branch_without_value(flux):
+    network, (edit, _) = flux
+    with torch.no_grad():
+        for name, parameter in network.adapter.named_parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        losses_ = {}
+        for dropped in (False, True):
+            edit["drop_strength"] = torch.full((4,), dropped)
+            for k in (5.0, 25.0):
+                losses_[dropped, k] = network({**edit, "strength": torch.full((4,), k)})["loss"].item()
+    assert losses_[True, 5.0] == losses_[True, 25.0]
+    assert losses_[False, 5.0] != losses_[False, 25.0]
+
+
+def test_text_groups_share_noise_and_point_at_their_pivot(root):
+    cfg = config.load(Stage1Config, CONFIGS / "stage1_debug.yaml", [f"pool.folder={root}/pool", "grounded_share=1"])
+    batch = data.PoolPairs(cfg)(1, cfg.phases[0], np.arange(8))
+    assert batch["text_to_image"] and batch["pivot_rows"].tolist() == [0] * 4 + [4] * 4
+    assert (batch["strength"] == 0).tolist() == [True, False, False, False] * 2
+    assert len(set(batch["seed"].tolist())) == 2 and len(set(batch["seed"][:4].tolist())) == 1
+    assert torch.equal(batch["target"][0], batch["image"][3])
+    assert not torch.equal(batch["target"][3], batch["image"][3])
+    assert sum(data.is_text_step(step, 0.5) for step in range(10)) == 5
+    assert sum(data.is_text_step(step, 0.3) for step in range(10)) == 3
+
+
+def test_noise_is_eq_10_and_of_the_sample_alone():
+    shape = torch.Size((4, 8, 8))
+    sigma, noise = stage1.draw_flux_noise(7, shape, 0.0)
+    assert 0 < sigma <= 1 and torch.equal(noise, stage1.draw_flux_noise(7, shape, 0.0)[1])
+    clean = torch.randn(1, 4, 8, 8)
+    noisy = stage1.add_noise(clean, noise[None], sigma[None])
+    # The velocity that the loss asks for carries the noisy latents to the clean ones in one step of length sigma.
+    torch.testing.assert_close(noisy - sigma * (noise[None] - clean), clean)
+    offset = stage1.draw_flux_noise(7, shape, 0.5)[1] - noise
+    assert offset.std((1, 2)).max() < 1e-6 and offset.mean((1, 2)).std() > 0.1
+
+
+def test_stage2_trains_on_every_kind_of_stack(root, mini, monkeypatch):
+    two, generated = root / "stage2.yaml", root / "generated"
+    call(stacks, monkeypatch, "--config", root / "stage1.yaml", "--model", mini, "--output", generated)
     cfg = config.load(Stage2Config, two, [])
     with np.load(data.shard_path(cfg.pool, "train", 0)) as a, np.load(generated / "train_64px_0000.npz") as b:
         assert np.array_equal(a["image"], b["image"]) and not np.array_equal(a["bokeh"], b["bokeh"])
-    call(stage2, monkeypatch, "--config", two, "--set", f"generated={generated}")
-    for stack in ("none", "sharp"):
-        call(stage2, monkeypatch, "--config", two, "--set", f"stack={stack}", "--set", f"output={root / stack}")
-    model = BokehDepthAnythingForDepthEstimation.from_pretrained(root / "two" / "model")
-    fresh = stage2.build_model(cfg)
-    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
-    caplog.set_level("INFO")
-    call(evaluate_depth, monkeypatch, "--config", two, "--model", root / "two" / "model", "--control",
-         root / "none" / "model", "--generated", generated)  # fmt: skip
-    assert "| constant guess |" in caplog.text and "| stack of Stage-1 |" in caplog.text
-    assert "+0.000 (+0.000 to +0.000)" in caplog.text
+    with pytest.raises(InputError, match="steps is 3"):
+        call(stacks, monkeypatch, "--config", root / "stage1.yaml", "--model", mini, "--output", generated,
+             "--steps", 3)  # fmt: skip
+    drawn = {}
+    for stack in config.STACKS:
+        changed = replace(cfg, stack=stack, generated=str(generated), output=str(root / f"two_{stack}"))
+        model = BokehDepthAnythingForDepthEstimation.from_pretrained(stage2.run(changed))
+        torch.manual_seed(cfg.seed)
+        fresh = stage2.build_model(changed)
+        same = [torch.equal(a, b) for a, b in zip(model.dsfa.parameters(), fresh.dsfa.parameters(), strict=True)]
+        # Without a stack DSFA is not run, and not trained.
+        assert all(same) == (stack == "none")
+        drawn[stack] = data.PoolStacks(changed)(3, PhaseConfig(56, 2, 1, 0.0), np.arange(2))
+    for name in ("image", "depth_m", "strength"):  # controls see the same data
+        assert all(torch.equal(drawn[stack][name], drawn["renderer"][name]) for stack in config.STACKS)
+    assert not torch.equal(drawn["stage1"]["bokeh"], drawn["renderer"]["bokeh"])
+
+
+def test_gradients_of_stage2_and_its_loss_falls(root):
+    cfg = config.load(Stage2Config, root / "stage2.yaml", ["optimizer.head_factor=10"])
+    batch = data.PoolStacks(cfg)(0, PhaseConfig(56, 2, 1, 0.0), np.arange(2))
+    network = stage2.Stage2Network(stage2.build_model(cfg), cfg).train()
+    idle = loop.freeze_idle(network, batch)
+    assert all("mask_token" in name or "residual_layer1" in name for name in idle)
+    assert falls(network, batch, 40, 3e-3) < 0.7
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    frozen = stage2.build_model(replace(cfg, base=replace(cfg.base, trainable="dsfa")))
+    assert {n.split(".")[0] for n, p in frozen.named_parameters() if p.requires_grad} == {"dsfa"}
+    with pytest.raises(InputError, match="depends on no trainable parameter"):
+        none = replace(cfg, stack="none", base=replace(cfg.base, trainable="dsfa"))
+        loop.freeze_idle(stage2.Stage2Network(stage2.build_model(none), none), batch)
+
+
+def test_stage2_goes_on_from_a_plain_base(root, tmp_path):
+    """A Depth Anything of transformers gets fresh DSFA and still equals itself; a relative one is refused."""
+    from transformers import DepthAnythingForDepthEstimation
+
+    cfg = config.load(Stage2Config, root / "stage2.yaml", [])
+    source = stage2.build_model(cfg)
+    fields = {k: v for k, v in source.config.to_dict().items() if not k.startswith(("dsfa", "use_", "bokeh", "focus"))}
+    kind = DepthAnythingForDepthEstimation.config_class
+    known = {k: v for k, v in fields.items() if k in kind.__dataclass_fields__}
+    for name, estimates in (("metric", "metric"), ("relative", "relative")):
+        plain = DepthAnythingForDepthEstimation(kind(**{**known, "depth_estimation_type": estimates}))
+        plain.save_pretrained(tmp_path / name)
+    changed = replace(
+        cfg.base, path=str(tmp_path / "metric"), backbone={}, model={"dsfa_levels": [3], "dsfa_num_heads": 2}
+    )
+    model = stage2.build_model(replace(cfg, base=changed)).eval()
+    plain = DepthAnythingForDepthEstimation.from_pretrained(tmp_path / "metric").eval()
+    pixels = torch.randn(1, 2, 3, 56, 56)
+    with torch.no_grad():
+        fused = model(pixel_values=pixels, bokeh_strengths=torch.tensor([[0.0, 9.0]])).predicted_depth
+        assert torch.equal(fused, plain(pixel_values=pixels[:, 0]).predicted_depth)
+    with pytest.raises(InputError, match="relative depth"):
+        stage2.build_model(replace(cfg, base=replace(changed, path=str(tmp_path / "relative"))))
+
+
+def test_augmentation_of_stacks_keeps_frames_and_strengths_together(root):
+    cfg = config.load(Stage2Config, root / "stage2.yaml", [])
+    bokeh, strength = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2), torch.tensor([1.0, 2.0, 3.0, 29.9])
+    seen = set()
+    for seed in range(20):
+        frames, told = data.choose_frames(bokeh, strength, np.random.default_rng(seed), replace(cfg.augment, frames=2))
+        assert len(told) == 2 and (told <= 30).all()
+        assert torch.allclose(told, strength[frames[:, 0, 0, 0].long()], rtol=0.3)
+        seen.add(tuple(frames[:, 0, 0, 0].int().tolist()))
+    assert len(seen) > 6
+    with pytest.raises(InputError, match="augment.frames is 9"):
+        data.choose_frames(bokeh, strength, np.random.default_rng(0), replace(cfg.augment, frames=9))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "train/configs").glob("*.yaml")))
+def test_every_configuration_that_ships_is_read(name):
+    config.load(Stage1Config if "stage1" in name else Stage2Config, CONFIGS / f"{name}.yaml", [])
 
 
 def test_configurations_are_strict(tmp_path):
-    for name, kind in (("mini_stage1", Stage1Config), ("mini_stage2", Stage2Config)):
-        config.load(kind, ROOT / f"train/configs/{name}.yaml", [])
-    values = yaml.safe_load((ROOT / "train/configs/mini_stage1.yaml").open())
-    with pytest.raises(ValueError, match="unknown key 'batchsize'"):
-        config.build(Stage1Config, {**values, "batchsize": 3}, "here")
-    with pytest.raises(ValueError, match="unknown key 'foto'"):
-        config.load(Stage1Config, ROOT / "train/configs/mini_stage1.yaml", ["pool.foto=1"])
-    with pytest.raises(ValueError, match="'output' is missing"):
-        config.build(Stage1Config, {k: v for k, v in values.items() if k != "output"}, "here")
-    with pytest.raises(ValueError, match="stack is 'wild'"):
-        config.load(Stage2Config, ROOT / "train/configs/mini_stage2.yaml", ["stack=wild"])
+    one, two = CONFIGS / "mini_stage1.yaml", CONFIGS / "mini_stage2.yaml"
+    for kind, file, change, words in (
+        (Stage1Config, one, "batchsize=3", "unknown key 'batchsize'"),
+        (Stage1Config, one, "pool.foto=1", "pool: unknown key 'foto'"),
+        (Stage1Config, one, "loop.keep=0", "loop.keep is 0"),
+        (Stage1Config, one, "loop.keep=two", "loop, keep is 'two'; wanted int"),
+        (Stage1Config, one, "loop.ema_decay=.nan", "loop.ema_decay is nan"),
+        (Stage1Config, one, "optimizer.name=lion", "optimizer.name is 'lion'"),
+        (Stage1Config, one, "text_to_image=0.5", "base.kind mini"),
+        (Stage1Config, one, "phases=[{size_px: 90, batch: 1, steps: 1, learning_rate: 1e-3}]", "size_px is 90"),
+        (Stage1Config, one, "pool=null", "both missing"),
+        (Stage2Config, two, "stack=wild", "stack is 'wild'"),
+        (Stage2Config, two, "stack=stage1", "generated is empty"),
+        (Stage2Config, two, "strengths=[20, 10]", r"strengths is \[20.0, 10.0\]"),
+        (Stage2Config, two, "learning_rate", "wanted key=value"),
+        (Stage2Config, two, "steps.x=1", "wanted the key of a section"),
+    ):
+        with pytest.raises(InputError, match=words):
+            config.load(kind, file, [change])
+    assert config.load(Stage2Config, two, ["learning_rate=1e-4"]).learning_rate == 1e-4
+    with pytest.raises(InputError, match="'output' is missing"):
+        config.build(Stage1Config, {"phases": []}, "here")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    for path in (tmp_path / "broken.yaml", tmp_path / "none.yaml"):
+        with pytest.raises(InputError, match="cannot be read"):
+            config.load(Stage1Config, path, [])
+
+
+def test_optimisers_by_name_and_what_is_not_installed(monkeypatch):
+    groups = [[torch.nn.Parameter(torch.ones(3))], []]
+    assert type(loop.build_optimizer(OptimizerConfig(), groups)) is torch.optim.AdamW
+    assert len(loop.build_optimizer(OptimizerConfig(name="sgd"), groups).param_groups) == 1
+    for name, library in (("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")):
+        monkeypatch.setitem(__import__("sys").modules, library, None)
+        with pytest.raises(InputError, match=f"needs {library}"):
+            loop.build_optimizer(OptimizerConfig(name=name), groups)
+    with pytest.raises(InputError, match="'mlflow'"):
+        loop._trackers(["mlflow"])
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="'wandb', which is not installed"):
+        loop._trackers(["wandb"])
+    assert loop._trackers(None) == []
+
+
+def test_a_card_is_filled_from_the_run(root, mini, tmp_path):
+    from bokehdepth.publishing import build_folder
+
+    cfg = config.load(Stage1Config, root / "stage1.yaml", [])
+    with pytest.raises(InputError, match="card is missing"):
+        publish.check(cfg)
+    cfg = config.build(Stage1Config, {**yaml.safe_load((root / "stage1.yaml").read_text()), "card": CARD}, "here")
+    (tmp_path / "facts.yaml").write_text(
+        yaml.safe_dump(publish.facts_of(cfg, "python -m train.stage1 --config x.yaml"))
+    )
+    folder = build_folder("pipeline", mini, tmp_path / "out", repository="user/name", facts=tmp_path / "facts.yaml")
+    card = (folder / "README.md").read_text()
+    for words in (
+        "training loss up to step 3",
+        "python -m train.stage1 --config x.yaml",
+        "Four scenes.",
+        "plain_attention: true",
+    ):
+        assert words in card
 
 
 def test_level_weights_are_linear_between_levels():
@@ -229,3 +422,31 @@ def test_balanced_loss_weighs_both_areas_alike():
     few[..., :1], many[..., 1:] = 0.5, 0.5
     few, many = (losses.balanced_pixel_loss(x, target, radius) for x in (few, many))
     assert 0.85 < few / many < 1.15
+
+
+def test_depth_losses_skip_what_is_not_valid():
+    """A masked loss is that of the valid pixels alone, whatever stands in the others."""
+    target, prediction = torch.rand(2, 8, 8) + 1, torch.rand(2, 8, 8) + 1
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    valid[:, :, 5:] = False
+    holes = torch.where(valid, target, torch.tensor(float("nan")))
+    for loss in (losses.scale_invariant_log_loss, lambda *a, **k: losses.log_gradient_loss(*a, scales=1, **k)):
+        alone = loss(prediction[..., :5], target[..., :5])
+        torch.testing.assert_close(loss(prediction, holes, valid=valid), alone)
+    prediction.requires_grad_()
+    losses.scale_invariant_log_loss(prediction, holes, valid=valid).backward()
+    assert torch.isfinite(prediction.grad).all() and not prediction.grad[~valid].any()
+    g = (prediction.detach().log() - target.log())[0].numpy()
+    blocks = ndimage.uniform_filter(g, 2, origin=-1)[:-1:2, :-1:2]
+    wanted = [np.abs(np.diff(x, axis=1)).mean() + np.abs(np.diff(x, axis=0)).mean() for x in (g, blocks)]
+    got = losses.log_gradient_loss(prediction[:1].detach(), target[:1], scales=2).item()
+    assert got == pytest.approx(sum(wanted) / 2, rel=1e-5)
+
+
+def test_the_trained_parts_make_an_embedded_model(root, mini, tmp_path, monkeypatch):
+    cfg = config.load(Stage2Config, root / "stage2.yaml", [f"output={tmp_path}/depth", "steps=1"])
+    depth = stage2.run(cfg)
+    call(export_mini, monkeypatch, "--stage1", mini, "--stage2", depth, "--output", tmp_path / "mini", "--side", 56)
+    pipe = load_pipeline(tmp_path / "mini")
+    out = pipe(torch.rand(3, 64, 64), (10.0, 20.0), output_type="np")
+    assert out.depth_m.shape == (64, 64) and np.isfinite(out.depth_m).all()

@@ -1,70 +1,195 @@
-"""Checkpoints that a cut-off run goes on from, written whole or not at all."""
+"""Checkpoints that a cut-off run goes on from: whole or not there at all, the newest few kept.
+
+A checkpoint is a folder `step_00000100`: `trained.safetensors` and `average.safetensors` (what is trained and its
+average; nothing frozen), accelerate's optimiser and random states, and `state.json` (step, which is also the position
+in the data and in the schedule, and the configuration).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bokehdepth.errors import InputError
 
-class Ema:
-    """Exponential moving average of a model's weights and buffers, with the usual slow start.
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d{8})")
+# Where a run writes and how often it looks has no say in what it computes.
+_FREE = {"output", "threads", "card"}
+_FREE_LOOP = {"log_every", "save_every", "keep", "sample_every", "samples", "trackers", "workers"}
+
+
+def step_rng(seed: int, step: int, *place: int) -> np.random.Generator:
+    """The random source of one step, or of one sample of it: a resumed run draws what an unbroken one draws."""
+    return np.random.default_rng([seed, step, *place])
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, each tensor once, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def latest(output: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    found = sorted(p for p in (output / FOLDER).glob("step_*") if _NAME.fullmatch(p.name))
+    return found[-1] if found else None
+
+
+def _setting(config: Any) -> dict[str, Any]:
+    """The part of a configuration that decides the numbers of a run, as JSON has it."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values = {k: v for k, v in values.items() if k not in _FREE}
+    # Accumulation and processes may change as long as their product, the effective batch, is the same.
+    values["loop"] = {k: v for k, v in values["loop"].items() if k not in _FREE_LOOP}
+    return values
+
+
+def _first_difference(old: Any, new: Any, name: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            found = _first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{name} is {new!r}, in the checkpoint {old!r}"
+
+
+class Checkpoints:
+    """Saves and loads the state of a run through accelerate.
 
     Args:
-        model: the model that is trained.
-        decay: share of the old average that a step keeps, at most.
+        accelerator: has prepared the network and the optimiser.
+        network: the bare network.
+        ema: average of what is trained, or None.
+        config: of the run; its `output` holds the checkpoints.
+        effective_batch: pictures of one optimiser step, of each phase.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.steps = decay, 0
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        network: nn.Module,
+        ema: EMAModel | None,
+        config: Any,
+        effective_batch: list[int],
+    ) -> None:
+        self.accelerator, self.network, self.ema, self.config = accelerator, network, ema, config
+        self.folder = Path(config.output) / FOLDER
+        self.effective_batch = effective_batch
+        accelerator.register_save_state_pre_hook(self._write_weights)
+        accelerator.register_load_state_pre_hook(self._read_weights)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+    def _write_weights(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
+        if self.accelerator.is_main_process:
+            trained = trained_parameters(self.network)
+            save_file({k: v.detach().contiguous() for k, v in trained.items()}, Path(folder) / "trained.safetensors")
+            if self.ema is not None:
+                average = dict(zip(trained, self.ema.shadow_params, strict=True))
+                save_file({k: v.contiguous() for k, v in average.items()}, Path(folder) / "average.safetensors")
+        weights.clear()  # nothing frozen is written
+
+    def _read_weights(self, models: list[nn.Module], folder: str) -> None:
+        stored = load_file(Path(folder) / "trained.safetensors")
+        trained = trained_parameters(self.network)
+        if stored.keys() != trained.keys():
+            odd = sorted(stored.keys() ^ trained.keys())[0]
+            raise InputError(f"{folder} and the network differ in the trained tensor {odd}; wanted the same ones.")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(stored[name])
+            if self.ema is not None:
+                average = load_file(Path(folder) / "average.safetensors")
+                for name, shadow in zip(trained, self.ema.shadow_params, strict=True):
+                    shadow.copy_(average[name])
+        models.clear()
+
+    def save(self, step: int) -> Path:
+        """Writes a checkpoint after `step` steps, and removes the oldest beyond `loop.keep`; returns its folder."""
+        folder = self.folder / f"step_{step:08d}"
+        staging = self.folder / f".step_{step:08d}.part"
+        main = self.accelerator.is_main_process
+        if main:
+            for rest in self.folder.glob(".step_*.part"):  # of a run that was killed while it wrote
+                shutil.rmtree(rest)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(staging))
+        self.accelerator.wait_for_everyone()
+        if main:
+            state = {
+                "step": step,
+                "ema_steps": 0 if self.ema is None else self.ema.optimization_step,
+                "effective_batch": self.effective_batch,
+                "config": _setting(self.config),
+            }
+            (staging / "state.json").write_text(json.dumps(state, indent=2))
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.rename(staging, folder)
+            kept = sorted(p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name))
+            for old in kept[: -self.config.loop.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def load(self, resume: str | Path | None) -> int:
+        """Takes up a checkpoint.
+
+        Args:
+            resume: "latest", the folder of a checkpoint, or None for a run that begins.
+
+        Returns:
+            The number of steps that are done.
+
+        Raises:
+            InputError: there is no such checkpoint, it is of another configuration, or a run that begins would
+                write over one.
+        """
+        newest = latest(Path(self.config.output))
+        if resume is None:
+            if newest is not None:
+                raise InputError(
+                    f"output is {self.config.output!r}, which holds {newest.name}; wanted --resume latest, or another "
+                    "output."
+                )
+            return 0
+        folder = newest if str(resume) == "latest" else Path(resume)
+        if folder is None:
+            return 0
+        if not (folder / "state.json").is_file():
+            raise InputError(f"resume is {str(resume)!r}, which is no checkpoint; wanted latest or a step_ folder.")
+        state = json.loads((folder / "state.json").read_text())
+        ours = _setting(self.config)
+        if state["effective_batch"] != self.effective_batch:
+            raise InputError(
+                f"{folder} was trained with the effective batch {state['effective_batch']}, this run has "
+                f"{self.effective_batch}; wanted the same."
+            )
+        difference = _first_difference(_shared(state["config"]), _shared(ours))
+        if difference:
+            raise InputError(f"{folder}: {difference}; wanted the same configuration.")
+        self.accelerator.load_state(str(folder))
+        if self.ema is not None:
+            self.ema.optimization_step = state["ema_steps"]
+        return state["step"]
 
 
-def save(path: Path, *, config: Any, step: int, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-    """Writes everything that a run needs to go on, under a temporary name first."""
-    state = {
-        "config": dataclasses.asdict(config),
-        "step": step,
-        "model": model.state_dict(),
-        "ema": ema.average,
-        "ema_steps": ema.steps,
-        "optimizer": optimizer.state_dict(),
-        "torch_rng": torch.get_rng_state(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    torch.save(state, temporary)
-    temporary.rename(path)
-
-
-def resume(path: Path, *, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-    """Takes up a checkpoint where there is one; returns the number of steps that are done."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    ema.average, ema.steps = state["ema"], state["ema_steps"]
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["torch_rng"])
-    return state["step"]
-
-
-def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The random source of one step: a resumed run draws what an unbroken one would have drawn."""
-    return np.random.default_rng([seed, step])
+def _shared(setting: dict[str, Any]) -> dict[str, Any]:
+    """A setting without what the effective batch stands for: batch of a process and accumulation."""
+    setting = {k: v for k, v in setting.items() if k != "batch"}
+    setting["loop"] = {k: v for k, v in setting["loop"].items() if k != "accumulation"}
+    if "phases" in setting:
+        setting["phases"] = [{k: v for k, v in phase.items() if k != "batch"} for phase in setting["phases"]]
+    return setting

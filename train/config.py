@@ -1,16 +1,41 @@
-"""Training configurations: one strict dataclass for each stage, read from YAML and changed with `--set key=value`."""
+"""Training configurations: strict dataclasses, read from YAML and changed with `--set key=value`.
+
+A key that no dataclass has, a missing one and a value of the wrong kind are errors that name file, place and value.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import shlex
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from bokehdepth.errors import InputError
+
 T = TypeVar("T")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "sgd")
+SCHEDULES = ("cosine", "poly", "constant")
+STACKS = ("none", "sharp", "renderer", "stage1")
+
+
+def _among(name: str, value: Any, wanted: tuple[Any, ...]) -> None:
+    if value not in wanted:
+        raise InputError(f"{name} is {value!r}; wanted one of {', '.join(map(str, wanted))}.")
+
+
+def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        upper = "" if high == math.inf else f" and at most {high:g}"
+        raise InputError(f"{name} is {value!r}; wanted a finite number of at least {low:g}{upper}.")
 
 
 @dataclass(frozen=True)
@@ -33,109 +58,468 @@ class PoolConfig:
     shard: int = 100
     """Scenes in one shard."""
     seed: int = 0
+    render_missing: bool = False
+    """Let a training render the shards that are missing; sensible for a few scenes, see train.data for many."""
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """Rows of manifest files (bokehdepth.manifest) as training data."""
+
+    files: list[str]
+    """Manifest files; environment variables are expanded."""
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    """Rows of these splits; rows without a split count as train."""
+    renders: int = 2
+    """Stage-1: renders of one text-to-image group, beside its sharp photo."""
+    min_strength: float = 1.0
+    """Smallest K that is rendered on the fly."""
+    rendered_share: float = 0.5
+    """Stage-1: share of rendered samples where a row has both depth and a captured target."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if not self.files:
+            raise InputError("files is []; wanted at least one manifest.")
+        _within("renders", self.renders, 1)
+        _within("min_strength", self.min_strength, 0.0, 30.0)
+        _within("rendered_share", self.rendered_share, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights move. The learning rate itself belongs to each phase."""
+
+    name: str = "adamw"
+    """adamw, adamw8bit (library bitsandbytes), prodigy (library prodigyopt; learning rate 1) or sgd."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    """Largest norm of all gradients together."""
+    schedule: str = "cosine"
+    """Within a phase: cosine, poly (power 0.9) or constant."""
+    warmup: int = 100
+    """Steps of linear warm-up, of the whole run."""
+    final_rate: float = 0.1
+    """Share of the peak rate that a phase ends with."""
+    head_factor: float = 1.0
+    """Stage-2: learning rate of the depth head and DSFA over the encoder's."""
+
+    def __post_init__(self) -> None:
+        """Checks names and numbers."""
+        _among("optimizer.name", self.name, OPTIMIZERS)
+        _among("optimizer.schedule", self.schedule, SCHEDULES)
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise InputError(f"optimizer.betas is {self.betas!r}; wanted two numbers from 0 to below 1.")
+        _within("optimizer.weight_decay", self.weight_decay, 0.0)
+        _within("optimizer.grad_clip", self.grad_clip, 1e-9)
+        _within("optimizer.warmup", self.warmup, 0)
+        _within("optimizer.final_rate", self.final_rate, 0.0, 1.0)
+        _within("optimizer.head_factor", self.head_factor, 1e-9)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The loop that both stages share."""
+
+    accumulation: int = 1
+    """Batches of one process that make one optimiser step."""
+    precision: str = "no"
+    """no or bf16 (autocast; frozen weights are then kept in bfloat16)."""
+    gradient_checkpointing: bool = False
+    plain_attention: bool = False
+    """Plain products in place of fused attention, whose backward pass is slow on a CPU."""
+    ema_decay: float = 0.998
+    """0 keeps no average."""
+    workers: int = 0
+    """Processes that load and render batches ahead."""
+    log_every: int = 50
+    save_every: int = 200
+    keep: int = 2
+    """Checkpoints that are kept."""
+    sample_every: int = 0
+    """Steps between sample grids with K-response; 0 makes none."""
+    samples: int = 2
+    """Photos of a sample grid."""
+    trackers: list[str] | None = None
+    """tensorboard, wandb, trackio; None takes tensorboard where it is installed, [] none."""
+
+    def __post_init__(self) -> None:
+        """Checks names and numbers."""
+        _among("loop.precision", self.precision, ("no", "bf16"))
+        for name in ("accumulation", "log_every", "save_every", "keep", "samples"):
+            _within(f"loop.{name}", getattr(self, name), 1)
+        for name in ("workers", "sample_every"):
+            _within(f"loop.{name}", getattr(self, name), 0)
+        _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One part of a run."""
+
+    size_px: int
+    """Side of square pictures, of Stage-1 a multiple of 16; with buckets the side of a square of the same area."""
+    batch: int
+    """Pictures of one batch of one process."""
+    steps: int
+    learning_rate: float
+    """Peak."""
+    buckets: bool = False
+    """Keep each picture's aspect ratio, by buckets of equal area, instead of cropping squares."""
+    text_to_image: float | None = None
+    """Share of text-to-image steps in this phase; None takes the run's."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        _within("phases size_px", self.size_px, 14)
+        _within("phases batch", self.batch, 1)
+        _within("phases steps", self.steps, 1)
+        _within("phases learning_rate", self.learning_rate, 0.0)
+        if self.text_to_image is not None:
+            _within("phases text_to_image", self.text_to_image, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base of Stage-1: the embedded one, or a Flux Kontext."""
+
+    kind: str = "mini"
+    """mini (the embedded base, trained whole) or flux (frozen; the adapter is trained)."""
+    path: str = ""
+    """Folder or Hub repository of a Flux Kontext pipeline; empty builds random weights from the two below."""
+    revision: str | None = None
+    transformer: dict[str, Any] = field(default_factory=dict)
+    """Arguments of MiniFluxTransformer2DModel, or of FluxTransformer2DModel with random weights."""
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    """Arguments of AutoencoderKL with random weights."""
+    start_from: str = ""
+    """Folder of an adapter to go on from; empty starts from a fresh one."""
+
+    def __post_init__(self) -> None:
+        """Checks the kind."""
+        _among("base.kind", self.kind, ("mini", "flux"))
+        if self.path and (self.kind == "mini" or self.transformer or self.autoencoder):
+            raise InputError(f"base.path is {self.path!r}; wanted it with kind flux and without arguments of models.")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Captions of Stage-1."""
+
+    cache: str = ""
+    """Folder of encoded captions; empty uses the adapter's own prompt embedding for everything, and no caption."""
+    tokens: int = 512
+    """T5 tokens of a caption."""
+    caption_dropout: float = 0.1
+    """Share of samples that get the constant prompt (image-to-image) or the empty one (text-to-image)."""
+    strength_dropout: float = 0.1
+    """Share of text-to-image samples whose branch gets no K: context tokens of zero, whose value is zero."""
+
+    def __post_init__(self) -> None:
+        """Checks the shares."""
+        _within("prompts.tokens", self.tokens, 1, 512)
+        _within("prompts.caption_dropout", self.caption_dropout, 0.0, 1.0)
+        _within("prompts.strength_dropout", self.strength_dropout, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What a published model's card states beside what the run itself knows (train.publish)."""
+
+    title: str
+    license: str
+    """As the Hub names it; other needs license_name."""
+    license_link: str
+    summary: str
+    training_data: str
+    """What it was trained on, with licences."""
+    limits: str
+    licences: str
+    """Of base, data and result, in words."""
+    license_name: str | None = None
+    version: str = "0.1.0"
+    datasets: list[str] = field(default_factory=list)
+    """Repositories on the Hub."""
 
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """Full training of a small Stage-1 model on procedural scenes."""
+    """Training of Stage-1: the adapter on a frozen Flux Kontext, or the embedded model whole."""
 
-    pool: PoolConfig
     output: str
-    transformer: dict[str, Any]
-    """Arguments of MiniFluxTransformer2DModel."""
-    adapter: dict[str, Any]
+    phases: list[PhaseConfig]
+    """In order."""
+    pool: PoolConfig | None = None
+    manifests: ManifestConfig | None = None
+    """One of pool and manifests is given."""
+    base: BaseConfig = field(default_factory=BaseConfig)
+    adapter: dict[str, Any] = field(default_factory=dict)
     """Arguments of BokehAdapter."""
-    phases: list[dict[str, Any]]
-    """In order: size_px, batch, steps, learning_rate (peak; cosine over the phase to final_rate)."""
-    warmup: int = 100
-    final_rate: float = 0.1
-    """Share of the peak rate that a phase ends with."""
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    ema_decay: float = 0.998
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    text_to_image: float = 0.0
+    """Share of text-to-image steps; 0.5 alternates."""
+    grounded_share: float = 0.2
+    """Share of rendered text-to-image groups that attend to their pivot (Sec. 8.2)."""
+    guidance_scale: float = 1.0
+    """Distilled guidance that the base is told in training."""
+    offset_noise: float = 0.0
+    """Standard deviation of noise that is constant over each latent channel."""
     level_weight: float = 0.3
-    """Weight of the supervision of the blend levels by the true disparity offset."""
-    log_every: int = 50
-    save_every: int = 200
-    threads: int = 1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Stage2Config:
-    """Training of a small Stage-2 model on stacks of procedural scenes."""
-
-    pool: PoolConfig
-    output: str
-    backbone: dict[str, Any]
-    """Arguments of Dinov2Config."""
-    model: dict[str, Any]
-    """Arguments of BokehDepthAnythingConfig."""
-    stack: str = "frames"
-    """frames (the pool's stack), sharp (the sharp frame in place of every frame) or none (no stack, no DSFA)."""
-    generated: str = ""
-    """Folder of the same shards with stacks that Stage-1 made, see train.stacks."""
-    generated_share: float = 0.5
-    """Share of batches that take their stack from there, where the folder is named."""
-    start_from: str = ""
-    """Folder of a model to go on from; empty starts from random weights."""
-    size_px: int = 140
-    batch: int = 8
-    steps: int = 900
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    weight_decay: float = 0.05
-    grad_clip: float = 1.0
-    ema_decay: float = 0.995
-    gradient_weight: float = 0.5
-    """Weight of the gradient loss on log depth."""
-    log_every: int = 50
-    save_every: int = 100
+    """Embedded model: weight of the supervision of the blend levels by the true disparity offset."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    card: CardConfig | None = None
+    """Needed by --push-to-hub."""
     threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses an unknown kind of stack."""
-        if self.stack not in ("frames", "sharp", "none"):
-            raise ValueError(f"stack is {self.stack!r}; wanted frames, sharp or none.")
+        """Checks what belongs together."""
+        if (self.pool is None) == (self.manifests is None):
+            raise InputError("pool and manifests are both given or both missing; wanted one of them.")
+        if not self.phases:
+            raise InputError("phases is []; wanted at least one.")
+        for phase in self.phases:
+            if phase.size_px % 16:
+                raise InputError(f"phases size_px is {phase.size_px}; wanted a multiple of 16.")
+        for name in ("text_to_image", "grounded_share"):
+            _within(name, getattr(self, name), 0.0, 1.0)
+        _within("offset_noise", self.offset_noise, 0.0)
+        if self.base.kind == "mini":
+            if self.manifests is not None:
+                raise InputError("manifests is given with base.kind mini; wanted a pool, whose offsets teach it.")
+            if any(self.text_share(phase) for phase in self.phases):
+                raise InputError("text_to_image is above 0 with base.kind mini; wanted 0: its head blends a photo.")
+        if self.pool is not None and any(phase.buckets for phase in self.phases):
+            raise InputError("buckets is set in a phase; wanted it with manifests alone, since a pool is square.")
+        _within("threads", self.threads, 1)
+
+    def text_share(self, phase: PhaseConfig) -> float:
+        """Share of text-to-image steps in a phase."""
+        return self.text_to_image if phase.text_to_image is None else phase.text_to_image
+
+
+@dataclass(frozen=True)
+class DepthBaseConfig:
+    """The base of Stage-2."""
+
+    path: str = ""
+    """Folder or Hub repository of a Depth Anything model, or of one with DSFA; empty starts from random weights."""
+    revision: str | None = None
+    backbone: dict[str, Any] = field(default_factory=dict)
+    """Arguments of Dinov2Config, for random weights."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of BokehDepthAnythingConfig: all for random weights, DSFA's own (and max_depth) over a base."""
+    trainable: str = "all"
+    """dsfa, head (DSFA, neck and head) or all."""
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together."""
+        _among("base.trainable", self.trainable, ("dsfa", "head", "all"))
+        if self.path and self.backbone:
+            raise InputError(f"base.backbone is given with base.path {self.path!r}; wanted one of them.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of Stage-2; all frames of a photo alike."""
+
+    mirror: bool = True
+    gain: float = 0.25
+    """Standard deviation of the log exposure."""
+    white_balance: float = 0.06
+    """Standard deviation of the log gain of each channel."""
+    frames: int | None = None
+    """Frames of the stack that a sample keeps, chosen at random and in random order; None keeps all, ascending."""
+    strength_jitter: float = 0.0
+    """Standard deviation of the log of the factor on the K that the network is told."""
+    crop: float = 1.0
+    """Smallest side of the random crop over the photo's shorter side; K and intrinsics follow."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name in ("gain", "white_balance", "strength_jitter"):
+            _within(f"augment.{name}", getattr(self, name), 0.0)
+        if self.frames is not None:
+            _within("augment.frames", self.frames, 1)
+        _within("augment.crop", self.crop, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Training of Stage-2 on bokeh stacks."""
+
+    output: str
+    pool: PoolConfig | None = None
+    manifests: ManifestConfig | None = None
+    """One of pool and manifests is given."""
+    base: DepthBaseConfig = field(default_factory=DepthBaseConfig)
+    stack: str = "renderer"
+    """renderer (rendered frames), stage1 (frames that Stage-1 made), and the controls sharp (the photo in place of
+    every frame) and none (no stack, no DSFA); all draw the same rows and the same augmentation."""
+    generated: str = ""
+    """Pool: folder of the same shards with stacks that Stage-1 made, see train.stacks."""
+    generated_share: float = 1.0
+    """Share of steps of a stage1 run that take Stage-1's stacks; the others take rendered ones."""
+    strengths: list[float] = field(default_factory=lambda: [10.0, 20.0, 30.0])
+    """Manifests: K of the frames that are rendered on the fly."""
+    size_px: int = 140
+    """Side of the square pictures, a multiple of the backbone's patch."""
+    batch: int = 8
+    steps: int = 900
+    learning_rate: float = 1e-3
+    min_depth_m: float = 0.001
+    max_depth_m: float = 80.0
+    """Depth outside of the two does not count."""
+    variance_share: float = 0.5
+    """Of the scale-invariant log loss."""
+    gradient_weight: float = 0.5
+    """Weight of the gradient loss on log depth."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05, warmup=50))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(ema_decay=0.995, save_every=100))
+    card: CardConfig | None = None
+    """Needed by --push-to-hub."""
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together."""
+        if (self.pool is None) == (self.manifests is None):
+            raise InputError("pool and manifests are both given or both missing; wanted one of them.")
+        _among("stack", self.stack, STACKS)
+        _within("generated_share", self.generated_share, 0.0, 1.0)
+        if self.stack == "stage1" and self.pool is not None and not self.generated:
+            raise InputError("generated is empty; wanted the folder of Stage-1's stacks for stack stage1.")
+        strengths = self.strengths
+        if not strengths or strengths != sorted(set(strengths)) or not all(0 < k <= 30 for k in strengths):
+            raise InputError(f"strengths is {strengths}; wanted ascending values above 0 and at most 30.")
+        for name in ("size_px", "batch", "steps", "threads"):
+            _within(name, getattr(self, name), 1)
+        _within("learning_rate", self.learning_rate, 0.0)
+        _within("min_depth_m", self.min_depth_m, 1e-9)
+        _within("max_depth_m", self.max_depth_m, self.min_depth_m)
+        _within("variance_share", self.variance_share, 0.0, 1.0)
+        _within("gradient_weight", self.gradient_weight, 0.0)
+
+
+# ---------------------------------------------------------------------- YAML
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """One value of a configuration, checked against the annotation of its field."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is {value!r}; wanted keys and values.")
+        return build(hint, value, where)
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where} is {value!r}; wanted a list.")
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is {value!r}; wanted keys and values.")
+        return value
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError as error:
+            raise InputError(f"{where} is {value!r}; wanted a number.") from error
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{where} is {value!r}; wanted {hint.__name__}.")
+    return value
 
 
 def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Makes a configuration of `kind`; unknown and missing keys are errors that name `where`."""
+    """Makes a configuration of `kind`, nested ones included.
+
+    Args:
+        kind: dataclass to make.
+        values: as YAML gives them.
+        where: named by errors.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value is not of its kind.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} is {values!r}; wanted keys and values.")
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(str(key) for key in set(values) - set(fields))
     if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; wanted one of {sorted(fields)}.")
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; wanted one of {sorted(fields)}.")
     missing = [
         name
         for name, f in fields.items()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values
     ]
     if missing:
-        raise ValueError(f"{where}: key {missing[0]!r} is missing.")
-    if isinstance(values.get("pool"), dict):
-        values = {**values, "pool": build(PoolConfig, values["pool"], f"{where}, pool")}
-    return kind(**values)
+        raise InputError(f"{where}: key {missing[0]!r} is missing.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value, f"{where}, {name}") for name, value in values.items()})
 
 
 def load(kind: type[T], path: str | Path, changes: list[str]) -> T:
-    """Reads a YAML file and applies changes of the form `key=value` or `pool.key=value`, values in YAML."""
-    values = yaml.safe_load(Path(path).read_text())
+    """Reads a YAML file and applies changes of the form `key=value` or `pool.key=value`, values in YAML.
+
+    Raises:
+        InputError: the file is missing or no YAML, a change has another form, or as `build` says.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config is {str(path)!r}, which cannot be read ({error}); wanted a YAML file.") from error
     for change in changes:
         name, separator, text = change.partition("=")
         if not separator:
-            raise ValueError(f"--set is {change!r}; wanted key=value.")
+            raise InputError(f"--set is {change!r}; wanted key=value.")
         *parents, leaf = name.split(".")
         target = values
         for parent in parents:
-            target = target.setdefault(parent, {})
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise InputError(f"--set is {change!r}; wanted the key of a section.")
         target[leaf] = yaml.safe_load(text)
     return build(kind, values, str(path))
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, config_required: bool = True) -> argparse.ArgumentParser:
     """The command line that every training script has."""
     result = argparse.ArgumentParser(description=description)
-    result.add_argument("--config", required=True, help="YAML file, see train/configs")
+    result.add_argument("--config", required=config_required, help="YAML file, see train/configs")
     result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value")
     return result
+
+
+def trainer_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of the two trainers."""
+    result = parser(description)
+    result.add_argument("--resume", metavar="latest|PATH", help="go on from the last checkpoint, or from a folder")
+    result.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model when the run is done")
+    return result
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with the sentence of an InputError, without its trace."""
+    try:
+        yield
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def command(module: str, arguments: argparse.Namespace) -> str:
+    """The command line of a training, as a card repeats it."""
+    changes = [part for change in arguments.set for part in ("--set", change)]
+    return shlex.join(["python", "-m", module, "--config", arguments.config, *changes])

@@ -1,26 +1,31 @@
 """The pool of procedural scenes that both stages are trained and evaluated on.
 
 `python -m train.data --config train/configs/mini_stage1.yaml` renders the pool; a run that was cut off goes on where
-it stopped. A training that finds only part of the shards trains on that part and looks again from time to time.
+it stopped. A training that finds only part of the shards trains on that part.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as fn
 
+from bokehdepth.errors import InputError
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.scenes import SceneGenerator
 from train import config as configuration
-from train.config import PoolConfig, Stage1Config
+from train.checkpointing import step_rng
+from train.config import AugmentConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
 
 logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
@@ -30,7 +35,7 @@ def split_files(patterns: list[str], hold_out: float, split: str) -> list[Path]:
     """Files that match the patterns, divided by a hash of their names, so that both splits are fixed."""
     files = sorted(Path(p) for pattern in patterns for p in glob.glob(os.path.expandvars(pattern)))
     if patterns and not files:
-        raise ValueError(f"No file matches {patterns}.")
+        raise InputError(f"photos or mattes is {patterns}, which no file matches; wanted patterns of files.")
     held = [zlib.crc32(f.name.encode()) % 1000 < hold_out * 1000 for f in files]
     return [f for f, h in zip(files, held, strict=True) if h == (split == "held_out")]
 
@@ -95,33 +100,32 @@ class ScenePool:
 
     def __init__(self, pool: PoolConfig, split: str) -> None:
         self.pool, self.split = pool, split
-        self.arrays: dict[str, np.ndarray] = {}
-        self._loaded: list[Path] = []
-        self.refresh()
-        if not self.arrays:
-            raise ValueError(f"pool.folder is {pool.folder}, which has no {split} shard; run train.data first.")
-
-    def refresh(self) -> None:
-        """Takes in shards that have come since."""
-        paths = sorted(Path(self.pool.folder).glob(f"{self.split}_{self.pool.size_px}px_*.npz"))
-        new = [p for p in paths if p not in self._loaded]
-        for path in new:
+        paths = sorted(Path(pool.folder).glob(f"{split}_{pool.size_px}px_*.npz"))
+        if not paths:
+            raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
+        shards = []
+        for path in paths:
             with np.load(path, allow_pickle=False) as shard:
-                for key in shard.files:
-                    parts = [self.arrays[key]] if key in self.arrays else []
-                    self.arrays[key] = np.concatenate([*parts, shard[key]])
-        self._loaded += new
+                shards.append({key: shard[key] for key in shard.files})
+        self.arrays = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
 
     def __len__(self) -> int:
-        return len(self.arrays["image"]) if self.arrays else 0
+        return len(self.arrays["image"])
 
-    def batch(self, rows: np.ndarray, size_px: int, rng: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
-        """Scenes as tensors, augmented where a generator is given (mirror, exposure, white balance; all frames alike).
+    def batch(
+        self,
+        rows: np.ndarray,
+        size_px: int,
+        rngs: Sequence[np.random.Generator] | None = None,
+        augment: AugmentConfig | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Scenes as tensors, augmented where generators are given (mirror, exposure, white balance; frames alike).
 
         Args:
             rows: (B,) scene numbers.
             size_px: side of the pictures; smaller than the pool's by area averaging.
-            rng: source of the augmentation.
+            rngs: (B,) source of each scene's augmentation.
+            augment: how much of it; None takes the defaults.
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and
@@ -132,13 +136,11 @@ class ScenePool:
         depth = torch.from_numpy(self.arrays["depth_m"][rows])[:, None]
         focus = torch.from_numpy(self.arrays["focus_distance_m"][rows])[:, None, None, None]
         frames = torch.cat([image[:, None], bokeh], dim=1)
-        if rng is not None:
-            mirrored = torch.from_numpy(rng.random(len(rows)) < 0.5)
+        if rngs is not None:
+            augment = augment or AugmentConfig()
+            mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs])
             frames[mirrored], depth[mirrored] = frames[mirrored].flip(-1), depth[mirrored].flip(-1)
-            # Gains in linear light commute with defocus, so the pair stays exact as long as nothing saturates.
-            gain = rng.normal(0, 0.25, (len(rows), 1)) + rng.normal(0, 0.06, (len(rows), 3))
-            gain = torch.from_numpy(np.exp(gain).astype(np.float32))[:, None, :, None, None]
-            frames = (frames * gain ** (1 / 2.2)).clamp(max=1)
+            frames = (frames * torch.stack([display_gain(rng, augment) for rng in rngs])[:, None]).clamp(max=1)
         disparity = 1 / depth
         if size_px != self.pool.size_px:
             flat = frames.flatten(0, 1)
@@ -154,14 +156,175 @@ class ScenePool:
         }
 
 
+def display_gain(rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:
+    """Factor (3, 1, 1) on display values: a random exposure and white balance.
+
+    Gains in linear light commute with defocus, so a pair stays exact as long as nothing saturates.
+    """
+    gain = augment.gain * rng.normal() + augment.white_balance * rng.normal(size=3)
+    return torch.from_numpy(np.exp(gain / 2.2).astype(np.float32))[:, None, None]
+
+
+def fill_pool(pool: PoolConfig) -> None:
+    """Renders what is missing, in this process, where the configuration asks for it."""
+    if pool.render_missing:
+        for split, total in (("held_out", pool.held_out_scenes), ("train", pool.scenes)):
+            for index in range(-(-total // pool.shard)):
+                render_shard(pool, split, index)
+
+
+def is_text_step(step: int, share: float) -> bool:
+    """Whether a step is text-to-image: evenly spread, so that a share of 0.5 alternates."""
+    return int((step + 1) * share) > int(step * share)
+
+
+class PoolPairs:
+    """Stage-1 batches from a pool: sharp photo and render (image-to-image), or renders of one scene in groups.
+
+    A text-to-image group holds the sharp photo (K = 0), which is its pivot, and every render of the scene, with the
+    same augmentation, noise and noise level.
+
+    Args:
+        cfg: of the run.
+    """
+
+    def __init__(self, cfg: Stage1Config) -> None:
+        self.cfg, self.pool = cfg, ScenePool(cfg.pool, "train")
+        self.group = 1 + self.pool.arrays["bokeh"].shape[1]
+        for phase in cfg.phases:
+            if cfg.text_share(phase) and phase.batch % self.group:
+                raise InputError(
+                    f"batch is {phase.batch} in a phase with text-to-image steps; wanted a multiple of {self.group}, "
+                    "the pictures of one group."
+                )
+
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+        """Draws a batch.
+
+        Args:
+            step: of the run.
+            phase: that the step belongs to.
+            numbers: (B,) of the samples within the step.
+
+        Returns:
+            image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
+            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
+        """
+        text = is_text_step(step, self.cfg.text_share(phase))
+        places = numbers // self.group if text else numbers
+        rngs = [step_rng(self.cfg.seed, step, int(place)) for place in places]
+        rows = np.array([rng.integers(len(self.pool)) for rng in rngs])
+        seeds = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
+        frames = torch.tensor([int(rng.integers(self.group - 1)) for rng in rngs])
+        grounded = torch.tensor([rng.random() < self.cfg.grounded_share for rng in rngs])
+        batch = self.pool.batch(rows, phase.size_px, rngs)
+        itself = torch.arange(len(rows))
+        if text:
+            frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
+        sharp = frames < 0
+        return {
+            "text_to_image": text,
+            "image": batch["image"],
+            "target": torch.where(sharp[:, None, None, None], batch["image"], batch["bokeh"][itself, frames]),
+            "strength": torch.where(sharp, 0.0, batch["strength"][itself, frames]),
+            "offset_dpt": batch["offset_dpt"],
+            "seed": seeds,
+            "drop_strength": strength_drops(self.cfg, step, numbers, text),
+            "pivot_rows": torch.where(grounded, itself - frames - 1, itself) if text else itself,
+        }
+
+    def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, for sample grids."""
+        batch = self.pool.batch(np.arange(min(count, len(self.pool))), size_px)
+        return batch["image"], batch["offset_dpt"]
+
+
+def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool) -> torch.Tensor:
+    """Which samples (B,) get no K: a share of those of text-to-image steps."""
+    share = cfg.prompts.strength_dropout if text else 0.0
+    return torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < share for n in numbers])
+
+
+class PoolStacks:
+    """Stage-2 batches from a pool: photo, stack, K and depth; the same rows whatever the kind of stack.
+
+    Args:
+        cfg: of the run.
+    """
+
+    def __init__(self, cfg: Stage2Config) -> None:
+        self.cfg, self.rendered = cfg, ScenePool(cfg.pool, "train")
+        self.generated = None
+        if cfg.stack == "stage1":
+            self.generated = ScenePool(dataclasses.replace(cfg.pool, folder=cfg.generated), "train")
+
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+        """Draws a batch.
+
+        Args:
+            step: of the run.
+            phase: its only one.
+            numbers: (B,) of the samples within the step.
+
+        Returns:
+            image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
+            (B, 1, H, W).
+        """
+        pool = self.rendered
+        if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
+            pool = self.generated
+        rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
+        rows = np.array([rng.integers(len(pool)) for rng in rngs])
+        batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment)
+        stacks = [
+            choose_frames(bokeh, strength, rng, self.cfg.augment)
+            for bokeh, strength, rng in zip(batch["bokeh"], batch["strength"], rngs, strict=True)
+        ]
+        depth = batch["depth_m"]
+        return {
+            "image": batch["image"],
+            "bokeh": torch.stack([bokeh for bokeh, _ in stacks]),
+            "strength": torch.stack([strength for _, strength in stacks]),
+            "depth_m": depth,
+            "valid": (depth >= self.cfg.min_depth_m) & (depth <= self.cfg.max_depth_m),
+        }
+
+    def looks(self, count: int) -> dict[str, torch.Tensor]:
+        """The first scenes as a batch without augmentation, for sample grids."""
+        pool = self.generated or self.rendered
+        return pool.batch(np.arange(min(count, len(pool))), self.cfg.size_px)
+
+
+def choose_frames(
+    bokeh: torch.Tensor, strength: torch.Tensor, rng: np.random.Generator, augment: AugmentConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random choice of a stack's frames (F, 3, H, W) in random order, and their K (F,) with jitter.
+
+    The jitter's product ends at the trained range, since a lens beyond it is refused at inference too.
+    """
+    if augment.frames is not None:
+        if augment.frames > len(bokeh):
+            raise InputError(f"augment.frames is {augment.frames}; wanted at most the stack's {len(bokeh)} frames.")
+        chosen = torch.from_numpy(rng.permutation(len(bokeh))[: augment.frames])
+        bokeh, strength = bokeh[chosen], strength[chosen]
+    if augment.strength_jitter:
+        factor = np.exp(augment.strength_jitter * rng.normal(size=len(strength))).astype(np.float32)
+        strength = (strength * torch.from_numpy(factor)).clamp(max=MAX_BOKEH_STRENGTH)
+    return bokeh, strength
+
+
 def main() -> None:
     """Renders the pool that a configuration names."""
     parser = configuration.parser(main.__doc__)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build_pool(configuration.load(Stage1Config, arguments.config, arguments.set).pool, arguments.workers)
+    cfg = configuration.load(Stage1Config, arguments.config, arguments.set)
+    if cfg.pool is None:
+        raise InputError(f"config is {arguments.config!r}, which has no pool; wanted one to render.")
+    build_pool(cfg.pool, arguments.workers)
 
 
 if __name__ == "__main__":
-    main()
+    with configuration.one_line_errors():
+        main()

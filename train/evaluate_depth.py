@@ -1,33 +1,222 @@
-"""Scores Stage-2 on held-out scenes beside its controls.
+"""Scores depth: saved predictions of any methods on any source, or Stage-2's own controls on its pool.
+
+`python -m train.evaluate_depth --predictions DIR --rgbd FOLDER --protocol full --output DIR`
+
+reads what `train.predict` saved. The array's name decides the alignment (`bokehdepth.metrics.DEPTH_KEYS`), the
+protocol crop and cap. A constant depth and a vertical gradient, both fitted to the scored truth, are always rows.
 
 `python -m train.evaluate_depth --config train/configs/mini_stage2.yaml --model runs/mini_stage2/model
 --control runs/mini_stage2_none/model --generated runs/pool_stage1`
 
-Rows: the model with stacks that Stage-1 made, with rendered stacks (the ceiling), with the sharp frame in place of
-every frame, and with no stack; the control, the same net trained for the same steps on the same scenes without one; a
-constant guess, the training set's median depth. AbsRel and delta1 are means over pictures without any alignment;
-intervals are 95 % bootstraps over scenes, those of differences are paired.
+compares on held-out scenes of the pool: the model with stacks that Stage-1 made, with rendered stacks (the ceiling),
+with the sharp frame in place of every frame, and with no stack; the control, the same net trained for the same steps
+on the same scenes without one; a constant guess, the training set's median depth. There AbsRel and delta1 are means
+over pictures without any alignment.
+
+Intervals are 95 % bootstraps over scenes, those of differences are paired.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bokehdepth.metrics import abs_rel, delta, median_scaled
+from bokehdepth.errors import InputError
+from bokehdepth.metrics import (
+    DEPTH_MEASURES,
+    PROTOCOLS,
+    DepthProtocol,
+    Interval,
+    abs_rel,
+    cluster_interval,
+    delta,
+    median_scaled,
+    paired_test,
+    score_depth,
+)
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from train import config
 from train.config import Stage2Config
 from train.data import ScenePool
-from train.evaluate_bokeh import interval
+from train.methods import MethodOptions, make_method
+from train.predictions import MethodCard, cell, markdown, read_cards, read_depth_prediction, save_report
+from train.sources import Source, add_source_arguments, open_source
 from train.stage2 import predict
 
 logger = logging.getLogger("train.evaluate_depth")
+ALWAYS = ("constant", "vertical_gradient")
+"""Rows of every table; computed here where they were not predicted."""
+ALIGNMENTS = {
+    "depth_metric": "none",
+    "depth_scale_invariant": "median",
+    "depth_affine_invariant": "scale, shift",
+    "disparity_affine_invariant": "scale, shift of 1/depth",
+}
+
+
+# ---------------------------------------------------------------------- saved predictions
+
+
+def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[dict[str, Any]]:
+    """Every measure of every method and picture.
+
+    Args:
+        predictions: folder that `train.predict` wrote for this source.
+        source: the truth.
+        protocol: crop, cap, and whether predictions are clipped.
+
+    Returns:
+        One row for each method and picture with method, key, sample, scene and the measures; pictures without a pixel
+        that counts have none.
+
+    Raises:
+        InputError: a prediction is missing, of another size, or not positive where it counts.
+    """
+    saved = read_cards(predictions, "depth")
+    named = {card.method for _, card in saved}
+    fresh = {name: make_method(name, MethodOptions()) for name in ALWAYS if name not in named}
+    for method in fresh.values():
+        method.prepare(source)
+    rows = []
+    for sample in source:
+        if sample.depth_m is None:
+            raise InputError(f"sample {sample.sample_id!r} has no metric depth, wanted the truth to score against.")
+        found = [(card.method, *read_depth_prediction(folder, sample)) for folder, card in saved]
+        found += [(name, method.depth(sample), method.key) for name, method in fresh.items()]
+        for name, depth, key in found:
+            try:
+                scores = score_depth(depth, key, sample.depth_m, protocol)
+            except InputError as error:
+                raise InputError(f"{name}, sample {sample.sample_id!r}: {error}") from error
+            if scores is not None:
+                rows.append({"method": name, "key": key, "sample": sample.sample_id, "scene": sample.scene, **scores})
+    if not rows:
+        raise InputError(f"no sample has a pixel that counts under {protocol.name}, wanted at least one.")
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against: str) -> dict[str, Any]:
+    """Means with intervals, and each method against one of them by a paired test of AbsRel.
+
+    Raises:
+        InputError: `against` is no method of the rows.
+    """
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    if against not in by_method:
+        raise InputError(f"against is {against!r}, wanted one of {', '.join(by_method)}.")
+    by_method = {against: by_method[against], **by_method}
+    known = {card.method: card for card in cards}
+    scenes = [row["scene"] for row in by_method[against]]
+    baseline = [row["abs_rel"] for row in by_method[against]]
+    result: dict[str, Any] = {}
+    for name, own in by_method.items():
+        card = known.get(name)
+        entry: dict[str, Any] = {
+            "key": own[0]["key"],
+            "weights": card.weights if card else "none",
+            "uses_truth": card.uses_truth if card else True,
+            "intrinsics_given": card.intrinsics_given if card else False,
+        }
+        for measure in DEPTH_MEASURES:
+            # The boundary score is undefined where the truth has no contour, as sparse depth has none.
+            kept = [row for row in own if np.isfinite(row[measure])]
+            entry[measure] = None
+            if kept:
+                interval = cluster_interval([row[measure] for row in kept], [row["scene"] for row in kept])
+                entry[measure] = dataclasses.asdict(interval)
+        test = paired_test([row["abs_rel"] for row in own], baseline, scenes)
+        entry["abs_rel_minus_against"] = {"p_value": test.p_value, **dataclasses.asdict(test.difference)}
+        result[name] = entry
+    return result
+
+
+def score_table(report: dict[str, Any]) -> str:
+    """The table of saved predictions as Markdown, with its header line."""
+
+    def interval(entry: dict[str, Any], measure: str) -> str:
+        value = entry[measure]
+        return "-" if value is None else f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+    def mean(entry: dict[str, Any], measure: str) -> str:
+        return "-" if entry[measure] is None else f"{entry[measure]['mean']:.3f}"
+
+    lines = []
+    for name, entry in report["rows"].items():
+        test = entry["abs_rel_minus_against"]
+        lines.append(
+            [
+                name + (" *" if entry["uses_truth"] else ""),
+                ALIGNMENTS[entry["key"]],
+                "yes" if entry["intrinsics_given"] else "no",
+                interval(entry, "abs_rel"),
+                interval(entry, "delta1"),
+                *(mean(entry, m) for m in DEPTH_MEASURES if m not in ("abs_rel", "delta1")),
+                f"{test['mean']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f}), p {test['p_value']:.3f}",
+            ]
+        )
+    header = ["method", "alignment", "intrinsics given", "AbsRel (95 %)", "delta1 (95 %)", "SqRel m", "RMSE m",
+              "RMSE log", "log10", "SILog", "delta2", "delta3", "boundary F1",
+              f"AbsRel minus {report['against']}"]  # fmt: skip
+    protocol = report["protocol"]
+    cap = "none" if protocol["max_depth_m"] is None else f"{protocol['max_depth_m']:g} m"
+    clipped = "clipped to it" if protocol["clips_prediction"] else "not clipped"
+    title = (
+        f"{report['source']}; {report['pictures']} pictures of {report['scenes']} scenes; protocol "
+        f"{protocol['name']}, cap {cap}, predictions {clipped}; * looks at the scored truth."
+    )
+    return title + "\n\n" + markdown(header, lines)
+
+
+def evaluate_predictions(predictions: Path, source: Source, protocol: str, against: str, output: Path) -> str:
+    """Scores saved predictions and saves `report.json`, `per_image.csv` and `table.md`.
+
+    Args:
+        predictions: folder that `train.predict` wrote.
+        source: the truth.
+        protocol: a name of `bokehdepth.metrics.PROTOCOLS`.
+        against: the method that the paired tests compare with.
+        output: folder of the results.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: as `score` and `summary` say, or there is no such protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol is {protocol!r}, wanted one of {', '.join(PROTOCOLS)}.")
+    chosen = PROTOCOLS[protocol]
+    rows = score(predictions, source, chosen)
+    cards = [card for _, card in read_cards(predictions, "depth")]
+    rule = dataclasses.asdict(chosen) | {
+        "max_depth_m": chosen.max_depth_m if np.isfinite(chosen.max_depth_m) else None
+    }
+    first = [row for row in rows if row["method"] == rows[0]["method"]]
+    report = {
+        "source": source.description,
+        "pictures": len(first),
+        "scenes": len({row["scene"] for row in first}),
+        "protocol": rule,
+        "against": against,
+        "rows": summary(rows, cards, against),
+    }
+    text = score_table(report)
+    save_report(output, report, rows, text)
+    return text
+
+
+# ---------------------------------------------------------------------- controls on a pool
 
 
 @torch.no_grad()
@@ -42,6 +231,8 @@ def depths(model: str, batch: dict[str, torch.Tensor], stack: str) -> np.ndarray
 
 def evaluate(cfg: Stage2Config, model: str, control: str, generated: str) -> dict:
     """Every row's numbers."""
+    if cfg.pool is None:
+        raise InputError("config has no pool, wanted one: these controls need a pool's scenes.")
     held, train = ScenePool(cfg.pool, "held_out"), ScenePool(cfg.pool, "train")
     rows = np.arange(len(held))
     rendered = held.batch(rows, cfg.size_px)
@@ -57,52 +248,73 @@ def evaluate(cfg: Stage2Config, model: str, control: str, generated: str) -> dic
     predictions["control: trained without a stack"] = depths(control, rendered, "none")
     predictions["constant guess"] = constant
 
-    rng = np.random.default_rng(0)
     errors = {n: [abs_rel(p, t) for p, t in zip(v, target, strict=True)] for n, v in predictions.items()}
     baseline = np.asarray(errors["control: trained without a stack"])
     report: dict = {"scenes": len(held), "size_px": cfg.size_px, "constant_m": float(constant.flat[0]), "rows": {}}
     for name, prediction in predictions.items():
         pairs = list(zip(prediction, target, strict=True))
+        measures = {
+            "abs_rel": errors[name],
+            "delta1": [delta(p, t) for p, t in pairs],
+            "abs_rel_median_scaled": [abs_rel(median_scaled(p, t), t) for p, t in pairs],
+            "abs_rel_minus_control": np.asarray(errors[name]) - baseline,
+        }
         report["rows"][name] = {
-            "abs_rel": interval(errors[name], rng),
-            "delta1": interval([delta(p, t) for p, t in pairs], rng),
-            "abs_rel_median_scaled": interval([abs_rel(median_scaled(p, t), t) for p, t in pairs], rng),
-            "abs_rel_minus_control": interval(list(np.asarray(errors[name]) - baseline), rng),
+            measure: dataclasses.asdict(cluster_interval(values, range(len(values))))
+            for measure, values in measures.items()
         }
     return report
 
 
 def table(report: dict) -> str:
-    """The report as Markdown."""
-    lines = [
-        "| row | AbsRel (95 %) | delta1 | AbsRel, median-scaled | AbsRel minus control (95 %, paired) |",
-        "|---|---|---|---|---|",
-    ]
+    """The controls' report as Markdown."""
+    lines = []
     for name, row in report["rows"].items():
-        error, difference = row["abs_rel"], row["abs_rel_minus_control"]
+        error, difference = (Interval(**row[measure]) for measure in ("abs_rel", "abs_rel_minus_control"))
+        scaled = row["abs_rel_median_scaled"]["mean"]
         lines.append(
-            f"| {name} | {error[0]:.3f} ({error[1]:.3f} to {error[2]:.3f}) | {row['delta1'][0]:.3f} | "
-            f"{row['abs_rel_median_scaled'][0]:.3f} | "
-            f"{difference[0]:+.3f} ({difference[1]:+.3f} to {difference[2]:+.3f}) |"
+            [name, cell(error), f"{row['delta1']['mean']:.3f}", f"{scaled:.3f}", cell(difference, signed=True)]
         )
-    return "\n".join([*lines, f"\n{report['scenes']} scenes; the constant guess is {report['constant_m']:.2f} m"])
+    header = ["row", "AbsRel (95 %)", "delta1", "AbsRel, median-scaled", "AbsRel minus control (95 %, paired)"]
+    last = f"\n\n{report['scenes']} scenes; the constant guess is {report['constant_m']:.2f} m"
+    return markdown(header, lines) + last
 
 
 def main() -> None:
-    """Prints the table; with --json also writes every number."""
-    parser = config.parser(main.__doc__)
+    """Prints a table of depth scores."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        text = _files_main() if any(a.split("=")[0] == "--predictions" for a in sys.argv[1:]) else _pool_main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    logger.info("%s", text)
+
+
+def _files_main() -> str:
+    parser = argparse.ArgumentParser(description="Scores saved predictions of depth.")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder that train.predict wrote")
+    add_source_arguments(parser)
+    parser.add_argument("--protocol", default="full", help=f"one of {', '.join(PROTOCOLS)}")
+    parser.add_argument("--against", default="constant", help="method that the paired tests compare with")
+    parser.add_argument("--output", type=Path, required=True, help="folder of report.json, per_image.csv, table.md")
+    arguments = parser.parse_args()
+    source = open_source(arguments)
+    return evaluate_predictions(arguments.predictions, source, arguments.protocol, arguments.against, arguments.output)
+
+
+def _pool_main() -> str:
+    parser = config.parser("Compares Stage-2 with its controls on held-out scenes; --predictions scores saved files.")
     parser.add_argument("--model", required=True, help="folder of the depth model")
     parser.add_argument("--control", required=True, help="folder of the net trained without a stack")
     parser.add_argument("--generated", default="", help="folder of the shards with stacks of Stage-1")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     cfg = config.load(Stage2Config, arguments.config, arguments.set)
     torch.set_num_threads(cfg.threads)
     report = evaluate(cfg, arguments.model, arguments.control, arguments.generated)
-    logger.info("%s", table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2))
+    return table(report)
 
 
 if __name__ == "__main__":

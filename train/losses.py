@@ -1,4 +1,7 @@
-"""Losses of both stages."""
+"""Losses of both stages.
+
+Means are taken so that averaging over processes of equal batches gives the mean over the joint batch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,23 @@ import torch
 import torch.nn.functional as fn
 
 from bokehdepth.modeling_mini_flux import level_weights
+
+
+def joint_mean(errors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`sum(errors * weights) / (sum(weights) + 1)` over the batches of all processes, as this process's share of it.
+
+    Data parallel training averages gradients over processes; the sum of weights is therefore averaged too, and the
+    average of the results is the joint mean, however unevenly the weights are spread.
+
+    Args:
+        errors: any shape.
+        weights: the same shape, not negative, without gradient.
+    """
+    total, processes = weights.sum(), 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(total)
+    return processes * (errors * weights).sum() / (total + 1)
 
 
 def balanced_pixel_loss(
@@ -22,8 +42,7 @@ def balanced_pixel_loss(
     difference = prediction - target
     error = (difference.abs() + difference.square()).mean(1, keepdim=True)
     blurred = (radius_px > threshold_px).float()
-    sharp = 1 - blurred
-    return (error * blurred).sum() / (blurred.sum() + 1) + (error * sharp).sum() / (sharp.sum() + 1)
+    return joint_mean(error, blurred) + joint_mean(error, 1 - blurred)
 
 
 def level_loss(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
@@ -34,30 +53,60 @@ def level_loss(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch
     target = fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt), logits.shape[-2:])
     entropy = -(target * logits.log_softmax(1)).sum(1)
     sharp = target[:, 0]
-    blurred = 1 - sharp
-    return ((entropy * sharp).sum() / (sharp.sum() + 1) + (entropy * blurred).sum() / (blurred.sum() + 1)) / 2
+    return (joint_mean(entropy, sharp) + joint_mean(entropy, 1 - sharp)) / 2
 
 
 def scale_invariant_log_loss(
-    prediction_m: torch.Tensor, target_m: torch.Tensor, variance_share: float = 0.5
+    prediction_m: torch.Tensor,
+    target_m: torch.Tensor,
+    variance_share: float = 0.5,
+    valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Root of `mean(g^2) - variance_share * mean(g)^2` with `g = log(prediction / target)`, for each picture.
 
     Args:
         prediction_m: (B, H, W), positive metres.
-        target_m: (B, H, W), positive metres.
+        target_m: (B, H, W), positive metres where valid.
         variance_share: 0 is the plain log error, 1 ignores scale.
+        valid: (B, H, W) bool, some of each picture; None counts everything.
     """
-    g = prediction_m.log() - target_m.log()
-    mean = g.mean((-2, -1))
-    return (g.square().mean((-2, -1)) - variance_share * mean.square()).clamp(min=1e-8).sqrt().mean()
+    g, weight = _log_ratio(prediction_m, target_m, valid)
+    count = weight.sum((-2, -1))
+    mean, square = g.sum((-2, -1)) / count, g.square().sum((-2, -1)) / count
+    return (square - variance_share * mean.square()).clamp(min=1e-8).sqrt().mean()
 
 
-def log_gradient_loss(prediction_m: torch.Tensor, target_m: torch.Tensor, scales: int = 3) -> torch.Tensor:
-    """Mean absolute difference of the gradients of log depth, over `scales` halvings; both (B, H, W) in metres."""
-    g = (prediction_m.log() - target_m.log())[:, None]
+def log_gradient_loss(
+    prediction_m: torch.Tensor, target_m: torch.Tensor, scales: int = 3, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean absolute difference of the gradients of log depth, over `scales` halvings; all (B, H, W), metres.
+
+    A difference counts where both of its pixels are valid; a halved pixel is valid where all four of its are.
+    """
+    g, weight = _log_ratio(prediction_m, target_m, valid)
+    g, weight = g[:, None], weight[:, None]
     total = g.new_zeros(())
     for _ in range(scales):
-        total = total + (g[..., 1:] - g[..., :-1]).abs().mean() + (g[..., 1:, :] - g[..., :-1, :]).abs().mean()
-        g = fn.avg_pool2d(g, 2)
+        for axis in (-1, -2):
+            count = g.shape[axis] - 1
+            both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
+            change = (g.narrow(axis, 1, count) - g.narrow(axis, 0, count)).abs() * both
+            total = total + (change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)).mean()
+        g, weight = fn.avg_pool2d(g, 2), (fn.avg_pool2d(weight, 2) == 1).float()
     return total / scales
+
+
+def _log_ratio(
+    prediction_m: torch.Tensor, target_m: torch.Tensor, valid: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log of prediction over target, 0 where invalid, and the validity as 0 or 1."""
+    if valid is None:
+        valid = torch.ones_like(target_m, dtype=torch.bool)
+    # Invalid depths may be 0, infinite or NaN, which a product with 0 would not silence.
+    g = prediction_m.log() - torch.where(valid, target_m, 1.0).log()
+    return torch.where(valid, g, 0.0), valid.float()
+
+
+def velocity_loss(prediction: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Flow-matching loss: mean squared distance of the predicted velocity from `noise - clean`; all one shape."""
+    return fn.mse_loss(prediction.float(), noise.float() - clean.float())

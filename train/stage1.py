@@ -1,195 +1,378 @@
-"""Trains the embedded Stage-1 model: `python -m train.stage1 --config train/configs/mini_stage1.yaml`.
+"""Trains Stage-1: `python -m train.stage1 --config FILE`, or `accelerate launch -m train.stage1 --config FILE`.
 
-Flow matching in Kontext form (Eq. 10-12): noisy tokens of the bokeh picture, tokens of the sharp photo, and K. The
-network predicts the clean picture, so the loss is taken there. The run goes on from its last checkpoint; the folder
-`<output>/model` always holds the averaged weights of that checkpoint, in the layout that `BokehDepthPipeline` loads.
+Flow matching in Kontext form (Eq. 10-12): noisy tokens of the bokeh picture, tokens of the sharp photo, and K.
+Text-to-image steps leave the photo out. Of a Flux Kontext the adapter alone is trained; the embedded model, whose head
+predicts the clean picture, is trained whole with the same loop. `<output>/model` is a pipeline folder.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from accelerate import Accelerator, PartialState
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from PIL import Image
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bokehdepth.errors import InputError
+from bokehdepth.metrics import k_response
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
-from train import checkpointing, config, losses
-from train.config import Stage1Config
-from train.data import ScenePool
+from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
+from bokehdepth.visualization import contact_sheet
+from train import config, loop, losses, publish
+from train.config import PhaseConfig, Stage1Config
+from train.data import PoolPairs, fill_pool
+from train.prompts import Prompts
+from train.rows import RowPairs
 
 logger = logging.getLogger("train.stage1")
+SAMPLE_STRENGTHS = (10.0, 20.0, 30.0)
+_SAMPLE_STEPS = 4
+_DEFOCUSED_PX = 2.0  # at K = 30 in a picture 128 px wide
 
 
-class Stage1Network(nn.Module):
-    """Transformer and adapter as one trainable module.
+class _Stage1Network(nn.Module):
+    """Transformer, adapter and autoencoder as one module; the adapter first, so that its tensors carry its names."""
+
+    def __init__(self, adapter: BokehAdapter, transformer: nn.Module, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.adapter, self.transformer, self.autoencoder = adapter, transformer, autoencoder
+        adapter.attach(transformer)
+
+    @staticmethod
+    def ids(rows: int, columns: int, stream: int, device: torch.device) -> torch.Tensor:
+        """Positions (rows * columns, 3) of packed tokens: stream, row, column."""
+        grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        return torch.stack([torch.full_like(grid[0], stream), *grid], -1).flatten(0, 1).float().to(device)
+
+    def prompt(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (B, N_text, C) and (B, C): the samples' captions, or the adapter's own prompt."""
+        if "prompt_embeds" in batch:
+            return batch["prompt_embeds"].float(), batch["pooled_prompt_embeds"].float()
+        count = len(batch["target"])
+        embeds, pooled = self.adapter.prompt_embeds, self.adapter.pooled_prompt_embeds
+        return embeds.expand(count, -1, -1), pooled.expand(count, -1)
+
+
+class MiniNetwork(_Stage1Network):
+    """The embedded model: every weight is trained.
 
     Args:
         transformer: arguments of `MiniFluxTransformer2DModel`.
         adapter: arguments of `BokehAdapter`.
+        level_weight: weight of the supervision of the blend levels by the true disparity offset.
     """
 
-    def __init__(self, transformer: dict, adapter: dict) -> None:
-        super().__init__()
-        self.transformer = MiniFluxTransformer2DModel(**transformer)
-        sizes = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
-        self.adapter = BokehAdapter(
-            num_double_blocks=self.transformer.config.num_layers,
-            num_single_blocks=self.transformer.config.num_single_layers,
-            prompt_length=1,
-            **{name: self.transformer.config[name] for name in sizes},
-            **adapter,
-        )
-        self.autoencoder = PatchAutoencoder()
+    def __init__(self, transformer: dict[str, Any], adapter: dict[str, Any], level_weight: float) -> None:
+        base = MiniFluxTransformer2DModel(**transformer)
+        super().__init__(build_adapter(base, {"prompt_length": 1, **adapter}), base, PatchAutoencoder())
+        self.level_weight = level_weight
 
-    def forward(
-        self, image: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, strength: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One prediction.
-
-        Args:
-            image: (B, 3, H, W) sharp photo in [-1, 1], H and W multiples of 16.
-            noisy: (B, 3, H, W), `(1 - sigma) x0 + sigma noise`.
-            sigma: (B,) in (0, 1].
-            strength: (B,) K.
-
-        Returns:
-            x0 (B, 3, H, W) in [-1, 1], and the blend logits (B, J, H/2, W/2).
-        """
-        batch, _, height, width = image.shape
-        grid = torch.meshgrid(torch.arange(height // 16), torch.arange(width // 16), indexing="ij")
-        ids = torch.stack([torch.zeros_like(grid[0]), *grid], dim=-1).flatten(0, 1).float()
-        reference_ids = ids.clone()
-        reference_ids[:, 0] = 1
-        pack = self.transformer._pack
-        tokens = pack(noisy)
-        prompt = self.adapter.prompt_embeds.expand(batch, -1, -1)
-        pooled = self.adapter.modulate(self.adapter.pooled_prompt_embeds.expand(batch, -1), strength)
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Loss terms of a batch of `PoolPairs`: the clean picture's, and that of the blend levels."""
+        target, strength = batch["target"], batch["strength"]
+        image, clean = batch["image"] * 2 - 1, target * 2 - 1
+        sigmas, noises = zip(*(draw_mini_noise(int(seed), clean.shape[1:]) for seed in batch["seed"]), strict=True)
+        sigma, noise = (torch.stack(x).to(clean) for x in (sigmas, noises))
+        noisy = add_noise(clean, noise, sigma)
+        rows, columns = image.shape[-2] // 16, image.shape[-1] // 16
+        tokens, reference = self.transformer._pack(noisy), self.transformer._pack(image)
+        prompt, pooled = self.prompt(batch)
+        condition = self.adapter.attention_kwargs(strength, reference_tokens=reference.shape[1])
         velocity, logits = self.transformer(
-            torch.cat([tokens, pack(image)], dim=1),
+            torch.cat([tokens, reference], dim=1),
+            encoder_hidden_states=prompt,
+            pooled_projections=self.adapter.modulate(pooled, strength),
+            timestep=sigma,
+            img_ids=torch.cat([self.ids(rows, columns, s, image.device) for s in (0, 1)]),
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=image.device),
+            joint_attention_kwargs={**condition, "bokeh_strengths": strength},
+            return_weights=True,
+        )
+        x0 = self.transformer._unpack(tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float(),
+                                      rows, columns)  # fmt: skip
+        radius = strength[:, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"]
+        levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
+        pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target, radius)
+        level = losses.level_loss(logits, batch["offset_dpt"], levels)
+        return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}
+
+
+class FluxNetwork(_Stage1Network):
+    """A frozen Flux Kontext with the adapter that is trained.
+
+    Args:
+        adapter: in float32.
+        transformer: of the base; frozen here.
+        autoencoder: of the base; frozen here.
+        guidance_scale: distilled guidance that the base is told.
+        offset_noise: standard deviation of noise that is constant over each latent channel.
+    """
+
+    def __init__(
+        self,
+        adapter: BokehAdapter,
+        transformer: FluxTransformer2DModel,
+        autoencoder: AutoencoderKL,
+        guidance_scale: float,
+        offset_noise: float,
+    ) -> None:
+        transformer.requires_grad_(False)
+        autoencoder.requires_grad_(False)
+        super().__init__(adapter.requires_grad_(True), transformer, autoencoder)
+        self.guidance_scale, self.offset_noise = guidance_scale, offset_noise
+
+    @torch.no_grad()
+    def encode(self, picture: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] to latents (B, C, H / 8, W / 8): the mode, as at inference."""
+        settings = self.autoencoder.config
+        latents = self.autoencoder.encode((picture * 2 - 1).to(self.autoencoder.dtype)).latent_dist.mode()
+        return ((latents - settings.shift_factor) * settings.scaling_factor).float()
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The flow-matching loss of a batch of `PoolPairs` or `RowPairs`; noisy tokens alone count."""
+        clean, strength = self.encode(batch["target"]), batch["strength"]
+        drawn = [draw_flux_noise(int(seed), clean.shape[1:], self.offset_noise) for seed in batch["seed"]]
+        sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
+        pack = FluxKontextPipeline._pack_latents
+        tokens = pack(add_noise(clean, noise, sigma), *clean.shape)
+        rows, columns = clean.shape[-2] // 2, clean.shape[-1] // 2
+        sequence, streams = [tokens], [0]
+        if not batch["text_to_image"]:
+            sequence.append(pack(self.encode(batch["image"]), *clean.shape))
+            streams.append(1)
+        prompt, pooled = self.prompt(batch)
+        condition, pooled = self._condition(batch, pooled, strength, tokens.shape[1] * (len(sequence) - 1))
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full_like(sigma, self.guidance_scale)
+        velocity = self.transformer(
+            hidden_states=torch.cat(sequence, dim=1),
             encoder_hidden_states=prompt,
             pooled_projections=pooled,
             timestep=sigma,
-            img_ids=torch.cat([ids, reference_ids]),
-            txt_ids=torch.zeros(prompt.shape[1], 3),
-            joint_attention_kwargs={**self.adapter.attention_kwargs(strength), "bokeh_strengths": strength},
-            return_weights=True,
+            guidance=guidance,
+            img_ids=torch.cat([self.ids(rows, columns, s, clean.device) for s in streams]),
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=clean.device),
+            joint_attention_kwargs=condition,
+            return_dict=False,
+        )[0][:, : tokens.shape[1]]
+        loss = losses.velocity_loss(velocity, pack(clean, *clean.shape), pack(noise, *clean.shape))
+        return {"loss": loss, "text_to_image" if batch["text_to_image"] else "image_to_image": loss}
+
+    def _condition(
+        self, batch: dict[str, Any], pooled: torch.Tensor, strength: torch.Tensor, reference_tokens: int
+    ) -> tuple[dict[str, Any], torch.Tensor]:
+        """Attention arguments and pooled projection; a dropped K leaves zeros of one and the other as it was."""
+        condition = self.adapter.attention_kwargs(strength, reference_tokens=reference_tokens)
+        kept = ~batch["drop_strength"]
+        condition["bokeh_embeds"] = condition["bokeh_embeds"] * kept[:, None, None]
+        pivots = batch["pivot_rows"]
+        if bool((pivots != torch.arange(len(pivots), device=pivots.device)).any()):
+            condition["pivot_rows"] = pivots
+        return condition, torch.where(kept[:, None], self.adapter.modulate(pooled, strength), pooled)
+
+
+# ---------------------------------------------------------------------- noise
+
+
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Eq. 10: `(1 - sigma) clean + sigma noise`, with sigma (B,) over pictures or latents (B, C, H, W)."""
+    sigma = sigma[:, None, None, None]
+    return (1 - sigma) * clean + sigma * noise
+
+
+def draw_mini_noise(seed: int, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise level and noise of one sample.
+
+    The level is 1 for half of them, since a one-step sampler sees no other, else a logit-normal draw.
+    """
+    source = torch.Generator().manual_seed(seed)
+    spread = torch.sigmoid(torch.randn((), generator=source) + 0.8).clamp(min=0.05)
+    sigma = torch.where(torch.rand((), generator=source) < 0.5, torch.ones(()), spread)
+    return sigma, torch.randn(shape, generator=source)
+
+
+def draw_flux_noise(seed: int, shape: torch.Size, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise level, uniform over the 1000 steps of the base's schedule before its shift, and noise of one sample."""
+    source = torch.Generator().manual_seed(seed)
+    sigma = torch.randint(1, 1001, (), generator=source) / 1000
+    noise = torch.randn(shape, generator=source)
+    return sigma, noise + offset * torch.randn((shape[0], 1, 1), generator=source)
+
+
+# ---------------------------------------------------------------------- building
+
+
+def build_adapter(transformer: nn.Module, settings: dict[str, Any]) -> BokehAdapter:
+    """An adapter of a transformer's sizes, with the arguments that a configuration gives."""
+    sizes = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
+    fitting = {name: transformer.config[name] for name in sizes}
+    blocks = {"num_double_blocks": transformer.config.num_layers,
+              "num_single_blocks": transformer.config.num_single_layers}  # fmt: skip
+    return BokehAdapter(**blocks, **fitting, **settings)
+
+
+def build_network(cfg: Stage1Config, accelerator: Accelerator) -> tuple[_Stage1Network, Prompts | None]:
+    """The network of a configuration, and its encoded captions where it has any."""
+    if cfg.base.kind == "mini":
+        network = MiniNetwork(cfg.base.transformer, cfg.adapter, cfg.level_weight)
+        return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
+    dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32
+    if cfg.base.path:
+        source = {"pretrained_model_name_or_path": cfg.base.path, "revision": cfg.base.revision, "torch_dtype": dtype}
+        transformer = FluxTransformer2DModel.from_pretrained(subfolder="transformer", **source)
+        autoencoder = AutoencoderKL.from_pretrained(subfolder="vae", **source)
+    else:
+        transformer = FluxTransformer2DModel(**cfg.base.transformer)
+        autoencoder = AutoencoderKL(**cfg.base.autoencoder)
+        if dtype == torch.bfloat16:
+            transformer, autoencoder = transformer.to(dtype), autoencoder.to(dtype)
+    prompts = prepare_prompts(cfg, accelerator)
+    if cfg.base.start_from:
+        adapter = BokehAdapter.from_pretrained(cfg.base.start_from, torch_dtype=torch.float32)
+    else:
+        length = 1 if prompts is None else len(prompts.look_up(None)["prompt_embeds"])
+        adapter = build_adapter(transformer, {"prompt_length": length, **cfg.adapter})
+        if prompts is not None:  # inference then needs no text encoder
+            for name, value in prompts.look_up(None).items():
+                getattr(adapter, name).copy_(value)
+    if cfg.loop.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return FluxNetwork(adapter, transformer, autoencoder, cfg.guidance_scale, cfg.offset_noise), prompts
+
+
+def prepare_prompts(cfg: Stage1Config, accelerator: Accelerator) -> Prompts | None:
+    """Encodes the captions that are not in the cache yet, on one process; None for a run without captions."""
+    if not cfg.prompts.cache:
+        return None
+    prompts = Prompts(cfg.prompts.cache, f"{cfg.base.path}@{cfg.base.revision}", cfg.prompts.tokens)
+    captions = [] if cfg.manifests is None else RowPairs(cfg, None).captions()
+    if accelerator.is_main_process and (missing := prompts.missing(captions)):
+        if not cfg.base.path:
+            raise InputError(f"prompts.cache is {cfg.prompts.cache!r} without base.path; wanted a base that encodes.")
+        parts = {"transformer": None, "vae": None}
+        base = FluxKontextPipeline.from_pretrained(cfg.base.path, revision=cfg.base.revision, **parts)
+        base.to(accelerator.device)
+
+        def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.no_grad():
+                embeds, pooled, _ = base.encode_prompt(text, None, max_sequence_length=cfg.prompts.tokens)
+            return embeds[0], pooled[0]
+
+        logger.info("encoding %d captions", len(missing))
+        prompts.fill(missing, encode)
+    accelerator.wait_for_everyone()
+    return prompts
+
+
+def pipeline_of(cfg: Stage1Config, network: _Stage1Network, whole: bool = True) -> BokehDepthPipeline:
+    """A pipeline around a network; not whole, one that names its base instead of holding it."""
+    if cfg.base.path and whole:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            cfg.base.path, subfolder="scheduler", revision=cfg.base.revision
         )
-        x0 = tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float()
-        return self.transformer._unpack(x0, height // 16, width // 16), logits
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler()
+    others = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "depth_estimator"))
+    largest: PhaseConfig = max(cfg.phases, key=lambda phase: phase.size_px)
+    named = bool(cfg.base.path) and not whole
+    pipeline = BokehDepthPipeline(
+        scheduler=None if named else scheduler,
+        vae=None if named else network.autoencoder,
+        transformer=None if named else network.transformer,
+        bokeh_adapter=network.adapter,
+        **others,
+        base_model_id=cfg.base.path or None,
+        default_num_inference_steps=1 if cfg.base.kind == "mini" else 10,
+        default_guidance_scale=cfg.guidance_scale,
+        default_processing_area_px=largest.size_px**2,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def draw_sigma(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (B,): 1 for half of the samples (a one-step sampler sees no other), else a logit-normal draw."""
-    spread = torch.sigmoid(torch.randn(batch, generator=generator) + 0.8)
-    return torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(batch), spread.clamp(min=0.05))
+def look(cfg: Stage1Config, network: _Stage1Network, source: PoolPairs | RowPairs) -> loop.Samples:
+    """Stacks of the first photos, side by side, and how the change grows with K where the photo is out of focus."""
+    size = max(phase.size_px for phase in cfg.phases)
+    photos, offsets = source.looks(cfg.loop.samples, size)
+    pipeline, device = pipeline_of(cfg, network), next(network.parameters()).device
+    images, labels, curves = [], [], []
+    network.eval()
+    for number, photo in enumerate(photos):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.loop.precision == "bf16"):
+            frames = pipeline.generate_stack(
+                photo,
+                SAMPLE_STRENGTHS,
+                num_inference_steps=_SAMPLE_STEPS,
+                generator=torch.Generator().manual_seed(number),
+                processing_area_px=size**2,
+                restore=False,
+                output_type="np",
+            ).images
+        sharp = photo.permute(1, 2, 0).contiguous().numpy()
+        area = torch.ones(size, size, dtype=torch.bool)
+        if offsets is not None:
+            blurred = offsets[number, 0] * SAMPLE_STRENGTHS[-1] * size / 512 > _DEFOCUSED_PX * size / 128
+            area = blurred if bool(blurred.any()) else area
+        curves.append(k_response(sharp, frames, SAMPLE_STRENGTHS, area.numpy()))
+        images += [Image.fromarray((picture * 255).round().astype("uint8")) for picture in (sharp, *frames)]
+        labels += ["photo", *(f"K = {k:g}" for k in SAMPLE_STRENGTHS)]
+    network.train()
+    numbers = {
+        f"response_k{k:g}": sum(curve.mean_change[i] for curve in curves) / len(curves)
+        for i, k in enumerate(SAMPLE_STRENGTHS)
+    }
+    numbers["response_rising"] = sum(curve.rising_share for curve in curves) / len(curves)
+    return loop.Samples(contact_sheet(images, labels, columns=1 + len(SAMPLE_STRENGTHS)), numbers)
 
 
-def locate(phases: list[dict], step: int) -> tuple[dict, int]:
-    """The phase that a step belongs to, and the step's number within it."""
-    for phase in phases:
-        if step < phase["steps"]:
-            return phase, step
-        step -= phase["steps"]
-    raise ValueError(f"step is {step} beyond the last phase.")
+def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
+    """Trains Stage-1.
 
+    Args:
+        config: what to train, on what, and how.
+        resume: "latest", the folder of a checkpoint, or None for a run that begins.
 
-def learning_rate(cfg: Stage1Config, step: int) -> float:
-    """Linear warm-up of the whole run, cosine within each phase."""
-    phase, inner = locate(cfg.phases, step)
-    cosine = (1 + math.cos(math.pi * inner / phase["steps"])) / 2
-    share = cfg.final_rate + (1 - cfg.final_rate) * cosine
-    return phase["learning_rate"] * share * min(1.0, (step + 1) / cfg.warmup)
+    Returns:
+        Folder of the saved pipeline, `<output>/model`; of a base with a repository it holds the adapter alone.
 
-
-def export(network: Stage1Network, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Writes transformer, adapter, autoencoder and scheduler as a pipeline's component folders."""
-    trained = {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(weights)
-    with network.adapter.detached():
-        network.transformer.save_pretrained(folder / "transformer")
-    network.adapter.save_pretrained(folder / "bokeh_adapter")
-    network.autoencoder.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    network.load_state_dict(trained)
+    Raises:
+        InputError: the configuration does not fit its data, base or checkpoint.
+        RuntimeError: the loss is not finite.
+    """
+    accelerator = loop.start(config)
+    if config.pool is not None and accelerator.is_main_process:
+        fill_pool(config.pool)
+    accelerator.wait_for_everyone()
+    network, prompts = build_network(config, accelerator)
+    source = PoolPairs(config) if config.manifests is None else RowPairs(config, prompts)
+    stage = loop.Stage(
+        network=network,
+        draw=source,
+        plan=config.phases,
+        export=lambda folder: pipeline_of(config, network, whole=False).save_pretrained(folder),
+        sample=lambda: look(config, network, source),
+    )
+    return loop.fit(config, accelerator, stage, resume)
 
 
 def main() -> None:
-    """Trains the embedded Stage-1 model."""
-    arguments = config.parser(main.__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Trains Stage-1."""
+    arguments = config.trainer_parser(main.__doc__).parse_args()
+    loop.set_up_logging()
     cfg = config.load(Stage1Config, arguments.config, arguments.set)
-    torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
-
-    pool = ScenePool(cfg.pool, "train")
-    network = Stage1Network(cfg.transformer, cfg.adapter).to(memory_format=torch.channels_last)
-    # The adapter's modules are trained as its own, not a second time as the transformer's.
-    parameters = list(network.parameters())
-    network.adapter.attach(network.transformer)
-    levels = torch.tensor(network.transformer.config.offsets_dpt)
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
-    ema = checkpointing.Ema(network, cfg.ema_decay)
-    output = Path(cfg.output)
-    start = checkpointing.resume(output / "state.pt", model=network, ema=ema, optimizer=optimizer)
-    total = sum(phase["steps"] for phase in cfg.phases)
-    logger.info("%.2f M parameters, steps %d to %d", sum(p.numel() for p in parameters) / 1e6, start, total)
-
-    began, sums = time.process_time(), {}
-    for step in range(start, total):
-        phase, _ = locate(cfg.phases, step)
-        rng = checkpointing.step_rng(cfg.seed, step)
-        noise_source = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        rows = rng.integers(len(pool), size=phase["batch"])
-        batch = pool.batch(rows, phase["size_px"], rng)
-        frame = torch.from_numpy(rng.integers(batch["strength"].shape[1], size=len(rows)))
-        strength = batch["strength"][torch.arange(len(rows)), frame]
-        target = batch["bokeh"][torch.arange(len(rows)), frame]
-        clean, image = target * 2 - 1, batch["image"] * 2 - 1
-        sigma = draw_sigma(len(rows), noise_source)
-        spread = sigma[:, None, None, None]
-        noisy = (1 - spread) * clean + spread * torch.randn(clean.shape, generator=noise_source)  # Eq. 10
-
-        # On a CPU the fused attention's backward pass takes several times as long as plain products.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            x0, logits = network(image, noisy, sigma, strength)
-        radius = strength[:, None, None, None] * (phase["size_px"] / 512) * batch["offset_dpt"]
-        terms = {
-            "pixel": losses.balanced_pixel_loss(x0 / 2 + 0.5, target, radius),
-            "level": losses.level_loss(logits, batch["offset_dpt"], levels),
-        }
-        loss = terms["pixel"] + cfg.level_weight * terms["level"]
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last checkpoint is in {output}.")
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(cfg, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(network)
-
-        for name, value in {**terms, "norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if (step + 1) % cfg.log_every == 0:
-            values = "  ".join(f"{k} {v / cfg.log_every:.4f}" for k, v in sums.items())
-            logger.info("step %d  %s  %.0f CPU s", step + 1, values, time.process_time() - began)
-            sums = {}
-            pool.refresh()
-        if (step + 1) % cfg.save_every == 0 or step + 1 == total:
-            checkpointing.save(
-                output / "state.pt", config=cfg, step=step + 1, model=network, ema=ema, optimizer=optimizer
-            )
-            export(network, ema.average, output / "model")
-            record = {"step": step + 1, "of": total, "cpu_s": time.process_time() - began, "scenes": len(pool)}
-            (output / "model" / "training.json").write_text(json.dumps(record, indent=2))
+    if arguments.push_to_hub:
+        publish.check(cfg)
+    model = run(cfg, arguments.resume)
+    if arguments.push_to_hub and PartialState().is_main_process:
+        publish.push(cfg, model, arguments.push_to_hub, config.command("train.stage1", arguments))
 
 
 if __name__ == "__main__":
-    main()
+    with config.one_line_errors():
+        main()

@@ -1,126 +1,210 @@
-"""Trains the embedded Stage-2 model: `python -m train.stage2 --config train/configs/mini_stage2.yaml`.
+"""Trains Stage-2: `python -m train.stage2 --config FILE`, or `accelerate launch -m train.stage2 --config FILE`.
 
-Depth Anything with DSFA, from random weights, on the stacks of procedural scenes. Its controls are the same run with
-`--set stack=none` (no stack, no DSFA) and `--set stack=sharp` (the sharp frame repeated). The run goes on from its
-last checkpoint; `<output>/model` always holds the averaged weights.
+A depth model with DSFA on bokeh stacks, by the base's published recipe: scale-invariant log loss, and a gradient loss
+on log depth. `stack` says what stands in the stack; sharp and none are the controls, which draw the same rows, the
+same crops and the same augmentation for as many steps. `<output>/model` holds the averaged weights.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import json
 import logging
 import math
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from PIL import Image
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Dinov2Config
+from transformers import AutoModelForDepthEstimation, DepthAnythingForDepthEstimation, Dinov2Config
+from transformers.modeling_utils import PreTrainedModel
 
+import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its classes with transformers
+from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
-from train import checkpointing, config, losses
-from train.config import Stage2Config
-from train.data import ScenePool
+from bokehdepth.visualization import contact_sheet, depth_preview
+from train import config, loop, losses, publish
+from train.config import PhaseConfig, Stage2Config
+from train.data import PoolStacks, fill_pool
+from train.rows import RowStacks
 
 logger = logging.getLogger("train.stage2")
+_HEADS = ("dsfa.", "neck.", "head.", "pixel_decoder.")
+_START_M = 3.0
 
 
-def build_model(cfg: Stage2Config) -> BokehDepthAnythingForDepthEstimation:
-    """The network with random weights, or the one that the configuration starts from."""
-    if cfg.start_from:
-        return BokehDepthAnythingForDepthEstimation.from_pretrained(cfg.start_from, dtype=torch.float32)
-    backbone = Dinov2Config(reshape_hidden_states=False, apply_layernorm=True, **cfg.backbone)
-    model = BokehDepthAnythingForDepthEstimation(
-        BokehDepthAnythingConfig(backbone_config=backbone, depth_estimation_type="metric", **cfg.model)
-    )
-    # A start at a few metres: a sigmoid's own start, half of max_depth, is far from every scene.
-    share = 3.0 / model.config.max_depth
-    nn.init.constant_(model.head.conv3.bias, math.log(share / (1 - share)))
+def build_model(cfg: Stage2Config) -> PreTrainedModel:
+    """The model that a configuration names: loaded, or with random weights; what is not trained is frozen.
+
+    Raises:
+        InputError: it predicts no metric depth, or has no DSFA.
+    """
+    fields = dict(cfg.base.model)
+    if cfg.base.path:
+        options = {"revision": cfg.base.revision, "dtype": torch.float32}
+        metric = {k: fields.pop(k) for k in ("depth_estimation_type", "max_depth") if k in fields}
+        model = AutoModelForDepthEstimation.from_pretrained(cfg.base.path, **options, **metric)
+        plain = isinstance(model, DepthAnythingForDepthEstimation) and not hasattr(model, "dsfa")
+        if plain:
+            model = BokehDepthAnythingForDepthEstimation.from_base(model, **fields)
+        elif fields:
+            raise InputError(f"base.model is {fields} over {cfg.base.path!r}, which has DSFA already; wanted none.")
+    else:
+        backbone = Dinov2Config(reshape_hidden_states=False, apply_layernorm=True, **cfg.base.backbone)
+        fields = {"depth_estimation_type": "metric", **fields}
+        model = BokehDepthAnythingForDepthEstimation(BokehDepthAnythingConfig(backbone_config=backbone, **fields))
+        # A start at a few metres: a sigmoid's own start, half of max_depth, is far from every scene.
+        share = _START_M / model.config.max_depth
+        nn.init.constant_(model.head.conv3.bias, math.log(share / (1 - share)))
+    if getattr(model.config, "depth_estimation_type", "metric") != "metric":
+        raise InputError(f"base.path is {cfg.base.path!r}, which predicts relative depth; wanted metric depth.")
+    if not hasattr(model, "dsfa"):
+        raise InputError(f"base.path is {cfg.base.path!r}, which is no model with DSFA; wanted one of the house.")
+    kept = {"dsfa": _HEADS[:1], "head": _HEADS, "all": ("",)}[cfg.base.trainable]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(kept))
     return model
 
 
-def predict(model: BokehDepthAnythingForDepthEstimation, batch: dict[str, torch.Tensor], stack: str) -> torch.Tensor:
-    """Depth (B, H, W) in metres from a pool's batch, with the kind of stack that a run is about.
+def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) -> torch.Tensor:
+    """Depth (B, H, W) in metres of a batch.
 
     Args:
         model: the network.
-        batch: from `ScenePool.batch`.
-        stack: frames, sharp or none.
+        batch: image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), and intrinsics (B, 3, 3)
+            where they are known, for models that take them.
+        stack: frames (the batch's), sharp (the photo in place of every frame) or none (the photo alone).
     """
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    image = (batch["image"] - mean) / std
+    device = batch["image"].device
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    image, extra = (batch["image"] - mean) / std, {}
+    if "intrinsics" in batch and "intrinsics" in inspect.signature(model.forward).parameters:
+        extra["intrinsics"] = batch["intrinsics"]
     if stack == "none":
-        return model(pixel_values=image).predicted_depth
+        return model(pixel_values=image, **extra).predicted_depth
     frames = (batch["bokeh"] - mean) / std if stack == "frames" else image[:, None].expand_as(batch["bokeh"])
-    strengths = torch.cat([torch.zeros(len(image), 1), batch["strength"]], dim=1)
-    return model(pixel_values=torch.cat([image[:, None], frames], dim=1), bokeh_strengths=strengths).predicted_depth
+    strengths = torch.cat([torch.zeros(len(image), 1, device=device), batch["strength"]], dim=1)
+    pixels = torch.cat([image[:, None], frames], dim=1)
+    return model(pixel_values=pixels, bokeh_strengths=strengths, **extra).predicted_depth
+
+
+class Stage2Network(nn.Module):
+    """A depth model and its loss.
+
+    Args:
+        model: with DSFA.
+        cfg: of the run.
+    """
+
+    def __init__(self, model: PreTrainedModel, cfg: Stage2Config) -> None:
+        super().__init__()
+        self.model, self.cfg = model, cfg
+        self.stack = cfg.stack if cfg.stack in ("sharp", "none") else "frames"
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Loss terms of a batch of `PoolStacks` or `RowStacks`, and AbsRel."""
+        target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
+        depth = predict(self.model, batch, self.stack).float().clamp(min=self.cfg.min_depth_m)
+        silog = losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid)
+        gradient = losses.log_gradient_loss(depth, target, valid=valid)
+        error = ((depth - target).abs() / target)[valid].mean()
+        loss = silog + self.cfg.gradient_weight * gradient
+        return {"loss": loss, "silog": silog, "gradient": gradient, "abs_rel": error.detach()}
+
+
+@torch.no_grad()
+def look(cfg: Stage2Config, network: Stage2Network, source: PoolStacks | RowStacks) -> loop.Samples:
+    """True and predicted depth of the first photos, and what the prediction owes to the stack."""
+    device = next(network.parameters()).device
+    batch = {name: value.to(device) for name, value in source.looks(cfg.loop.samples).items()}
+    network.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.loop.precision == "bf16"):
+        depth = predict(network.model, batch, network.stack).float()
+        reversed_stack = {**batch, "bokeh": batch["bokeh"].flip(1)}
+        other = predict(network.model, reversed_stack, network.stack).float()
+    network.train()
+    pictures, labels = [], []
+    for photo, truth, guess in zip(batch["image"], batch["depth_m"][:, 0], depth, strict=True):
+        array = (photo.permute(1, 2, 0).cpu().numpy() * 255).round().astype("uint8")
+        pictures.append(Image.fromarray(array))
+        pictures += [depth_preview(x.cpu().numpy()) for x in (truth, guess)]
+        labels += ["photo", "true depth", "predicted depth"]
+    # Frames whose K are exchanged contradict the depth; a model that reads them answers differently.
+    response = ((other - depth).abs() / depth).mean().item()
+    return loop.Samples(contact_sheet(pictures, labels, columns=3), {"stack_response": response})
+
+
+def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
+    """Writes the model, and what size it works at, in the form that the depth-estimation task reads."""
+    model.save_pretrained(folder)
+    settings = {
+        "image_processor_type": "DPTImageProcessorPil",
+        "size": {"height": cfg.size_px, "width": cfg.size_px},
+        "keep_aspect_ratio": True,
+        "ensure_multiple_of": model.config.patch_size,
+        "resample": 3,  # bicubic, as the pipeline
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_pad": False,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def run(config: Stage2Config, resume: str | Path | None = None) -> Path:
+    """Trains Stage-2.
+
+    Args:
+        config: what to train, on what, and how.
+        resume: "latest", the folder of a checkpoint, or None for a run that begins.
+
+    Returns:
+        Folder of the saved model, `<output>/model`.
+
+    Raises:
+        InputError: the configuration does not fit its data, base or checkpoint.
+        RuntimeError: the loss is not finite.
+    """
+    accelerator = loop.start(config)
+    if config.pool is not None and accelerator.is_main_process:
+        fill_pool(config.pool)
+    accelerator.wait_for_everyone()
+    source = PoolStacks(config) if config.manifests is None else RowStacks(config)
+    model = build_model(config)
+    if config.size_px % model.config.patch_size:
+        raise InputError(f"size_px is {config.size_px}; wanted a multiple of the patch, {model.config.patch_size} px.")
+    if config.loop.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    network = Stage2Network(model, config)
+    stage = loop.Stage(
+        network=network,
+        draw=source,
+        plan=[PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)],
+        export=lambda folder: export(config, model, folder),
+        sample=lambda: look(config, network, source),
+        is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
+    )
+    return loop.fit(config, accelerator, stage, resume)
 
 
 def main() -> None:
-    """Trains the embedded Stage-2 model."""
-    arguments = config.parser(main.__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Trains Stage-2."""
+    arguments = config.trainer_parser(main.__doc__).parse_args()
+    loop.set_up_logging()
     cfg = config.load(Stage2Config, arguments.config, arguments.set)
-    torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
-
-    pools = [ScenePool(cfg.pool, "train")]
-    if cfg.generated:
-        pools.append(ScenePool(dataclasses.replace(cfg.pool, folder=cfg.generated), "train"))
-    model = build_model(cfg).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
-    ema = checkpointing.Ema(model, cfg.ema_decay)
-    output = Path(cfg.output)
-    start = checkpointing.resume(output / "state.pt", model=model, ema=ema, optimizer=optimizer)
-    logger.info("%.2f M parameters, steps %d to %d", sum(p.numel() for p in parameters) / 1e6, start, cfg.steps)
-
-    began, sums = time.process_time(), {}
-    for step in range(start, cfg.steps):
-        rng = checkpointing.step_rng(cfg.seed, step)
-        pool = pools[int(len(pools) > 1 and rng.random() < cfg.generated_share)]
-        batch = pool.batch(rng.integers(len(pool), size=cfg.batch), cfg.size_px, rng)
-        target = batch["depth_m"][:, 0]
-        # On a CPU the fused attention's backward pass takes several times as long as plain products.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            depth = predict(model, batch, cfg.stack).float().clamp(min=1e-3)
-        terms = {
-            "silog": losses.scale_invariant_log_loss(depth, target),
-            "gradient": losses.log_gradient_loss(depth, target),
-        }
-        loss = terms["silog"] + cfg.gradient_weight * terms["gradient"]
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last checkpoint is in {output}.")
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-        rate = cfg.learning_rate * min(1.0, (step + 1) / cfg.warmup) * (1 + math.cos(math.pi * step / cfg.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(model)
-
-        error = ((depth - target).abs() / target).mean()
-        for name, value in {**terms, "abs_rel": error, "norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if (step + 1) % cfg.log_every == 0:
-            values = "  ".join(f"{k} {v / cfg.log_every:.4f}" for k, v in sums.items())
-            logger.info("step %d  %s  %.0f CPU s", step + 1, values, time.process_time() - began)
-            sums = {}
-        if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-            checkpointing.save(
-                output / "state.pt", config=cfg, step=step + 1, model=model, ema=ema, optimizer=optimizer
-            )
-            trained = {k: v.clone() for k, v in model.state_dict().items()}
-            model.load_state_dict(ema.average)
-            model.save_pretrained(output / "model")
-            model.load_state_dict(trained)
-            record = {"step": step + 1, "of": cfg.steps, "stack": cfg.stack, "cpu_s": time.process_time() - began}
-            (output / "model" / "training.json").write_text(json.dumps(record, indent=2))
+    if arguments.push_to_hub:
+        publish.check(cfg)
+    model = run(cfg, arguments.resume)
+    if arguments.push_to_hub and PartialState().is_main_process:
+        publish.push(cfg, model, arguments.push_to_hub, config.command("train.stage2", arguments))
 
 
 if __name__ == "__main__":
-    main()
+    with config.one_line_errors():
+        main()

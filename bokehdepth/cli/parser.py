@@ -6,6 +6,7 @@ import argparse
 
 from .. import __version__
 from .bench import add_bench
+from .convert import add_convert
 from .optics import add_optics
 from .options import Parser
 from .photos import add_photo_commands
@@ -31,4 +32,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_optics(commands)
     add_bench(commands)
     add_publish(commands)
+    add_convert(commands)
     return parser

@@ -1,0 +1,285 @@
+"""How `BokehDepthPipeline` comes from a repository and goes into a folder.
+
+The file stands alone, since a Hub repository carries it verbatim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+
+_PIPELINE_NAMES = ("pipeline_bokehdepth", "processing_bokehdepth", "loading_bokehdepth")
+"""The pipeline's code, of which the first file imports the others."""
+
+_EXPORTS = ("BokehDepthPipeline", "BokehDepthOutput", "HubLoading")
+_RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
+_SUFFIX = re.compile(r"_[0-9a-f]{8}$")
+
+
+class HubError(ValueError):
+    """The Hub did not give what was asked for; the message is one sentence that says why."""
+
+
+def explain_hub_error(error: BaseException, repo_id: str) -> str | None:
+    """What went wrong with the Hub, in one sentence.
+
+    Args:
+        error: what the client raised; errors that it was raised from are read too.
+        repo_id: the repository that was asked for.
+
+    Returns:
+        A sentence, or None where the error has nothing to do with the Hub.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    response = next((e.response for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None), None)
+    status = None if response is None else response.status_code
+    said = "" if response is None else response.headers.get("X-Error-Message", "")
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) and not isinstance(e, LocalEntryNotFoundError) for e in chain)
+
+    if met(GatedRepoError):
+        return f"{repo_id} is gated; accept its licence on its Hub page and log in with a token that reads it."
+    if status == 401 and "Invalid credentials" in said:
+        return f"{repo_id} was refused (401), since the token is not valid; log in again with `hf auth login`."
+    if met(RevisionNotFoundError):
+        return f"{repo_id} has no such revision on the Hub; wanted a branch, a tag or a commit of it."
+    if met(RepositoryNotFoundError):
+        return f"{repo_id} is not on the Hub, or is private and the token does not read it ({status})."
+    if met(EntryNotFoundError):
+        return f"{repo_id} lacks a file that was asked for; wanted a complete repository."
+    if status in (401, 403):
+        return f"{repo_id} was refused ({status}: {said or 'no reason given'}); wanted a token with that right."
+    if status == 429:
+        return f"{repo_id} was refused for now (429, too many requests); try again in a few minutes."
+    if status is not None and status >= 500:
+        return f"{repo_id} met a failure of the Hub ({status}); nothing is wrong here, try again later."
+    if status is not None:
+        return f"{repo_id} was refused by the Hub ({status}: {said or 'no reason given'})."
+    texts = " ".join(f"{type(e).__name__} {e}" for e in chain)
+    if "RemoteProtocolError" in texts or "ReadError" in texts or "Consistency check failed" in texts:
+        return f"{repo_id} was cut off, since the Hub closed the connection in the middle of a file; try again."
+    if met(OfflineModeIsEnabled):
+        return f"{repo_id} is not complete in the cache and the client is offline; load it once with a connection."
+    if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or "ConnectError" in texts or "Timeout" in texts:
+        return f"{repo_id} is not complete in the cache and the Hub cannot be reached; check the connection."
+    return None
+
+
+def _is_intact(path: Path, etag: str) -> bool:
+    """Whether a file's content has the checksum that the Hub names it by: SHA-256, or git's SHA-1 of small files."""
+    if len(etag) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == etag
+
+
+def fetch_repository(repo_id: str, **options: Any) -> str:
+    """Fetches a repository without its code, and checks what was fetched against the Hub's checksums.
+
+    The client compares sizes alone. Files that were in the cache before are not read again, and where the file system
+    has no symbolic links the cache keeps no checksums to compare with.
+
+    Args:
+        repo_id: `user/name`.
+        **options: for `huggingface_hub.snapshot_download`.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        HubError: the Hub does not give it, or a file arrived damaged; that file is not kept.
+    """
+    cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
+    blobs = cache / repo_folder_name(repo_id=repo_id, repo_type="model") / "blobs"
+    before = set(os.listdir(blobs)) if blobs.is_dir() else set()
+    try:
+        folder = snapshot_download(repo_id, ignore_patterns=["*.py"], **options)
+    except Exception as error:
+        sentence = explain_hub_error(error, repo_id)
+        if sentence is None:
+            raise
+        raise HubError(sentence) from error
+    damaged = []
+    for path in Path(folder).rglob("*"):
+        etag = Path(os.readlink(path)).name if path.is_symlink() else ""
+        if len(etag) in (40, 64) and etag not in before and not _is_intact(path, etag):
+            damaged.append(path.relative_to(folder).as_posix())
+            path.resolve().unlink()
+            path.unlink()
+    if damaged:
+        raise HubError(
+            f"{repo_id} arrived damaged (wrong checksum of {', '.join(sorted(damaged))}); nothing of it is kept, try "
+            "again."
+        )
+    return folder
+
+
+def plain_name(module: str) -> str:
+    """A module's name in the package, of its name in a repository."""
+    return _SUFFIX.sub("", module)
+
+
+def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path], unique: bool = False) -> str:
+    """Writes the code that a folder needs to load by itself: at its root, and beside the weights of each component.
+
+    diffusers keeps one module for each file name, whatever repository it comes from: a second repository would run, in
+    part, the code of the first. With `unique` the names end in a checksum of all the code, so that other code is
+    another module.
+
+    Args:
+        folder: of a saved pipeline.
+        pipeline_source: the pipeline's own file, with the files that it imports beside it.
+        components: component name -> the file of its class, for classes that are not diffusers' or transformers'.
+        unique: append the checksum; otherwise files keep the names of their sources.
+
+    Returns:
+        What stands behind the name of every module: "_" and the checksum, or what the sources have there.
+    """
+    old = pipeline_source.stem.removeprefix(_PIPELINE_NAMES[0])
+    sources = [pipeline_source.with_name(f"{name}{old}.py") for name in _PIPELINE_NAMES]
+    suffix = old
+    if unique:
+        digest = hashlib.sha256()
+        for path in [*sources, *sorted(set(components.values()))]:
+            digest.update(path.read_bytes())
+        suffix = f"_{digest.hexdigest()[:8]}"
+    for name, source in zip(_PIPELINE_NAMES, sources, strict=True):
+        text = source.read_text(encoding="utf-8")
+        text = _RELATIVE_IMPORT.sub(lambda found: f"from .{plain_name(found[1])}{suffix} import", text)
+        (folder / f"{name}{suffix}.py").write_text(text, encoding="utf-8")
+    # `custom_pipeline=` takes this name; a file that another needs is only found when it is named here too.
+    exports = zip(_PIPELINE_NAMES, _EXPORTS, strict=True)
+    (folder / "pipeline.py").write_text("".join(f"from .{name}{suffix} import {what}\n" for name, what in exports))
+    for component, source in components.items():
+        # transformers' classes find the plain name, in a module of their own for each repository and commit.
+        for name in {source.stem, f"{plain_name(source.stem)}{suffix}" if unique else source.stem}:
+            shutil.copyfile(source, folder / f"{name}.py")
+            shutil.copyfile(source, folder / component / f"{name}.py")
+        for needed in _RELATIVE_IMPORT.findall(source.read_text(encoding="utf-8")):
+            for place in (folder, folder / component):
+                shutil.copyfile(source.with_name(f"{needed}.py"), place / f"{needed}.py")
+    return suffix
+
+
+class HubLoading:
+    """The loading and saving half of `BokehDepthPipeline`, over diffusers' own."""
+
+    _base_components: Iterable[str]
+
+    def load_base_model(
+        self, base_model_id: str | None = None, with_text_encoders: bool = False, **kwargs: Any
+    ) -> None:
+        """Loads the base components that are None from their own repository, which may ask for a licence.
+
+        Args:
+            base_model_id: None takes the configured one.
+            with_text_encoders: also load the text encoders, which only other prompts need.
+            **kwargs: for `FluxKontextPipeline.from_pretrained`, such as `dtype`, `revision`, `token`.
+
+        Raises:
+            ValueError: no base is named.
+            HubError: the Hub does not give it.
+        """
+        from diffusers import FluxKontextPipeline
+
+        base_model_id = base_model_id or self.config.base_model_id
+        if base_model_id is None:
+            raise ValueError("base_model_id is None; wanted a Hub repository or a folder of a FluxKontextPipeline.")
+        text = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        present = {name: getattr(self, name) for name in self._base_components if getattr(self, name) is not None}
+        skipped = {} if with_text_encoders else dict.fromkeys(name for name in text if name not in present)
+        try:
+            base = FluxKontextPipeline.from_pretrained(base_model_id, **present, **skipped, **kwargs)
+        except Exception as error:
+            sentence = explain_hub_error(error, base_model_id)
+            if sentence is None:
+                raise
+            raise HubError(sentence) from error
+        self.register_modules(**{name: getattr(base, name) for name in self._base_components})
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Fetches a repository's weights and configuration, not its code, since the installed class is in use.
+
+        Raises:
+            HubError: the Hub does not give it, or a file arrived damaged.
+        """
+        accepted = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        options = {name: kwargs[name] for name in accepted if kwargs.get(name) is not None}
+        return fetch_repository(pretrained_model_name, **options)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Reads model_index.json with the file names of custom classes turned into installed modules."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        package = __name__.rpartition(".")[0]
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][1]
+        for name, value in config.items():
+            if not (isinstance(value, list) and len(value) == 2 and str(value[0]).startswith("modeling_")):
+                continue
+            for module in (f"{package}.{value[0]}", f"{package}.{plain_name(value[0])}"):
+                if importlib.util.find_spec(module):
+                    importlib.import_module(module)  # diffusers takes a module only once it is imported
+                    config[name] = [module, value[1]]
+                    break
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes a folder that loads with and without this package, on disk and from the Hub.
+
+        Args:
+            save_directory: folder to write.
+            push_to_hub: refused, since a repository also needs a card: `bokehdepth publish` writes both.
+            **kwargs: as in diffusers.
+
+        Raises:
+            ValueError: push_to_hub is True.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub is True; wanted False, then `bokehdepth publish` on the saved folder.")
+        attached = self.bokeh_adapter is not None and self.bokeh_adapter.transformer is not None
+        with self.bokeh_adapter.detached() if attached else nullcontext():
+            super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        index = json.loads((folder / self.config_name).read_text())
+        own = Path(inspect.getsourcefile(type(self)))
+        index["_class_name"] = [own.stem, type(self).__name__]
+        sources = {}
+        for name, value in index.items():
+            if not isinstance(value, list) or value[0] in (None, own.stem, "diffusers", "transformers"):
+                continue
+            sources[name] = Path(inspect.getsourcefile(type(getattr(self, name))))
+            index[name] = [sources[name].stem, value[1]]
+        write_code(folder, own, sources)
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,572 @@
+"""The released BokehDepth as published: its sampling to the number, its camera, its weights from the Hub.
+
+`load_released` puts FLUX.1-Kontext, the released adapter and a released depth model together, `ReleasedPipeline` is
+what a user calls, and `generate_released_stack` repeats the released script's sampling, quirks included. Facts are
+those of fogradio/BokehDepth at 0b5a790; the method is arXiv 2512.12425. `memory_plan` decides where the parts stay.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as fn
+
+from .checkpoints import read_checkpoint
+from .convert import convert_state
+from .errors import InputError
+from .imaging import lab_to_srgb, srgb_to_lab
+from .loading_bokehdepth import fetch_repository
+from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
+from .pipeline_bokehdepth import BokehDepthPipeline
+from .processing_bokehdepth import (
+    BokehDepthOutput,
+    BokehStackOutput,
+    PhotoInput,
+    list_photos,
+    resize,
+    restore_detail,
+    to_output,
+    to_pixels,
+)
+
+PROMPT_TEMPLATE = (
+    "Set dof_cond = {strength:.2f} (stronger background defocus); preserve subject sharpness; keep composition, "
+    "lighting, and colors unchanged."
+)
+"""The sentence that the released scripts write K into, word for word; other words give other pictures."""
+
+RELEASED_SEED = 42
+_MIN_STRENGTH, _MAX_STRENGTH = 1.0, 30.0
+_MULTIPLE_PX = 16
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How stacks are sampled.
+
+    Attributes:
+        num_inference_steps: Denoising steps.
+        guidance_scale: Distilled guidance.
+        exact: Repeat the released script: square 512 px work, noise drawn on the CPU, LAB colour transfer. Otherwise
+            the photo keeps its aspect and gets its own detail back where nothing is blurred.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    exact: bool
+
+
+PRESETS = {
+    "paper": Preset(10, 7.0, exact=False),
+    "released": Preset(50, 7.0, exact=True),
+    "fast": Preset(5, 7.0, exact=False),
+}
+"""`paper`: the steps of Sec. 12. `released`: the released script's values. `fast`: half of the paper's steps, where
+its Table 5 sees clear degradation. The paper names no guidance; all take the released script's 7."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the release on the Hub."""
+
+    repo_id: str
+    filename: str
+
+
+BASE_MODEL = "black-forest-labs/FLUX.1-Kontext-dev"
+ADAPTER = Source("fogradio/BokehDepth", "bokeh_lora.bin")
+DEPTH_MODELS = {
+    "unidepth": Source("fogradio/BokehDepth", "UDv2_dsfa_release.pth"),
+    "depth_anything": Source("fogradio/BokehDepth", "DAV2_dsfa_release.pth"),
+}
+
+
+# --- Stage-1 ---------------------------------------------------------------------------------------------------------
+
+
+def released_prompt(bokeh_strength: float) -> str:
+    """The released scripts' prompt for one K, which it names in two decimals and does not clamp."""
+    return PROMPT_TEMPLATE.format(strength=bokeh_strength)
+
+
+def transfer_color_8bit(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Global colour transfer as the released pipeline does it, in 8-bit CIELAB.
+
+    The 8-bit scale is OpenCV's: L * 255/100, a + 128, b + 128, rounded. Each channel gets the reference's mean and
+    deviation (of one value throughout: it is left alone), is clipped and cut to whole numbers.
+
+    Args:
+        image: (H, W, 3) uint8 sRGB.
+        reference: (H', W', 3) uint8 sRGB.
+
+    Returns:
+        (H, W, 3) uint8 sRGB. OpenCV converts by tables: single pixels differ from it by a few grey levels.
+
+    Raises:
+        InputError: an array is no uint8 picture.
+    """
+    for name, array in (("image", image), ("reference", reference)):
+        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+            raise InputError(f"{name} is {array.dtype} of shape {array.shape}; wanted uint8 (H, W, 3).")
+    scale, offset = np.array([2.55, 1.0, 1.0]), np.array([0.0, 128.0, 128.0])
+    lab, wanted = (
+        np.clip(np.rint(srgb_to_lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference)
+    )
+    mean, std = lab.mean((0, 1)), lab.std((0, 1))
+    moved = (lab - mean) / np.where(std < 1e-6, 1, std) * wanted.std((0, 1)) + wanted.mean((0, 1))
+    moved = np.clip(np.where(std < 1e-6, lab, moved), 0, 255).astype(np.uint8)
+    return np.rint(255 * lab_to_srgb((moved - offset) / scale)).astype(np.uint8)
+
+
+@torch.no_grad()
+def generate_released_stack(
+    pipe: BokehDepthPipeline,
+    image: PIL.Image.Image,
+    bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+    *,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.0,
+    seed: int = RELEASED_SEED,
+    size_px: tuple[int, int] | None = (512, 512),
+    color_transfer: bool = True,
+    clamp_strengths: bool = False,
+    prompt_embeds: torch.Tensor | None = None,
+    pooled_prompt_embeds: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    output_type: str = "pil",
+) -> BokehStackOutput:
+    """Generate a stack the way the released script does.
+
+    The photo is stretched to ``size_px`` (Lanczos), each K starts from the same noise, drawn on the CPU in the
+    transformer's precision, stands in the prompt, and reaches the adapter rounded to its precision. In bfloat16 the
+    noise of one seed depends on the version of torch.
+
+    Args:
+        pipe: With base and a released adapter (`bokehdepth.convert.convert_adapter`).
+        image: RGB photo.
+        bokeh_strengths: Ascending K. Every one is generated; 0 is none that the release knows.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Distilled guidance.
+        seed: Of the noise, the same for every K.
+        size_px: (width, height) at work; None keeps the photo's own. Both are cut to multiples of 16.
+        color_transfer: Give frames the photo's colour statistics, see `transfer_color_8bit`.
+        clamp_strengths: Take K outside [1, 30] as the release does: the adapter sees the nearer bound, the prompt
+            the number given. Otherwise such a K is refused.
+        prompt_embeds: (F, N_text, C) of `released_prompt` for every K; None encodes the prompts.
+        pooled_prompt_embeds: (F, C), with ``prompt_embeds``.
+        noise: (F, N, C) packed noise in place of the drawn one.
+        output_type: "pil", "np" or "pt".
+
+    Returns:
+        Frames at the size at work.
+
+    Raises:
+        InputError: A value cannot be used; nothing has run then.
+        ValueError: The pipeline lacks a component, or the photo cannot be used.
+    """
+    pipe.check_inputs(
+        image,
+        num_inference_steps=num_inference_steps,
+        output_type=output_type,
+        needs=("transformer", "vae", "scheduler", "bokeh_adapter"),
+    )
+    if not isinstance(image, PIL.Image.Image):
+        raise InputError(f"image is a {type(image).__name__}; wanted a PIL image, which the release stretches.")
+    strengths = [float(k) for k in bokeh_strengths]
+    if not strengths or not all(np.isfinite(strengths)) or strengths != sorted(set(strengths)) or strengths[0] < 0:
+        raise InputError(f"bokeh_strengths is {strengths}; wanted ascending finite values.")
+    if not clamp_strengths and not (strengths[0] >= _MIN_STRENGTH and strengths[-1] <= _MAX_STRENGTH):
+        raise InputError(f"bokeh_strengths is {strengths}; wanted values from 1 to 30, which the release clamps to.")
+    width_px, height_px = (side // _MULTIPLE_PX * _MULTIPLE_PX for side in size_px or image.size)
+    if min(width_px, height_px) < _MULTIPLE_PX:
+        raise InputError(f"size_px is {size_px or image.size}; wanted sides of {_MULTIPLE_PX} px or more.")
+
+    pipe.bokeh_adapter.attach(pipe.transformer)
+    device, dtype = pipe._execution_device, pipe.transformer.dtype
+    if prompt_embeds is None:
+        prompt_embeds, pooled_prompt_embeds = encode_released_prompts(pipe, strengths)
+    for name, value in (("prompt_embeds", prompt_embeds), ("pooled_prompt_embeds", pooled_prompt_embeds)):
+        if value is None or len(value) != len(strengths):
+            raise InputError(f"{name} has {0 if value is None else len(value)} rows; wanted {len(strengths)}.")
+    stretched = image.resize((width_px, height_px), PIL.Image.Resampling.LANCZOS)
+    tokens, ids = pipe._encode(to_pixels(stretched, "image"), device, dtype)
+    latent = (pipe.transformer.config.in_channels // 4, *(2 * side // _MULTIPLE_PX for side in (height_px, width_px)))
+    if noise is None:
+        drawn = torch.randn((1, *latent), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        noise = pipe._pack_latents(drawn, 1, *latent).expand(len(strengths), -1, -1)
+    if tuple(noise.shape) != (len(strengths), *tokens.shape[1:]):
+        wanted = (len(strengths), *tokens.shape[1:])
+        raise InputError(f"noise has shape {tuple(noise.shape)}; wanted (F, N, C) = {wanted}.")
+    seen = [float(torch.tensor(k).to(dtype).clamp(_MIN_STRENGTH, _MAX_STRENGTH)) for k in strengths]
+    latents = pipe._denoise(
+        latents=noise.to(device, dtype),
+        reference=tokens.expand(len(strengths), -1, -1),
+        ids=ids,
+        bokeh_strengths=seen,
+        prompt_embeds=prompt_embeds.to(device, dtype),
+        pooled=pooled_prompt_embeds.to(device, dtype),
+        steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        bokeh_scale=None,
+        callback=None,
+    )
+    frames = torch.cat([pipe._decode(frame[None], height_px, width_px) for frame in latents])
+    pipe.maybe_free_model_hooks()
+    if color_transfer:
+        pictures = [np.asarray(frame) for frame in to_output(frames, "pil")]
+        moved = [transfer_color_8bit(picture, np.asarray(stretched)) for picture in pictures]
+        frames = torch.from_numpy(np.stack(moved)).permute(0, 3, 1, 2).float() / 255
+    return BokehStackOutput(images=to_output(frames, output_type), bokeh_strengths=tuple(strengths))
+
+
+def encode_released_prompts(
+    pipe: BokehDepthPipeline, bokeh_strengths: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode the prompts of all K.
+
+    Args:
+        pipe: With its text encoders.
+        bokeh_strengths: (F,) K.
+
+    Returns:
+        (F, 512, C) T5 embeddings and (F, C) pooled CLIP embeddings.
+
+    Raises:
+        InputError: The text encoders are not loaded.
+    """
+    if pipe.text_encoder is None or pipe.text_encoder_2 is None:
+        raise InputError("The text encoders are None; wanted them, since the release reads K from the prompt.")
+    prompts = [released_prompt(k) for k in bokeh_strengths]
+    embeds, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe._execution_device, max_sequence_length=512)
+    return embeds, pooled
+
+
+# --- Stage-2 ---------------------------------------------------------------------------------------------------------
+
+
+def made_up_camera(height_px: int, width_px: int, focal_share: float = 0.7) -> np.ndarray:
+    """The camera that the released pipeline gives every photo: focal length 0.7 widths, principal point in the middle.
+
+    Args:
+        height_px: Of the photo.
+        width_px: Of the photo.
+        focal_share: Focal length over the width.
+
+    Returns:
+        (3, 3) pinhole matrix in px.
+
+    Raises:
+        InputError: A value is not positive.
+    """
+    for name, value in (("height_px", height_px), ("width_px", width_px), ("focal_share", focal_share)):
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}; wanted a positive number.")
+    focal_px = focal_share * width_px
+    return np.array([[focal_px, 0, width_px / 2], [0, focal_px, height_px / 2], [0, 0, 1]])
+
+
+def use_released_positions(model: torch.nn.Module) -> torch.nn.Module:
+    """Let a Depth Anything model interpolate its position table by the release's rule, in place.
+
+    That rule scales by ``(patches + 0.1) / side`` where transformers scales to the wanted size. The change belongs to
+    this object and is not saved with it.
+
+    Args:
+        model: `BokehDepthAnythingForDepthEstimation`.
+
+    Returns:
+        The model.
+    """
+    embeddings, patch_px = model.backbone.embeddings, model.config.patch_size
+
+    def interpolate(self: torch.nn.Module, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        table = self.position_embeddings
+        side = round((table.shape[1] - 1) ** 0.5)
+        grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        factors = ((height // patch_px + 0.1) / side, (width // patch_px + 0.1) / side)
+        if (height // patch_px, width // patch_px) != (side, side):
+            grid = fn.interpolate(grid, scale_factor=factors, mode="bicubic")
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1).to(tokens.dtype)
+
+    embeddings.interpolate_pos_encoding = types.MethodType(interpolate, embeddings)
+    return model
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+class ReleasedPipeline(BokehDepthPipeline):
+    """`BokehDepthPipeline` whose adapter reads K from the prompt too, as the released one does.
+
+    Attributes:
+        preset: Name in `PRESETS` of how stacks are sampled.
+        memory_plan: Where the parts stay.
+        revisions: Commit that each repository was loaded at.
+        assume_camera: Give the depth model `made_up_camera` where a photo comes without intrinsics, as the released
+            pipeline does; otherwise the depth model predicts the camera.
+    """
+
+    preset: str = "paper"
+    memory_plan: MemoryPlan | None = None
+    revisions: Mapping[str, str] = types.MappingProxyType({})
+    assume_camera: bool = False
+
+    def check_bokeh_strengths(self, bokeh_strengths: Sequence[float]) -> tuple[float, ...]:
+        """Returns K as floats; ValueError unless ascending, each 0 or from 1 to 30: the release clamps the rest."""
+        values = super().check_bokeh_strengths(bokeh_strengths)
+        if any(0 < k < _MIN_STRENGTH for k in values):
+            raise ValueError(f"bokeh_strengths is {list(values)}; wanted 0 or values from 1 to {_MAX_STRENGTH:g}.")
+        return values
+
+    @torch.no_grad()
+    def generate_stack(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        prompt: str | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        restore: bool = True,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **arguments: Any,
+    ) -> BokehStackOutput | tuple:
+        """As `BokehDepthPipeline.generate_stack`, sampled by `preset`, with K in the prompt unless one is given.
+
+        Args:
+            image: As there; the preset "released" takes PIL images.
+            bokeh_strengths: As there; 0 or from 1 to 30.
+            num_inference_steps: None takes the preset's.
+            guidance_scale: None takes the preset's.
+            prompt: As there, in place of the released sentence.
+            prompt_embeds: As there.
+            pooled_prompt_embeds: As there.
+            restore: As there.
+            output_type: As there.
+            return_dict: As there.
+            **arguments: As there; the preset "released" takes ``generator`` alone and of it the seed, 42 without one.
+
+        Returns:
+            `BokehStackOutput`.
+
+        Raises:
+            ValueError: As there.
+        """
+        preset = PRESETS[self.preset]
+        steps = preset.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = preset.guidance_scale if guidance_scale is None else guidance_scale
+        strengths = self.check_bokeh_strengths(bokeh_strengths)
+        own = prompt is None and prompt_embeds is None and pooled_prompt_embeds is None
+        if not preset.exact or not own:
+            self.check_inputs(image, bokeh_strengths, num_inference_steps=steps, output_type=output_type)
+            if own and any(strengths):
+                prompt_embeds, pooled_prompt_embeds = self._released_prompts([k for k in strengths if k])
+            return super().generate_stack(
+                image,
+                strengths,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                prompt=prompt,
+                prompt_embeds=prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                restore=restore,
+                output_type=output_type,
+                return_dict=return_dict,
+                **arguments,
+            )
+        unknown = sorted(name for name, value in arguments.items() if name != "generator" and value is not None)
+        if unknown:
+            raise ValueError(f"{unknown[0]} is given with the preset {self.preset!r}, which has no use for it.")
+        photos, is_list = list_photos(image)
+        given = arguments.get("generator")
+        sources = list(given) if isinstance(given, list | tuple) else [given] * len(photos)
+        if len(sources) != len(photos):
+            raise ValueError(f"generator has {len(sources)} entries; wanted one for each of {len(photos)} photos.")
+        seeds = [RELEASED_SEED if source is None else source.initial_seed() for source in sources]
+        stacks = [
+            self._exact_stack(photo, strengths, steps, guidance, restore, seed)
+            for photo, seed in zip(photos, seeds, strict=True)
+        ]
+        images = [to_output(stack, output_type) for stack in stacks]
+        images = images if is_list else images[0]
+        return BokehStackOutput(images=images, bokeh_strengths=strengths) if return_dict else (images, strengths)
+
+    def _exact_stack(
+        self,
+        photo: PIL.Image.Image,
+        strengths: Sequence[float],
+        steps: int,
+        guidance: float,
+        restore: bool,
+        seed: int,
+    ) -> torch.Tensor:
+        """Frames (F, 3, H, W) of one photo, the photo itself in the place of K = 0."""
+        pixels, side = to_pixels(photo, "image"), 512
+        frames, blurred = [], [k for k in strengths if k]
+        if blurred:
+            embeds, pooled = self._released_prompts(blurred)
+            made = generate_released_stack(
+                self,
+                photo,
+                blurred,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                seed=seed,
+                prompt_embeds=embeds,
+                pooled_prompt_embeds=pooled,
+                output_type="pt",
+            ).images
+            frames = list(made.split(1))
+        reference = to_pixels(photo.resize((side, side), PIL.Image.Resampling.LANCZOS), "image")
+        if restore:
+            frames = [restore_detail(pixels, reference, frame) for frame in frames]
+        if strengths[0] == 0:
+            frames.insert(0, pixels if restore else resize(reference, side, side))
+        return torch.cat(frames)
+
+    def _released_prompts(self, strengths: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of the released prompts, each encoded once for this pipeline and kept on the CPU."""
+        # diffusers reads a pipeline's components from its __init__, which therefore stays the base class's.
+        kept = self.__dict__.setdefault("_kept_prompts", {})
+        missing = [k for k in strengths if released_prompt(k) not in kept]
+        if missing:
+            for k, embeds, pooled in zip(missing, *encode_released_prompts(self, missing), strict=True):
+                kept[released_prompt(k)] = (embeds.cpu(), pooled.cpu())
+        kept = [kept[released_prompt(k)] for k in strengths]
+        return torch.stack([embeds for embeds, _ in kept]), torch.stack([pooled for _, pooled in kept])
+
+    def estimate_depth(
+        self, image: PhotoInput | Sequence[PhotoInput], *arguments: Any, **keywords: Any
+    ) -> BokehDepthOutput | tuple:
+        """As `BokehDepthPipeline.estimate_depth`, with the made-up camera where `assume_camera` asks for it."""
+        if self.assume_camera and keywords.get("intrinsics") is None and len(arguments) < 3:
+            photos, is_list = list_photos(image)
+            sizes = {to_pixels(photo, "image").shape[-2:] for photo in photos}
+            if len(sizes) > 1:
+                raise ValueError(f"image has photos of {len(sizes)} sizes; wanted one size with assume_camera.")
+            keywords["intrinsics"] = made_up_camera(*sizes.pop())
+        return super().estimate_depth(image, *arguments, **keywords)
+
+    def save_pretrained(self, save_directory: Any, **keywords: Any) -> None:
+        """Refused: the base may not be copied on, and `bokehdepth convert` writes the released parts.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"save_directory is {save_directory}; wanted `bokehdepth convert`, which writes the parts.")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def fetch_file(source: Source, revision: str | None = None, **options: Any) -> tuple[Path, str]:
+    """Fetch one file of a repository, checked against the Hub's checksum.
+
+    Args:
+        source: The file.
+        revision: Commit, tag or branch; None is the main branch.
+        **options: For `huggingface_hub.snapshot_download`: ``token``, ``cache_dir``, ``local_files_only``.
+
+    Returns:
+        The file, and the commit that it came from, by which the same file is found again.
+
+    Raises:
+        HubError: The Hub does not give it.
+        InputError: The repository has no such file at that commit.
+    """
+    folder = Path(fetch_repository(source.repo_id, revision=revision, allow_patterns=[source.filename], **options))
+    if not (folder / source.filename).is_file():
+        raise InputError(f"{source.repo_id} has no file {source.filename} at {folder.name}; wanted another revision.")
+    return folder / source.filename, folder.name
+
+
+def load_released(
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    depth: str = "unidepth",
+    preset: str = "paper",
+    plan: str | None = None,
+    assume_camera: bool = False,
+    base_model_id: str = BASE_MODEL,
+    adapter: Source = ADAPTER,
+    depth_source: Source | None = None,
+    revisions: dict[str, str] | None = None,
+    with_base: bool = True,
+    **options: Any,
+) -> ReleasedPipeline:
+    """Load the released BokehDepth: base, adapter and depth model, each from one commit, placed to fit the device.
+
+    The base is asked for first, since its gate is what most often refuses. **Licences:** FLUX.1-Kontext-dev is
+    non-commercial, UniDepthV2 and Depth Anything V2 Large are CC BY-NC 4.0, and so is what this loads.
+
+    Args:
+        device: Where it runs.
+        dtype: Of all weights; None is float32 on the CPU and bfloat16 elsewhere.
+        depth: "unidepth" or "depth_anything".
+        preset: Name in `PRESETS`.
+        plan: Name of a memory plan; None chooses by the device's memory, see `memory_plan.plan_memory`.
+        assume_camera: See `ReleasedPipeline`; off by default, since a made-up camera makes metric depth wrong.
+        base_model_id: Repository or folder of the base.
+        adapter: File of the adapter.
+        depth_source: File of the depth model; None takes the released one.
+        revisions: Commit of each repository by its name; without one the main branch's newest is taken. Those loaded
+            are in the result's ``revisions``: pass them again to load the same weights.
+        with_base: Load base and adapter too; without them the pipeline reads depth from stacks that the caller brings.
+        **options: For the Hub client: ``token``, ``cache_dir``, ``local_files_only``.
+
+    Returns:
+        The pipeline, ready to run.
+
+    Raises:
+        InputError: An argument is none of these, a file is not what it should be, or the plan does not fit.
+        HubError: The Hub does not give a file; the sentence says why and what to do.
+    """
+    device = torch.device(device)
+    if depth not in DEPTH_MODELS:
+        raise InputError(f"depth is {depth!r}; wanted one of {', '.join(DEPTH_MODELS)}.")
+    if preset not in PRESETS:
+        raise InputError(f"preset is {preset!r}; wanted one of {', '.join(PRESETS)}.")
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    wanted, found = dict(revisions or {}), {}
+    is_local = Path(base_model_id).is_dir()
+    if with_base and not is_local:
+        _, found[base_model_id] = fetch_file(
+            Source(base_model_id, "model_index.json"), wanted.get(base_model_id), **options
+        )
+
+    def convert(source: Source) -> torch.nn.Module:
+        path, found[source.repo_id] = fetch_file(
+            source, found.get(source.repo_id, wanted.get(source.repo_id)), **options
+        )
+        return convert_state(read_checkpoint(path)[0])[0].to(dtype)
+
+    bokeh_adapter = convert(adapter) if with_base else None
+    depth_model = convert(depth_source or DEPTH_MODELS[depth])
+    if depth == "depth_anything":
+        use_released_positions(depth_model)
+    pipe = ReleasedPipeline(
+        **dict.fromkeys(ReleasedPipeline._base_components),
+        bokeh_adapter=bokeh_adapter,
+        depth_estimator=depth_model,
+        base_model_id=base_model_id,
+        default_num_inference_steps=PRESETS[preset].num_inference_steps,
+        default_guidance_scale=PRESETS[preset].guidance_scale,
+    )
+    if with_base:
+        revision = {} if is_local else {"revision": found[base_model_id]}
+        pipe.load_base_model(with_text_encoders=True, dtype=dtype, **revision, **options)
+    pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, found
+    sizes = {name: module_bytes(part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    pipe.memory_plan = plan_memory(sizes, device_memory_bytes(device), working_bytes(512 * 512, 3), plan)
+    apply_plan(pipe, pipe.memory_plan, device)
+    return pipe

@@ -1,0 +1,1 @@
+"""Builders of data sets; each module is a command."""

@@ -1,0 +1,232 @@
+"""The two evaluations: truth is perfect, numbers agree with scikit-image and plain sums, rows that must be there."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import tiny
+from bokehdepth.errors import InputError
+from bokehdepth.hub import load_pipeline
+from train import evaluate_bokeh, evaluate_depth, predict
+from train.config import PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.data import fill_pool
+from train.methods import MethodOptions
+from train.predictions import MethodCard, folder_name
+from train.sources import Part, PoolSource
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    settings = PoolConfig(str(tmp_path_factory.mktemp("pool")), scenes=4, held_out_scenes=4, size_px=SIZE, shard=4,
+                          render_missing=True)  # fmt: skip
+    fill_pool(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def source(pool):
+    return PoolSource(pool)
+
+
+def read_rows(folder):
+    with (folder / "per_image.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save_method(folder, name, kind, **options):
+    """A card as train.predict writes it, for predictions that a test writes itself."""
+    own = folder / folder_name(name)
+    own.mkdir(parents=True, exist_ok=True)
+    card = MethodCard(name, kind, "none", False, False, 4, "test", options)
+    (own / "method.json").write_text(json.dumps(card.__dict__))
+    return own
+
+
+def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path):
+    predict.predict(["truth", "constant:2.5"], source, tmp_path / "p", MethodOptions())
+    inverse = save_method(tmp_path / "p", "inverse", "depth")
+    for sample in source:
+        np.savez(inverse / f"{sample.sample_id}.npz", disparity_affine_invariant=3 / sample.depth_m - 1)
+    text = evaluate_depth.evaluate_predictions(tmp_path / "p", source, "full", "constant:2.5", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["rows"])[0] == "constant:2.5"
+    assert set(report["rows"]) == {"truth", "constant:2.5", "inverse", "constant", "vertical_gradient"}
+    assert (report["pictures"], report["scenes"]) == (4, 4)
+    for name in ("truth", "inverse"):
+        row = report["rows"][name]
+        for measure in ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "si_log"):
+            assert row[measure]["mean"] == pytest.approx(0, abs=1e-4), (name, measure)
+        assert row["delta1"]["mean"] == 1.0
+    assert report["rows"]["truth"]["boundary_f1"]["mean"] == 1.0
+    rows = read_rows(tmp_path / "out")
+    assert len(rows) == 5 * 4 and {row["method"] for row in rows} == set(report["rows"])
+    for row in (row for row in rows if row["method"] == "constant:2.5"):
+        depth = source[source.ids.index(row["sample"])].depth_m.astype(np.float64)
+        assert float(row["abs_rel"]) == pytest.approx(np.mean(np.abs(2.5 - depth) / depth), rel=1e-9)
+        assert float(row["rmse_m"]) == pytest.approx(np.sqrt(np.mean((2.5 - depth) ** 2)), rel=1e-9)
+    own = [float(row["abs_rel"]) for row in rows if row["method"] == "constant:2.5"]
+    assert report["rows"]["constant:2.5"]["abs_rel"]["mean"] == pytest.approx(np.mean(own))
+    test = report["rows"]["truth"]["abs_rel_minus_against"]
+    assert test["mean"] == pytest.approx(-np.mean(own), abs=1e-6) and test["p_value"] == pytest.approx(2 / 16)
+    assert (
+        "protocol full, cap none, predictions not clipped" in text
+        and text in (tmp_path / "out" / "table.md").read_text().strip()
+    )
+    assert "| truth * | none | no |" in text and "| inverse | scale, shift of 1/depth | no |" in text
+
+
+def test_depth_predictions_that_do_not_fit_are_refused(source, tmp_path):
+    own = save_method(tmp_path, "mine", "depth")
+    for number, sample in enumerate(source):
+        depth = sample.depth_m.copy()
+        if number == 2:
+            depth[3, 4] = np.nan
+        np.savez(own / f"{sample.sample_id}.npz", depth_metric=depth)
+    arguments = (tmp_path, source, "full", "mine", tmp_path / "out")
+    with pytest.raises(InputError, match="mine, sample '00002': prediction_m is nan at 1 pixels"):
+        evaluate_depth.evaluate_predictions(*arguments)
+    (own / "00002.npz").unlink()
+    with pytest.raises(InputError, match="mine has no 00002.npz"):
+        evaluate_depth.evaluate_predictions(*arguments)
+    part = Part(source, [0, 1])
+    assert "2 of 4 held_out" in evaluate_depth.evaluate_predictions(tmp_path, part, "full", "mine", tmp_path / "out")
+    for changed, sentence in [
+        ({"protocol": "nyu"}, "protocol is 'nyu', wanted one of full"),
+        ({"against": "other"}, "against is 'other', wanted one of mine"),
+        ({"protocol": "nyuv2_eigen"}, "wanted 640 x 480 for nyuv2_eigen"),
+        ({"predictions": tmp_path / "none"}, "which is no folder"),
+    ]:
+        named = dict(predictions=tmp_path, source=part, protocol="full", against="mine", output=tmp_path / "o")
+        with pytest.raises(InputError, match=sentence):
+            evaluate_depth.evaluate_predictions(**{**named, **changed})
+    assert not (tmp_path / "o").exists()
+
+
+def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_path):
+    own = save_method(tmp_path / "p", "copied", "bokeh")
+    for sample in source:
+        (own / sample.sample_id).mkdir()
+        for target in sample.targets:
+            picture = Image.fromarray((target.picture * 255).round().astype(np.uint8))
+            picture.save(own / sample.sample_id / f"bokeh_k{target.bokeh_strength:g}.png")
+    text = evaluate_bokeh.evaluate_predictions(tmp_path / "p", source, "identity", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["rows"]) == ["identity", "copied", "uniform_blur"]
+    row = report["rows"]["copied"]
+    assert row["psnr_linear"]["mean"] == row["psnr_srgb"]["mean"] == evaluate_bokeh.CEILING_DB
+    assert row["ssim_linear"]["mean"] == row["ssim_srgb"]["mean"] == 1.0
+    assert row["rising_share"] == 1.0 and report["rows"]["identity"]["rising_share"] == 0.0
+    assert report["rows"]["identity"]["selectivity"]["ratio"] is None
+    assert row["selectivity"]["ratio"] > 5 > report["rows"]["uniform_blur"]["selectivity"]["ratio"]
+    assert report["uses_truth"] == ["uniform_blur"]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0,
+               "channel_axis": 2}  # fmt: skip
+    rows = [row for row in read_rows(tmp_path / "out") if row["method"] == "identity"]
+    assert len(rows) == 4 * 3
+    compared = 0
+    for row in rows:
+        sample = source[source.ids.index(row["sample"])]
+        truth = next(t.picture for t in sample.targets if t.bokeh_strength == float(row["bokeh_strength"]))
+        for space, power in (("srgb", 1.0), ("linear", 2.2)):
+            a, b = sample.photo.astype(np.float64) ** power, truth.astype(np.float64) ** power
+            # scikit-image's SSIM averages the same pixels: those whose window lies inside.
+            assert float(row[f"ssim_{space}"]) == pytest.approx(structural_similarity(b, a, **options), abs=1e-5)
+            expected = peak_signal_noise_ratio(b, a, data_range=1.0)
+            if expected < evaluate_bokeh.CEILING_DB:
+                compared += 1
+                assert float(row[f"psnr_{space}"]) == pytest.approx(expected, abs=1e-3)
+    assert compared > 12
+    for name in ("lpips", "dists"):
+        assert f"{name} is left out: {name} needs the package" in text
+    assert "linear is value ** 2.2, sRGB display values" in text and "| uniform_blur * |" in text
+
+
+def test_bokeh_predictions_that_do_not_fit_are_refused(source, tmp_path):
+    own = save_method(tmp_path, "mine", "bokeh")
+    with pytest.raises(InputError, match="mine has no 00000/bokeh_k10.png"):
+        evaluate_bokeh.evaluate_predictions(tmp_path, source, "mine", tmp_path / "out")
+    (own / "00000").mkdir()
+    Image.new("RGB", (SIZE, SIZE + 1)).save(own / "00000" / "bokeh_k10.png")
+    with pytest.raises(InputError, match=r"bokeh_k10.png has the shape \(65, 64, 3\)"):
+        evaluate_bokeh.evaluate_predictions(tmp_path, source, "mine", tmp_path / "out")
+    with pytest.raises(InputError, match="against is 'x'"):
+        evaluate_bokeh.evaluate_predictions(own, source, "x", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hole_in_the_depth_belongs_to_neither_area(source):
+    from dataclasses import replace
+
+    sample = source[0]
+    target = sample.targets[-1]
+    whole = evaluate_bokeh.picture_selectivity(sample, target.picture, target.bokeh_strength)
+    scale = SIZE / 128
+    radius = evaluate_bokeh.radius_map_px(sample, target.bokeh_strength)
+    between = (radius > scale / 2) & (radius < 2 * scale)
+    holed = replace(sample, depth_m=np.where(between, np.nan, sample.depth_m).astype(np.float32))
+    assert between.any() and evaluate_bokeh.picture_selectivity(holed, target.picture, target.bokeh_strength) == whole
+    empty = replace(sample, depth_m=np.full_like(sample.depth_m, np.nan))
+    assert evaluate_bokeh.picture_selectivity(empty, target.picture, target.bokeh_strength) is None
+
+
+def call(module, monkeypatch, *arguments):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    module.main()
+    torch.set_num_threads(threads)
+
+
+def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, caplog):
+    """Real pairs: KITTI's, with crop and cap, from photo to table."""
+    caplog.set_level("INFO")
+    pairs = ("--rgbd", data_root / "rgbd", "--only", "kitti_object", "--limit", 2)
+    call(predict, monkeypatch, *pairs, "--method", "truth", "--method", "depth_pro", "--output", tmp_path / "p")
+    assert "depth_pro is left out" in caplog.text
+    call(evaluate_depth, monkeypatch, "--predictions", tmp_path / "p", *pairs, "--protocol", "kitti_garg",
+         "--output", tmp_path / "out")  # fmt: skip
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["rows"]["truth"]["abs_rel"]["mean"] == 0 and report["rows"]["truth"]["delta1"]["mean"] == 1
+    assert report["rows"]["constant"]["abs_rel"]["mean"] > 0.1 and report["protocol"]["max_depth_m"] == 80
+    assert "cap 80 m, predictions clipped" in caplog.text
+    for module, arguments, sentence in [
+        (predict, (*pairs, "--method", "magic", "--output", tmp_path / "q"), "no method could be run"),
+        (predict, ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "no index.csv"),
+        (predict, (*pairs[:4], "--limit", 0, "--method", "truth", "--output", tmp_path / "q"), "limit is 0"),
+        (evaluate_depth, ("--predictions", tmp_path / "none", *pairs, "--output", tmp_path / "q"), "is no folder"),
+        (evaluate_bokeh, ("--predictions", tmp_path / "p", *pairs, "--output", tmp_path / "q"), "has no target"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            call(module, monkeypatch, *arguments)
+    assert not (tmp_path / "q").exists()
+
+
+def test_controls_of_the_embedded_stage1(pool):
+    cfg = Stage1Config("unused", [PhaseConfig(SIZE, 1, 1, 1e-3)], pool=pool)
+    pipeline = load_pipeline("embedded")
+    pipeline.set_progress_bar_config(disable=True)
+    report = evaluate_bokeh.evaluate(pipeline, cfg, 4, 1, SIZE)
+    rows = report["rows"]
+    assert list(rows) == ["model", "identity", "best uniform blur", "position only", "true radii, same disks"]
+    assert rows["identity"]["K30"]["selectivity"]["defocused"] == 0
+    assert rows["true radii, same disks"]["K30"]["whole"][0] > rows["identity"]["K30"]["whole"][0]
+    assert all(f"| {name} | 30 |" in evaluate_bokeh.table(report) for name in rows)
+
+
+def test_controls_of_stage2(pool, tmp_path):
+    for name, seed in (("model", 1), ("control", 2)):
+        tiny.depth_model(seed).save_pretrained(tmp_path / name)
+    cfg = Stage2Config("unused", pool=pool, size_px=56)
+    report = evaluate_depth.evaluate(cfg, str(tmp_path / "model"), str(tmp_path / "control"), "")
+    rows = report["rows"]
+    assert rows["control: trained without a stack"]["abs_rel_minus_control"]["mean"] == 0
+    assert rows["rendered stack (ceiling)"]["abs_rel"] != rows["sharp frame repeated"]["abs_rel"]
+    assert "| constant guess |" in evaluate_depth.table(report)

@@ -1,0 +1,472 @@
+"""Rows of manifests (bokehdepth.manifest) as training batches of both stages.
+
+K belongs to the width of a picture, so a crop changes it: the radius in pixels stays, and
+`K_crop = K * width / crop_width` in the photo's pixels. Rows whose K would leave the trained range are not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as fn
+from PIL import Image
+from scipy import ndimage
+
+from bokehdepth.errors import InputError
+from bokehdepth.imaging import open_photo
+from bokehdepth.manifest import ManifestRow, read_manifest
+from bokehdepth.optics import MAX_BOKEH_STRENGTH
+from bokehdepth.processing_bokehdepth import resize, to_pixels
+from bokehdepth.rendering.refocus import render_from_depth
+from train.checkpointing import step_rng
+from train.config import ManifestConfig, PhaseConfig, Stage1Config, Stage2Config
+from train.data import choose_frames, display_gain, is_text_step, strength_drops
+from train.prompts import Prompts
+from train.sources import read_depth as read_depth_file
+
+logger = logging.getLogger("train.rows")
+MULTIPLE_PX = 16
+_LONGEST = 2.0  # aspect ratio of the longest bucket
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_FOREGROUND = 0.5
+
+
+# ---------------------------------------------------------------------- files
+
+
+def load_rows(cfg: ManifestConfig) -> list[ManifestRow]:
+    """All rows of the chosen splits, in the files' order.
+
+    Raises:
+        InputError: as `read_manifest` says, no row is left, or the rows' K have two units.
+    """
+    rows = [row for name in cfg.files for row in read_manifest(os.path.expandvars(name))]
+    rows = [row for row in rows if (row.split or "train") in cfg.splits]
+    if not rows:
+        raise InputError(f"files is {cfg.files}, which have no row of splits {cfg.splits}; wanted at least one.")
+    units = {row.strength_unit for row in rows} - {None}
+    if len(units) > 1:
+        raise InputError(f"files is {cfg.files}, whose rows have metric and relative K; wanted one unit in a run.")
+    return rows
+
+
+@cache
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width in px of a picture turned upright, from its header alone."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(274) in _TURNED
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} is no picture that can be read ({error}).") from error
+    return (width, height) if turned else (height, width)
+
+
+def load_picture(path: Path) -> torch.Tensor:
+    """A picture as (1, 3, H, W) in [0, 1]."""
+    return to_pixels(open_photo(path).image, str(path))
+
+
+def read_depth(row: ManifestRow) -> np.ndarray:
+    """Depth of a row's photo, float32 (H, W): metres, or 1 / relative disparity; NaN where there is no value.
+
+    Raises:
+        InputError: the file cannot be read as depth of the photo's size, or has no value at all.
+    """
+    depth = read_depth_file(row.depth_path, row.depth_scale, "m" if row.depth_unit == "m" else "dpt")
+    if depth.shape != picture_size(row.image_path):
+        wanted = picture_size(row.image_path)
+        raise InputError(f"row {row.row_id}: {row.depth_path} is {depth.shape}; wanted the photo's {wanted} px.")
+    if not np.isfinite(depth).any():
+        raise InputError(f"row {row.row_id}: {row.depth_path} has no value above 0; wanted depth.")
+    return depth
+
+
+def can_be_rendered(row: ManifestRow) -> bool:
+    """Whether a row has what refocusing needs: photo, depth, and a focus (stated, or that of its foreground)."""
+    camera = row.camera_anns
+    stated = camera is not None and (camera.focus_distance_m or camera.focus_relative_disparity)
+    return row.image_path is not None and row.depth_path is not None and bool(stated or row.mask_path)
+
+
+def focus_of(row: ManifestRow, depth: np.ndarray) -> float:
+    """Where a row's photo is in focus, in the unit of `depth`: as it states, else the foreground's median."""
+    camera = row.camera_anns
+    if camera is not None and camera.focus_distance_m:
+        return camera.focus_distance_m
+    if camera is not None and camera.focus_relative_disparity:
+        return 1 / camera.focus_relative_disparity
+    with Image.open(row.mask_path) as image:
+        mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
+    if mask.shape != depth.shape:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {depth.shape} px.")
+    inside = depth[mask & np.isfinite(depth)]
+    if inside.size == 0:
+        raise InputError(f"row {row.row_id}: {row.mask_path} covers no depth; wanted a foreground.")
+    return float(1 / np.median(1 / inside))
+
+
+def fill_holes(depth: np.ndarray) -> np.ndarray:
+    """Gives every pixel without a value, NaN or infinite, that of the nearest one that has one."""
+    hole = ~np.isfinite(depth)
+    if not hole.any():
+        return depth
+    nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+    return depth[tuple(nearest)]
+
+
+# ---------------------------------------------------------------------- geometry
+
+
+def bucket_sizes(side_px: int) -> list[tuple[int, int]]:
+    """Sizes (height, width) of about `side_px`^2 pixels with sides that are multiples of 16, up to 2 : 1."""
+    found = set()
+    for height in range(MULTIPLE_PX, 4 * side_px, MULTIPLE_PX):
+        width = MULTIPLE_PX * round(side_px**2 / height / MULTIPLE_PX)
+        if width and 1 / _LONGEST <= height / width <= _LONGEST:
+            found.add((height, width))
+    return sorted(found)
+
+
+def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tuple[int, int]:
+    """The bucket whose aspect ratio is nearest, in logarithms, to that of a picture (height, width)."""
+    aspect = math.log(size[1] / size[0])
+    return min(buckets, key=lambda b: (abs(math.log(b[1] / b[0]) - aspect), b))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a photo, enlarged or reduced to a size.
+
+    Args:
+        top: first row.
+        left: first column.
+        height: rows.
+        width: columns.
+        size: (height, width) that it gets.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+
+    def of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Cuts and resizes a picture (1, 3, H, W)."""
+        part = pixels[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return resize(part, *self.size)
+
+    def of_depth(self, depth: np.ndarray) -> np.ndarray:
+        """Cuts and resizes a depth map (H, W) without mixing its values."""
+        part = torch.from_numpy(depth[self.top : self.top + self.height, self.left : self.left + self.width])
+        return fn.interpolate(part[None, None], size=self.size, mode="nearest-exact")[0, 0].numpy()
+
+    def strength(self, bokeh_strength: float, full_width: int) -> float:
+        """K at the crop's width of a K at the photo's."""
+        return bokeh_strength * full_width / self.width
+
+    def intrinsics(self, row: ManifestRow) -> torch.Tensor:
+        """(3, 3) of the row's photo, in pixels of the crop."""
+        given = row.intrinsics
+        x, y = self.size[1] / self.width, self.size[0] / self.height
+        return torch.tensor(
+            [
+                [given.fx * x, 0.0, (given.cx - self.left) * x],
+                [0.0, given.fy * y, (given.cy - self.top) * y],
+                [0.0, 0.0, 1.0],
+            ]
+        )
+
+
+def centre_crop(size: tuple[int, int], wanted: tuple[int, int]) -> Crop:
+    """The largest part in the middle of a photo (height, width) that has the aspect ratio of `wanted`."""
+    scale = min(size[0] / wanted[0], size[1] / wanted[1])
+    height, width = min(size[0], round(wanted[0] * scale)), min(size[1], round(wanted[1] * scale))
+    return Crop((size[0] - height) // 2, (size[1] - width) // 2, height, width, wanted)
+
+
+# ---------------------------------------------------------------------- Stage-1
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Numbers of the rows that a phase can use, by bucket and kind."""
+
+    buckets: list[tuple[int, int]]
+    captured: dict[tuple[int, int], list[int]]
+    edited: dict[tuple[int, int], list[int]]
+    rendered: dict[tuple[int, int], list[int]]
+    photographed: dict[tuple[int, int], list[int]]
+
+
+class RowPairs:
+    """Stage-1 batches from manifests.
+
+    Image-to-image: captured pairs, really loaded, and renders at a random K of photos with depth and focus.
+    Text-to-image, in alternation: real defocused photos with their K, and groups of one sharp photo (K = 0, the
+    pivot) with renders of it that share augmentation, caption, noise and noise level.
+
+    Args:
+        cfg: of the run.
+        prompts: encoded captions; None for a run without.
+    """
+
+    def __init__(self, cfg: Stage1Config, prompts: Prompts | None) -> None:
+        self.cfg, self.prompts = cfg, prompts
+        self.rows = load_rows(cfg.manifests)
+        self.group = 1 + cfg.manifests.renders
+        self.indices = {phase: self._index(phase) for phase in cfg.phases}
+
+    def captions(self) -> list[str]:
+        """Every caption of the rows."""
+        return [caption for row in self.rows for caption in row.captions]
+
+    def _index(self, phase: PhaseConfig) -> _Index:
+        buckets = bucket_sizes(phase.size_px) if phase.buckets else [(phase.size_px, phase.size_px)]
+        index, lost = _Index(buckets, {}, {}, {}, {}), 0
+        for number, row in enumerate(self.rows):
+            size = picture_size(row.image_path or row.target_path)
+            bucket = nearest_bucket(size, buckets)
+            pair = row.image_path is not None and row.target_path is not None
+            if pair and picture_size(row.target_path) != size:
+                raise InputError(f"row {row.row_id}: photo and target differ in size; wanted one size.")
+            known = row.target_path is not None
+            if known and self._strength(row, bucket, size) > MAX_BOKEH_STRENGTH:
+                known, lost = False, lost + 1
+            if known:
+                index.photographed.setdefault(bucket, []).append(number)
+            rendered = can_be_rendered(row)
+            if rendered:
+                index.rendered.setdefault(bucket, []).append(number)
+            if known and pair:
+                index.captured.setdefault(bucket, []).append(number)
+            if rendered or (known and pair):
+                index.edited.setdefault(bucket, []).append(number)
+        if lost:
+            logger.info("%d targets are left out at %d px: their K is above 30 after the crop", lost, phase.size_px)
+        share = self.cfg.text_share(phase)
+        if share < 1 and not index.edited:
+            raise InputError("manifests have neither pairs nor rows that can be rendered; wanted some for editing.")
+        if share > 0 and not (index.photographed or index.rendered):
+            raise InputError("manifests have no row for text-to-image steps; wanted targets, or depth with focus.")
+        if share > 0 and index.rendered and phase.batch % self.group:
+            raise InputError(
+                f"batch is {phase.batch} in a phase with text-to-image steps; wanted a multiple of {self.group}, the "
+                "pictures of one group (manifests.renders and the sharp photo)."
+            )
+        return index
+
+    def _strength(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> float:
+        return centre_crop(size, bucket).strength(row.camera_anns.bokeh_strength, size[1])
+
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+        """Draws a batch; as `PoolPairs` says, without offsets, and with prompt embeddings where there are captions."""
+        index, seed = self.indices[phase], self.cfg.seed
+        text = is_text_step(step, self.cfg.text_share(phase))
+        common = step_rng(seed, step)  # what all samples and all processes share: kind and bucket
+        grouped = text and bool(index.rendered) and (not index.photographed or common.random() < 0.5)
+        kind = (index.rendered if grouped else index.photographed) if text else index.edited
+        sizes = sorted(kind)
+        weights = np.array([len(kind[size]) for size in sizes], float)
+        bucket = sizes[common.choice(len(sizes), p=weights / weights.sum())]
+        samples = []
+        for number in map(int, numbers):
+            rng = step_rng(seed, step, number // self.group if grouped else number)
+            row = self.rows[kind[bucket][rng.integers(len(kind[bucket]))]]
+            member = number % self.group if grouped else None
+            samples.append(self._sample(row, bucket, rng, text, member))
+        place = torch.arange(len(samples))
+        member = torch.from_numpy(numbers % self.group) if grouped else torch.zeros_like(place)
+        grounded = torch.tensor([bool(sample.pop("grounded")) for sample in samples])
+        batch: dict[str, Any] = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+        batch["text_to_image"] = text
+        batch["drop_strength"] = strength_drops(self.cfg, step, numbers, text)
+        batch["pivot_rows"] = torch.where(grounded, place - member, place)
+        return batch
+
+    def _sample(
+        self, row: ManifestRow, bucket: tuple[int, int], rng: np.random.Generator, text: bool, member: int | None
+    ) -> dict[str, Any]:
+        """One sample; the members of a group get equal generators and use them alike up to their own K."""
+        size = picture_size(row.image_path or row.target_path)
+        crop = centre_crop(size, bucket)
+        seed = torch.tensor(int(rng.integers(2**62)))
+        mirrored, grounded = rng.random() < 0.5, rng.random() < self.cfg.grounded_share
+        prompt = self._prompt(row, rng, text)
+        known = row.target_path is not None and self._strength(row, bucket, size) <= MAX_BOKEH_STRENGTH
+        pair = known and row.image_path is not None
+        share = rng.random()
+        if member is not None:
+            render = True
+        elif text:
+            render = False
+        else:
+            render = can_be_rendered(row) and (not pair or share < self.cfg.manifests.rendered_share)
+        draws = rng.uniform(self.cfg.manifests.min_strength, MAX_BOKEH_STRENGTH, size=self.group)
+        if render:
+            image = crop.of(load_picture(row.image_path))
+            strength = 0.0 if member == 0 else float(draws[0 if member is None else member])
+            target = self._render(row, crop, image, strength) if strength else image
+        else:
+            target, strength = crop.of(load_picture(row.target_path)), self._strength(row, bucket, size)
+            image = target if text else crop.of(load_picture(row.image_path))
+        if mirrored:
+            image, target = image.flip(-1), target.flip(-1)
+        sample = {"image": image[0], "target": target[0], "strength": torch.tensor(strength), "seed": seed}
+        return {**sample, **prompt, "grounded": grounded and member is not None}
+
+    def _render(self, row: ManifestRow, crop: Crop, image: torch.Tensor, strength: float) -> torch.Tensor:
+        depth = read_depth(row)
+        focus = focus_of(row, depth)
+        picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+        blurred = render_from_depth(picture, fill_holes(crop.of_depth(depth)), strength, focus)
+        return torch.from_numpy(blurred).permute(2, 0, 1)[None]
+
+    def _prompt(self, row: ManifestRow, rng: np.random.Generator, text: bool) -> dict[str, torch.Tensor]:
+        chosen, dropped = rng.random(), rng.random() < self.cfg.prompts.caption_dropout
+        if self.prompts is None:
+            return {}
+        if row.captions and not dropped:
+            return self.prompts.look_up(row.captions[int(chosen * len(row.captions))])
+        return self.prompts.look_up("" if text else None)
+
+    def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first photos (B, 3, H, W), cut square, for sample grids; offsets are not known for all rows."""
+        rows = [row for row in self.rows if row.image_path is not None][:count]
+        rows = rows or self.rows[:count]
+        paths = [row.image_path or row.target_path for row in rows]
+        crops = [centre_crop(picture_size(path), (size_px, size_px)) for path in paths]
+        return torch.cat([c.of(load_picture(p)) for c, p in zip(crops, paths, strict=True)]), None
+
+
+# ---------------------------------------------------------------------- Stage-2
+
+
+class RowStacks:
+    """Stage-2 batches from manifests: photo, stack, K, depth in metres, and intrinsics where every row has them.
+
+    Args:
+        cfg: of the run.
+    """
+
+    def __init__(self, cfg: Stage2Config) -> None:
+        self.cfg = cfg
+        self.rows = [row for row in load_rows(cfg.manifests) if row.depth_path is not None]
+        if not self.rows:
+            raise InputError("manifests have no row with a depth; wanted depth to learn from.")
+        for row in self.rows:
+            self._check(row)
+        self.has_intrinsics = all(row.intrinsics is not None for row in self.rows)
+
+    def _check(self, row: ManifestRow) -> None:
+        if row.depth_unit == "relative_disparity":
+            raise InputError(f"row {row.row_id} has relative depth; wanted metric depth for Stage-2.")
+        if self.cfg.stack == "stage1" and not row.stack:
+            raise InputError(f"row {row.row_id} has no stack; wanted one, see train.stacks.")
+        if self.cfg.stack == "renderer" and not can_be_rendered(row):
+            raise InputError(f"row {row.row_id} has no focus; wanted s1 or a foreground mask for stack renderer.")
+        for frame in row.stack:
+            if picture_size(frame.image_path) != picture_size(row.image_path):
+                raise InputError(f"row {row.row_id}: {frame.image_path} differs in size from the photo.")
+        strengths, wanted = self._strengths(row), self.cfg.augment.frames
+        counts = {len(self._strengths(other)) for other in (row, self.rows[0])}
+        if wanted is None and len(counts) > 1:
+            raise InputError(f"row {row.row_id} has {len(strengths)} frames; wanted equally many, or augment.frames.")
+        if wanted is not None and wanted > len(strengths):
+            raise InputError(f"row {row.row_id} has {len(strengths)} frames; wanted {wanted}, as augment.frames says.")
+        if self._smallest(row) > min(picture_size(row.image_path)):
+            raise InputError(
+                f"row {row.row_id}: K is above 30 after any square crop of its {strengths}; wanted fewer frames "
+                "(augment.frames) or smaller K."
+            )
+
+    def _strengths(self, row: ManifestRow) -> list[float]:
+        return [frame.bokeh_strength for frame in row.stack] or self.cfg.strengths
+
+    def _smallest(self, row: ManifestRow) -> int:
+        """Smallest side of a square crop in px at which enough frames of the row's stack stay in the trained range."""
+        if not row.stack:
+            return 1
+        needed = self._strengths(row)[(self.cfg.augment.frames or len(row.stack)) - 1]
+        return math.ceil(needed * picture_size(row.image_path)[1] / MAX_BOKEH_STRENGTH)
+
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+        """Draws a batch; as `PoolStacks` says, with intrinsics (B, 3, 3) in pixels where all rows have them."""
+        rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
+        samples = [self._sample(self.rows[rng.integers(len(self.rows))], rng) for rng in rngs]
+        return {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+
+    def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
+        """One sample, with neither augmentation nor chance where there is no generator."""
+        cfg, size = self.cfg, picture_size(row.image_path)
+        depth = read_depth(row)
+        crop, mirrored = self._crop(row, rng, depth), rng is not None and rng.random() < 0.5 and cfg.augment.mirror
+        image = crop.of(load_picture(row.image_path))
+        if cfg.stack == "renderer":
+            whole, focus = fill_holes(crop.of_depth(depth)), focus_of(row, depth)
+            picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+            strengths = cfg.strengths
+            frames = [render_from_depth(picture, whole, k, focus) for k in strengths]
+            bokeh = torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in frames])
+        else:
+            strengths = [crop.strength(k, size[1]) if row.stack else k for k in self._strengths(row)]
+            kept = [i for i, k in enumerate(strengths) if k <= MAX_BOKEH_STRENGTH]
+            strengths = [strengths[i] for i in kept]
+            if cfg.stack == "stage1":
+                bokeh = torch.cat([crop.of(load_picture(row.stack[i].image_path)) for i in kept])
+            else:
+                bokeh = image.expand(len(kept), -1, -1, -1)
+        strength = torch.tensor(strengths, dtype=torch.float32)
+        metres = torch.from_numpy(crop.of_depth(depth))[None]
+        sample = {}
+        if self.has_intrinsics:
+            matrix = crop.intrinsics(row)
+            if mirrored:
+                matrix[0, 2] = cfg.size_px - matrix[0, 2]
+            sample["intrinsics"] = matrix
+        if mirrored:
+            image, bokeh, metres = image.flip(-1), bokeh.flip(-1), metres.flip(-1)
+        if rng is not None:
+            gain = display_gain(rng, cfg.augment)
+            image, bokeh = (image * gain).clamp(max=1), (bokeh * gain).clamp(max=1)
+            bokeh, strength = choose_frames(bokeh, strength, rng, cfg.augment)
+        valid = torch.isfinite(metres) & (metres >= cfg.min_depth_m) & (metres <= cfg.max_depth_m)
+        return {
+            **sample,
+            "image": image[0],
+            "bokeh": bokeh,
+            "strength": strength,
+            "depth_m": torch.where(valid, metres, 1.0),
+            "valid": valid,
+        }
+
+    def _crop(self, row: ManifestRow, rng: np.random.Generator | None, depth: np.ndarray) -> Crop:
+        size, wanted = picture_size(row.image_path), (self.cfg.size_px, self.cfg.size_px)
+        if rng is None:
+            return centre_crop(size, wanted)
+        shorter = min(size)
+        low = max(self._smallest(row), math.ceil(self.cfg.augment.crop * shorter))
+        side = int(rng.integers(min(low, shorter), shorter + 1))
+        top, left = int(rng.integers(size[0] - side + 1)), int(rng.integers(size[1] - side + 1))
+        crop = Crop(top, left, side, side, wanted)
+        seen = crop.of_depth(depth)
+        if not ((seen >= self.cfg.min_depth_m) & (seen <= self.cfg.max_depth_m)).any():
+            return self._crop(row, None, depth)  # a hole fills it: the middle of the photo in its place
+        return crop
+
+    def looks(self, count: int) -> dict[str, torch.Tensor]:
+        """The first rows as a batch without augmentation, for sample grids."""
+        samples = [self._sample(row, None) for row in self.rows[:count]]
+        frames = min(len(sample["strength"]) for sample in samples)
+        for sample in samples:
+            sample["bokeh"], sample["strength"] = sample["bokeh"][:frames], sample["strength"][:frames]
+        return {name: torch.stack([s[name] for s in samples]) for name in samples[0]}

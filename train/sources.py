@@ -1,0 +1,324 @@
+"""Where evaluated photos come from: a manifest, a folder of RGB-D pairs, or a pool of procedural scenes.
+
+A source is a sequence of `Sample`s that are read one at a time. Depth is in metres with NaN where there is none; what
+a file does not state stays None.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from bokehdepth.errors import InputError
+from bokehdepth.imaging import open_photo
+from bokehdepth.io import load_depth
+from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, read_manifest
+from train import config
+from train.config import PoolConfig, Stage1Config, Stage2Config
+from train.data import ScenePool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of known bokeh strength.
+
+    Attributes:
+        bokeh_strength: K at 512 px width.
+        picture: float32 (H, W, 3) display values in [0, 1].
+    """
+
+    bokeh_strength: float
+    picture: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photo and the truth about it.
+
+    Attributes:
+        sample_id: names its results.
+        scene: its cluster in intervals and tests.
+        photo: float32 (H, W, 3) display values in [0, 1].
+        depth_m: float32 (H, W), NaN where there is no value.
+        focus_distance_m: S1 of the targets.
+        targets: true bokeh pictures at ascending K.
+        stack: frames that came with the photo, at ascending K.
+        intrinsics: (3, 3) pinhole matrix in pixels.
+    """
+
+    sample_id: str
+    scene: str
+    photo: np.ndarray
+    depth_m: np.ndarray | None = None
+    focus_distance_m: float | None = None
+    targets: tuple[Frame, ...] = ()
+    stack: tuple[Frame, ...] = ()
+    intrinsics: np.ndarray | None = None
+
+
+class Source(Sequence[Sample]):
+    """Samples by number, with their ids and scenes at hand without reading them.
+
+    Attributes:
+        description: one phrase for a table's header.
+        ids: of the samples.
+        scenes: of the samples.
+    """
+
+    description: str
+    ids: list[str]
+    scenes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as float32 (H, W, 3) in [0, 1]; InputError as `open_photo` says."""
+    return np.asarray(open_photo(path).image, dtype=np.float32) / 255
+
+
+def read_depth(path: Path, scale: float | None, unit: str = "m") -> np.ndarray:
+    """Metres of a depth file, NaN where it has no value (0, negative, NaN or infinite).
+
+    Args:
+        path: an image of one channel (8, 16 or 32 bit), a `.npy`, or a `.npz` with `depth_m` or `depth`.
+        scale: factor from the stored value to `unit`; None where the file states its own, as `io.load_depth` reads it.
+        unit: m, or dpt for inverse metres.
+
+    Returns:
+        float32 (H, W).
+
+    Raises:
+        InputError: the file is no such depth map, or the unit is another.
+    """
+    if unit not in ("m", "dpt"):
+        raise InputError(f"unit is {unit!r}, wanted m or dpt: relative disparity has no metres.")
+    if scale is None:
+        stored = load_depth(path).astype(np.float64)
+    else:
+        stored = _stored_values(path) * scale
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth_m = 1 / stored if unit == "dpt" else stored
+        has_value = np.isfinite(stored) & (stored > 0) & np.isfinite(depth_m)
+    return np.where(has_value, depth_m, np.nan).astype(np.float32)
+
+
+def _stored_values(path: Path) -> np.ndarray:
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                names = [name for name in ("depth_m", "depth") if name in file.files]
+                if not names:
+                    raise InputError(f"depth is {path.name!r} with {file.files}, wanted depth_m or depth in it.")
+                array = file[names[0]]
+        else:
+            with Image.open(path) as image:
+                array = np.asarray(image)
+    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"depth is {path.name!r}, which cannot be read ({error}), wanted a depth map.") from error
+    if array.ndim != 2 or array.dtype.kind not in "uif":
+        raise InputError(f"depth is {path.name!r}, {array.dtype} {array.shape}, wanted numbers of one channel (H, W).")
+    return array.astype(np.float64)
+
+
+def rows_of_rgbd(folder: Path | str) -> list[ManifestRow]:
+    """Rows of a folder of RGB-D pairs whose `index.csv` has id, rgb, depth, units_per_m and fx, fy, cx, cy.
+
+    The scene of a pair is the folder of its photo: several frames of one recording are no independent scenes.
+
+    Args:
+        folder: with `index.csv`; its paths are relative to it.
+
+    Returns:
+        Rows with depth in metres and intrinsics, in the index's order.
+
+    Raises:
+        InputError: the index is missing, lacks a column, or names a file that is not there.
+    """
+    index = Path(folder) / "index.csv"
+    if not index.is_file():
+        raise InputError(f"folder is {str(folder)!r}, which has no index.csv, wanted a folder of RGB-D pairs.")
+    rows = []
+    with index.open(newline="", encoding="utf-8") as file:
+        for number, line in enumerate(csv.DictReader(file), 2):
+            try:
+                photo, depth = (index.parent.absolute() / line[name] for name in ("rgb", "depth"))
+                for path in (photo, depth):
+                    if not path.is_file():
+                        raise InputError(f"{path.name!r} is no file, wanted one beside the index.")
+                row = ManifestRow(
+                    row_id=line["id"],
+                    scene=Path(line["rgb"]).parent.as_posix(),
+                    image_path=photo,
+                    depth_path=depth,
+                    depth_unit="m",
+                    depth_scale=1 / float(line["units_per_m"]),
+                    intrinsics=Intrinsics(*(float(line[name]) for name in ("fx", "fy", "cx", "cy"))),
+                    split="test",
+                )
+            except KeyError as error:
+                raise InputError(f"{index}, line {number}: no column {error}, wanted it.") from error
+            except (ValueError, ZeroDivisionError) as error:
+                raise InputError(f"{index}, line {number}: {error}") from error
+            rows.append(row)
+    if not rows:
+        raise InputError(f"folder is {str(folder)!r}, whose index.csv has no row, wanted at least one.")
+    return rows
+
+
+class RowSource(Source):
+    """Samples of manifest rows.
+
+    Args:
+        rows: with an all-in-focus photo each.
+        description: for a table's header.
+
+    Raises:
+        InputError: a row has no all-in-focus photo.
+    """
+
+    def __init__(self, rows: Sequence[ManifestRow], description: str) -> None:
+        for row in rows:
+            if row.image_path is None:
+                raise InputError(f"row {row.row_id!r} has no input_image_path, wanted a photo to predict from.")
+        self.rows, self.description = list(rows), description
+        self.ids = [row.row_id for row in rows]
+        self.scenes = [row.scene for row in rows]
+
+    def __getitem__(self, number: int) -> Sample:
+        """Reads one row's files; InputError where a picture or a depth map has another size than the photo."""
+        row = self.rows[number]
+        photo = read_picture(row.image_path)
+        camera = row.camera_anns or CameraAnns()
+        depth_m = None
+        if row.depth_path is not None and row.depth_unit != "relative_disparity":
+            depth_m = read_depth(row.depth_path, row.depth_scale, row.depth_unit)
+        targets, stack = (), tuple(Frame(f.bokeh_strength, read_picture(f.image_path)) for f in row.stack)
+        if row.target_path is not None:
+            targets = (Frame(camera.bokeh_strength, read_picture(row.target_path)),)
+        arrays = [("depth_map_path", depth_m)] if depth_m is not None else []
+        arrays += [("target_image_path", f.picture) for f in targets] + [("stack", f.picture) for f in stack]
+        for key, array in arrays:
+            if array.shape[:2] != photo.shape[:2]:
+                raise InputError(
+                    f"row {row.row_id!r}: {key} has {array.shape[1]} x {array.shape[0]} pixels, wanted the photo's "
+                    f"{photo.shape[1]} x {photo.shape[0]}."
+                )
+        pinhole = row.intrinsics
+        matrix = None
+        if pinhole is not None:
+            matrix = np.array([[pinhole.fx, 0, pinhole.cx], [0, pinhole.fy, pinhole.cy], [0, 0, 1]])
+        focus = camera.focus_distance_m
+        return Sample(row.row_id, row.scene, photo, depth_m, focus, targets, stack, matrix)
+
+
+class PoolSource(Source):
+    """Held-out scenes of a procedural pool; its renders are both the targets and the stack.
+
+    Args:
+        pool: as `train.data` rendered it.
+        size_px: side of the pictures; None is the pool's own.
+        split: train or held_out.
+    """
+
+    def __init__(self, pool: PoolConfig, size_px: int | None = None, split: str = "held_out") -> None:
+        self.pool, self.size_px = ScenePool(pool, split), size_px or pool.size_px
+        self.ids = [f"{number:05d}" for number in range(len(self.pool))]
+        self.scenes = list(self.ids)
+        self.description = f"{len(self.ids)} {split} procedural scenes of {self.size_px} px"
+
+    def __getitem__(self, number: int) -> Sample:
+        """One scene; the same arithmetic as training's batches, without augmentation."""
+        batch = self.pool.batch(np.array([number]), self.size_px)
+        # The weights of a reduction sum to one up to rounding, which can lift white a last digit above 1.
+        pictures = torch.cat([batch["image"], batch["bokeh"][0]]).clamp(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
+        strengths = batch["strength"][0].tolist()
+        frames = tuple(Frame(k, picture) for k, picture in zip(strengths, pictures[1:], strict=True))
+        focus = float(self.pool.arrays["focus_distance_m"][number])
+        return Sample(
+            self.ids[number], self.scenes[number], pictures[0], batch["depth_m"][0, 0].numpy(), focus, frames, frames
+        )
+
+
+class Part(Source):
+    """Some samples of another source.
+
+    Args:
+        source: the whole.
+        numbers: of the samples that are kept.
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self.source, self.numbers = source, list(numbers)
+        self.description = f"{len(self.numbers)} of {source.description}"
+        self.ids = [source.ids[n] for n in self.numbers]
+        self.scenes = [source.scenes[n] for n in self.numbers]
+
+    def __getitem__(self, number: int) -> Sample:
+        """Reads it from the whole."""
+        return self.source[self.numbers[number]]
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a source; one of the three is given."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--manifest", type=Path, metavar="FILE", help="rows of a JSONL manifest (bokehdepth.manifest)")
+    group.add_argument("--rgbd", type=Path, metavar="FOLDER", help="RGB-D pairs with an index.csv")
+    group.add_argument("--pool", type=Path, metavar="CONFIG", help="held-out scenes of the pool of a configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of CONFIG")
+    parser.add_argument("--size", type=int, metavar="PX", help="side of a pool's pictures; its own where not given")
+    parser.add_argument("--only", metavar="TEXT", help="only samples whose id begins with it")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N samples, the first ones")
+
+
+def pool_of(path: Path, changes: list[str]) -> PoolConfig:
+    """The pool that a configuration of either stage names.
+
+    Raises:
+        InputError: it names none, or is the configuration of neither stage.
+    """
+    try:
+        cfg = config.load(Stage1Config, path, changes)
+    except ValueError as of_stage1:
+        try:
+            cfg = config.load(Stage2Config, path, changes)
+        except ValueError as of_stage2:
+            raise InputError(f"{path} fits neither stage ({of_stage1}; {of_stage2}).") from of_stage2
+    if cfg.pool is None:
+        raise InputError(f"{path} has no pool, wanted a configuration with one.")
+    return cfg.pool
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """The source that `add_source_arguments` were given for; InputError where nothing is left of it."""
+    if arguments.manifest is not None:
+        rows = read_manifest(arguments.manifest)
+        source: Source = RowSource(rows, f"{len(rows)} rows of {arguments.manifest.name}")
+    elif arguments.rgbd is not None:
+        rows = rows_of_rgbd(arguments.rgbd)
+        source = RowSource(rows, f"{len(rows)} RGB-D pairs of {arguments.rgbd.resolve().name}")
+    else:
+        source = PoolSource(pool_of(arguments.pool, arguments.set), arguments.size)
+    kept = [n for n, name in enumerate(source.ids) if name.startswith(arguments.only or "")]
+    if arguments.limit is not None:
+        if arguments.limit < 1:
+            raise InputError(f"limit is {arguments.limit}, wanted 1 or more.")
+        kept = kept[: arguments.limit]
+    if not kept:
+        raise InputError(f"only is {arguments.only!r}, with which no id begins, wanted at least one sample.")
+    return source if len(kept) == len(source) else Part(source, kept)
