@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from bokehdepth.errors import InputError
 from train.methods import MethodOptions, refuse_argument
+from train.rows import fill_holes
 from train.sources import Sample, Source
 
 
@@ -30,8 +30,4 @@ class Truth:
         """Metres, float32 (H, W); InputError where the sample has no depth."""
         if sample.depth_m is None or not np.isfinite(sample.depth_m).any():
             raise InputError(f"sample {sample.sample_id!r} has no metric depth, wanted some.")
-        holes = ~np.isfinite(sample.depth_m)
-        if not holes.any():
-            return sample.depth_m
-        nearest = ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
-        return sample.depth_m[tuple(nearest)]
+        return fill_holes(sample.depth_m)
