@@ -35,6 +35,8 @@ LEVELS = [
     {"released", "sweep"},
     {"audit", "hub"},
     {"jobs", "publishing"},
+    {"serving"},
+    {"endpoints"},
     {"benchmarks.timing", "benchmarks._brute_numba"},
     {"benchmarks.render", "benchmarks.scenes", "benchmarks.sweep"},
     {"cli.options", "cli.talk"},

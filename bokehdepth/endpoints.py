@@ -1,0 +1,189 @@
+"""The endpoints for programs, which are the MCP tools too: a photo and numbers in, files out. No torch, no gradio.
+
+Each is a generator that yields once: its files live in a folder that is removed when the caller asks for more.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import io, viewing
+from .camera import read_camera
+from .errors import InputError
+from .rendering.aperture import Aperture
+from .results import DEPTH_NAMES
+from .serving import (
+    DEFAULT_STRENGTHS,
+    F_NUMBER,
+    NETWORK,
+    STRENGTH,
+    default_f_numbers,
+    default_kind,
+    describe_camera,
+    field_value,
+    frame_strengths,
+    open_depth,
+    open_upload,
+    plan_bracket,
+    write_refocused,
+)
+
+
+def read_photo(photo: str | None) -> tuple:
+    """Reads the camera settings that a photo carries.
+
+    Args:
+        photo: the photo, with its EXIF.
+
+    Returns:
+        A table of the settings, each read, derived or assumed; 35 mm equivalent focal length in mm; focus distance in
+        metres (empty for infinity); what the blur is best set by; f-numbers that fit this lens.
+    """
+    opened = open_upload(photo)
+    camera = read_camera(opened)
+    table = describe_camera(opened, camera)
+    fields = field_value(camera.focal_length_35mm), field_value(camera.focus_distance_m)
+    return table, *fields, default_kind(camera), default_f_numbers(camera)
+
+
+def refocus(
+    photo: str | None,
+    depth: str | None,
+    x_px: float | None = None,
+    y_px: float | None = None,
+    focus_distance_m: float | None = None,
+    bokeh_strength: float | None = None,
+    f_number: float | None = None,
+    blades: int = 0,
+    rotation_deg: float = 0,
+    squeeze: float = 1,
+) -> Iterator[tuple]:
+    """Renders a photo by its depth, focused elsewhere and through another aperture. Runs on the CPU, without a model.
+
+    Args:
+        photo: the sharp photo.
+        depth: depth.npz of the photo, as estimate_depth returns it.
+        x_px: focus on what is at this column of the upright photo, with y_px; or give focus_distance_m.
+        y_px: row of the upright photo.
+        focus_distance_m: focus distance in metres, in place of x_px and y_px.
+        bokeh_strength: blur radius in pixels per dioptre at 512 px width, 0 or more; or give f_number.
+        f_number: f-number on the photo's own lens, in place of bokeh_strength.
+        blades: 0 for a round aperture, or 3 to 32 straight blades.
+        rotation_deg: turns the aperture, degrees.
+        squeeze: height over width of the blur; 2 is anamorphic.
+
+    Returns:
+        The picture as PNG at the photo's size; focus distance in metres and bokeh strength.
+    """
+    if (x_px is None) != (y_px is None):
+        raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
+    opened, values = open_upload(photo), open_depth(depth).depth_m
+    done = viewing.refocus(
+        opened,
+        values,
+        focus_distance_m=focus_distance_m,
+        focus_at_px=None if x_px is None else (x_px, y_px),
+        bokeh_strength=bokeh_strength,
+        f_number=f_number,
+        aperture=Aperture(blades, rotation_deg, squeeze),
+    )
+    with tempfile.TemporaryDirectory(prefix="bokehdepth-") as folder:
+        lens = {"focus_distance_m": done.focus_distance_m, "bokeh_strength": done.bokeh_strength}
+        yield write_refocused(folder, done), lens
+
+
+def model_endpoints(
+    make_stack: Callable, run_bracket: Callable, check: Callable, write: Callable, usual_steps: int
+) -> tuple[Callable, Callable]:
+    """The two endpoints that need models.
+
+    Args:
+        make_stack: (photo, strengths, steps, seed) to its frames.
+        run_bracket: runs a `jobs.Job` with the arguments for its record.
+        check: refuses (photo, strengths, steps) that the models do not take.
+        write: writes the results of (folder, photo, camera, strengths).
+        usual_steps: of denoising, that suit the model.
+
+    Returns:
+        `generate_bokeh_stack` and `estimate_depth`.
+    """
+
+    def generate_bokeh_stack(
+        photo: str | None,
+        bokeh_strengths: list[float] | None = None,
+        f_numbers: list[float] | None = None,
+        focal_length_35mm: float | None = None,
+        focus_distance_m: float | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple]:
+        """Makes blurred versions of a photo, as lenses with wider apertures would have taken it.
+
+        Args:
+            photo: the sharp photo; its EXIF tells the lens.
+            bokeh_strengths: up to six, each above 0 and at most 30; or give f_numbers. Neither: 10, 20, 30.
+            f_numbers: f-numbers on the photo's own lens, in place of bokeh_strengths.
+            focal_length_35mm: 35 mm equivalent focal length in mm; empty takes the photo's.
+            focus_distance_m: in metres; empty takes the photo's.
+            steps: of denoising; empty takes what suits the model.
+            seed: of the noise; the same seed repeats the result.
+
+        Returns:
+            The frames as PNG at the photo's size, least blur first; the run record as JSON.
+        """
+        steps = usual_steps if steps is None else steps
+        if bokeh_strengths and f_numbers:
+            raise InputError("bokeh_strengths and f_numbers were both given, wanted one of them.")
+        opened = open_upload(photo)
+        lens = {"focal_length_35mm": focal_length_35mm, "focus_distance_m": focus_distance_m}
+        camera = read_camera(opened, **lens)
+        kind, frames = (F_NUMBER, f_numbers) if f_numbers else (STRENGTH, bokeh_strengths or DEFAULT_STRENGTHS)
+        values, _ = frame_strengths(camera, kind, frames)
+        check(opened, values, steps)
+        start_s = time.perf_counter()
+        images = make_stack(opened.image, values, steps, int(seed))
+        timings_s = {"stack": time.perf_counter() - start_s}
+        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as scratch:
+            folder = Path(scratch) / "result"
+            arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
+            rest = {"images": images, "arguments": arguments, "seed": int(seed), "timings_s": timings_s}
+            write(folder, opened, camera, values, **rest)
+            yield [str(folder / io.bokeh_file_name(k)) for k in values], str(folder / "run.json")
+
+    def estimate_depth(
+        photo: str | None,
+        frames: list[str] | None = None,
+        bokeh_strengths: list[float] | None = None,
+        f_numbers: list[float] | None = None,
+        focal_length_35mm: float | None = None,
+        focus_distance_m: float | None = None,
+        method: str = NETWORK,
+    ) -> Iterator[tuple]:
+        """Reads depth in metres from a photo and from blurred frames of it, generated or taken with wider apertures.
+
+        Args:
+            photo: the sharp photo; its EXIF tells the lens.
+            frames: up to six frames of the photo's size; empty reads depth from the photo alone.
+            bokeh_strengths: strength of each frame, in their order; or give f_numbers. Neither: the frames tell it.
+            f_numbers: f-number of each frame, in their order.
+            focal_length_35mm: 35 mm equivalent focal length in mm; empty takes the photo's.
+            focus_distance_m: in metres; empty takes the photo's.
+            method: "Network", or "Measured blur" for a real bracket in which everything lies behind the focus.
+
+        Returns:
+            Depth as NPZ (depth_m, focal_length_px, bokeh_strengths); as 16-bit PNG with its scale; as a picture with a
+            legend in metres; a sentence on its ends.
+        """
+        lens = {"focal_length_35mm": focal_length_35mm, "focus_distance_m": focus_distance_m}
+        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as scratch:
+            folder = Path(scratch) / "result"
+            opened, job = plan_bracket(photo, folder, frames or (), method, f_numbers, bokeh_strengths, **lens)
+            run_bracket(job, {"photo": opened.path.name, "method": method})
+            npz, png, legend = (folder / name for name in DEPTH_NAMES)
+            depth = io.load_depth_npz(npz)
+            yield str(npz), str(png), str(legend), viewing.describe_depth(depth.depth_m, depth.focal_length_px)
+
+    return generate_bokeh_stack, estimate_depth

@@ -1,0 +1,262 @@
+"""Points in space from a depth map: distances between them, and PLY and GLB files of them. No torch import.
+
+A pixel (column i, row j) with z-depth Z lies at ``((i + 0.5 - W/2) Z / f, (j + 0.5 - H/2) Z / f, Z)`` for a focal
+length of f pixels: x to the right, y down, z away from the camera, metres, as ``Camera.intrinsics`` has it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import InputError
+from .io import check_depth
+from .optics import check_number
+from .rendering.refocus import focus_distance_at
+from .staging import write_file
+
+MAX_POINTS = 1_000_000
+"""Most points of a PLY file; of a larger picture every second, third, ... column and row is taken."""
+
+MAX_VERTICES = 120_000
+"""Most corners of a GLB mesh, so that a phone can turn it."""
+
+_TEXTURE_SIDE_PX = 2048
+_TEAR_RATIO = 1.15  # neighbours whose depths differ by more are taken for two things, one before the other
+_TRIANGLES, _CLAMP, _FLOAT, _UINT32, _VERTICES, _INDICES = 4, 33071, 5126, 5125, 34962, 34963  # glTF 2.0's numbers
+
+
+def _check_size(image: Image.Image, depth_m: np.ndarray) -> None:
+    if image.size != check_depth(depth_m).shape[::-1]:
+        raise InputError(
+            f"depth_m has {depth_m.shape[1]} x {depth_m.shape[0]} pixels, wanted the picture's {image.width} x "
+            f"{image.height}"
+        )
+
+
+def _step(depth_m: np.ndarray, most: int, name: str) -> int:
+    """Smallest step between columns and rows that leaves at most ``most`` points."""
+    if isinstance(most, bool) or not isinstance(most, int) or most < 4:
+        raise InputError(f"{name} is {most!r}, wanted a whole number, 4 or more")
+    step = max(1, math.isqrt(depth_m.size // most))
+    while math.ceil(depth_m.shape[0] / step) * math.ceil(depth_m.shape[1] / step) > most:
+        step += 1
+    return step
+
+
+def points_from_depth(depth_m: np.ndarray, focal_length_px: float, *, step: int = 1) -> np.ndarray:
+    """Place every pixel of a depth map in space.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W), above 0; NaN and inf give points that are not finite.
+        focal_length_px: focal length in pixels of this depth map.
+        step: takes every ``step``-th column and row.
+
+    Returns:
+        float32 (ceil(H / step), ceil(W / step), 3): x right, y down, z away from the camera, metres.
+
+    Raises:
+        InputError: ``depth_m`` is no depth map, or a number is out of range.
+    """
+    height, width = check_depth(depth_m).shape
+    focal_px = check_number(focal_length_px, "focal_length_px", "px")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+        raise InputError(f"step is {step!r}, wanted a whole number, 1 or more")
+    z_m = depth_m[::step, ::step].astype(np.float32)
+    slope_x = ((np.arange(0, width, step) + 0.5 - width / 2) / focal_px).astype(np.float32)
+    slope_y = ((np.arange(0, height, step) + 0.5 - height / 2) / focal_px).astype(np.float32)
+    return np.stack([z_m * slope_x, z_m * slope_y[:, None], z_m], axis=-1)
+
+
+def distance_between_m(
+    depth_m: np.ndarray, focal_length_px: float, first_px: tuple[float, float], second_px: tuple[float, float]
+) -> float:
+    """Measure the straight line in space between what two points of a picture show.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W), finite and above 0 around both points.
+        focal_length_px: focal length in pixels of this depth map.
+        first_px: (x, y) of one point, each from 0 up to but not including the width and height.
+        second_px: (x, y) of the other.
+
+    Returns:
+        The distance in metres; each depth is read as ``focus_distance_at`` reads it.
+
+    Raises:
+        InputError: a point lies outside, the depth around it has no value, or the focal length is out of range.
+    """
+    height, width = check_depth(depth_m).shape
+    focal_px = check_number(focal_length_px, "focal_length_px", "px")
+    places = []
+    for x_px, y_px in (first_px, second_px):
+        z_m = focus_distance_at(depth_m, x_px, y_px)
+        places.append(((x_px - width / 2) * z_m / focal_px, (y_px - height / 2) * z_m / focal_px, z_m))
+    return math.dist(*places)
+
+
+def save_ply(
+    path: Path | str,
+    image: Image.Image,
+    depth_m: np.ndarray,
+    *,
+    focal_length_px: float,
+    max_points: int = MAX_POINTS,
+    overwrite: bool = False,
+) -> Path:
+    """Write the picture as coloured points in space: binary PLY, x right, y down, z away from the camera, metres.
+
+    Args:
+        path: file to write.
+        image: RGB picture of W x H pixels.
+        depth_m: z-depth in metres, floating point (H, W), above 0; pixels that are not finite give no point.
+        focal_length_px: focal length in pixels of this depth map.
+        max_points: most points; above it only every n-th column and row is taken, and a comment in the file says so.
+        overwrite: whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: sizes or numbers do not fit, no pixel has a finite depth, or the path cannot be used.
+    """
+    _check_size(image, depth_m)
+    step = _step(depth_m, max_points, "max_points")
+    points = points_from_depth(depth_m, focal_length_px, step=step)
+    seen = np.isfinite(points[..., 2])
+    if not seen.any():
+        raise InputError("depth_m has no finite value, wanted one pixel with a depth or more")
+    vertices = np.empty(int(seen.sum()), dtype=[("place", "<f4", 3), ("color", "u1", 3)])
+    vertices["place"] = points[seen]
+    vertices["color"] = np.asarray(image.convert("RGB"))[::step, ::step][seen]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres; x right, y down, z away from the camera",
+        f"comment every column and row with number divisible by {step} of {depth_m.shape[1]} x {depth_m.shape[0]}",
+        f"element vertex {len(vertices)}",
+        *(f"property float {axis}" for axis in "xyz"),
+        *(f"property uchar {color}" for color in ("red", "green", "blue")),
+        "end_header\n",
+    ]
+    data = "\n".join(header).encode() + vertices.tobytes()
+    return write_file(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def save_glb(
+    path: Path | str,
+    image: Image.Image,
+    depth_m: np.ndarray,
+    *,
+    focal_length_px: float,
+    max_vertices: int = MAX_VERTICES,
+    overwrite: bool = False,
+) -> Path:
+    """Write the picture as a relief in space: one binary glTF 2.0 file, a mesh with the picture on it.
+
+    Axes are glTF's: x right, y up, the camera at the origin looking along -z; metres. The mesh is torn where depth
+    jumps by more than 15 % from one corner to the next, so that a thing is not tied to what lies behind it.
+
+    Args:
+        path: file to write.
+        image: RGB picture of W x H pixels; on the mesh it has at most 2048 px on a side.
+        depth_m: z-depth in metres, floating point (H, W), above 0; there is no surface where it is not finite.
+        focal_length_px: focal length in pixels of this depth map.
+        max_vertices: most corners of the mesh; above it only every n-th column and row is taken.
+        overwrite: whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: sizes or numbers do not fit, no surface is left, or the path cannot be used.
+    """
+    _check_size(image, depth_m)
+    step = _step(depth_m, max_vertices, "max_vertices")
+    points = points_from_depth(depth_m, focal_length_px, step=step)
+    triangles = _triangles(points[..., 2])
+    if not len(triangles):
+        raise InputError("depth_m has no surface: wanted neighbours with finite and similar depths")
+    used, corners = np.unique(triangles, return_inverse=True)
+    places = points.reshape(-1, 3)[used] * np.float32([1, -1, -1])
+    rows, columns = np.divmod(used, points.shape[1])
+    texture_at = np.stack([columns, rows], axis=-1) * step + 0.5
+    texture_at = (texture_at / image.size).astype(np.float32)
+    texture = image.convert("RGB")
+    texture.thumbnail((_TEXTURE_SIDE_PX, _TEXTURE_SIDE_PX))
+    encoded = io.BytesIO()
+    texture.save(encoded, format="JPEG", quality=92)
+    parts = [places.astype("<f4").tobytes(), texture_at.astype("<f4").tobytes()]
+    parts += [corners.astype("<u4").tobytes(), encoded.getvalue()]
+    document = _gltf(places, len(used), corners.size, [len(part) for part in parts])
+    data = _glb(document, b"".join(part.ljust(-(-len(part) // 4) * 4, b"\0") for part in parts))
+    return write_file(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def _triangles(z_m: np.ndarray) -> np.ndarray:
+    """Corner numbers (n, 3) of two triangles for each cell of the grid, seen counter-clockwise, torn at jumps."""
+    height, width = z_m.shape
+    number = np.arange(height * width).reshape(height, width)
+    upper_left, upper_right = number[:-1, :-1].ravel(), number[:-1, 1:].ravel()
+    lower_left, lower_right = number[1:, :-1].ravel(), number[1:, 1:].ravel()
+    triangles = np.concatenate(
+        [
+            np.stack([upper_left, lower_left, upper_right], axis=-1),
+            np.stack([upper_right, lower_left, lower_right], axis=-1),
+        ]
+    )
+    depths = z_m.ravel()[triangles]
+    with np.errstate(invalid="ignore"):
+        whole = np.isfinite(depths).all(axis=1) & (depths.max(axis=1) <= _TEAR_RATIO * depths.min(axis=1))
+    return triangles[whole]
+
+
+def _gltf(places: np.ndarray, vertices: int, indices: int, lengths: list[int]) -> dict[str, Any]:
+    """The JSON part of the file, for positions, texture coordinates, indices and the picture in this order."""
+    views, offset = [], 0
+    for length, target in zip(lengths, (_VERTICES, _VERTICES, _INDICES, None), strict=True):
+        view = {"buffer": 0, "byteOffset": offset, "byteLength": length}
+        views.append(view if target is None else view | {"target": target})
+        offset += -(-length // 4) * 4
+    ends = {"min": places.min(axis=0).tolist(), "max": places.max(axis=0).tolist()}
+    floats = {"componentType": _FLOAT, "count": vertices}
+    corner = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "indices": 2, "material": 0, "mode": _TRIANGLES}
+    return {
+        "asset": {"version": "2.0", "generator": "bokehdepth"},
+        "extensionsUsed": ["KHR_materials_unlit"],
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "photo"}],
+        "meshes": [{"primitives": [corner]}],
+        "materials": [
+            {
+                "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFactor": 0},
+                "extensions": {"KHR_materials_unlit": {}},
+                "doubleSided": True,
+            }
+        ],
+        "textures": [{"source": 0, "sampler": 0}],
+        "samplers": [{"wrapS": _CLAMP, "wrapT": _CLAMP}],
+        "images": [{"bufferView": 3, "mimeType": "image/jpeg"}],
+        "accessors": [
+            floats | {"bufferView": 0, "type": "VEC3"} | ends,
+            floats | {"bufferView": 1, "type": "VEC2"},
+            {"bufferView": 2, "componentType": _UINT32, "count": indices, "type": "SCALAR"},
+        ],
+        "bufferViews": views,
+        "buffers": [{"byteLength": offset}],
+    }
+
+
+def _glb(document: dict[str, Any], binary: bytes) -> bytes:
+    """Join both parts as glTF 2.0 (section 4.4) wants them: 12 bytes of header, then JSON and binary chunk."""
+    text = json.dumps(document, allow_nan=False).encode()
+    text = text.ljust(-(-len(text) // 4) * 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks

@@ -1,0 +1,175 @@
+"""What the Space's page and its endpoints ask of the library: checked uploads, choices, words and files. No torch.
+
+Every function works on what it is given and keeps nothing, so visitors cannot meet in it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import exr, io, optics, pointcloud
+from .apertures import STANDARD_F_NUMBERS, smallest_f_number, strengths_from_f_numbers
+from .camera import Camera, Value, read_camera
+from .errors import InputError
+from .imaging import Photo, open_photo
+from .jobs import Job, plan_job
+from .viewing import Refocused
+
+MAX_PHOTO_PX = 16_000_000
+MAX_PHOTO_BYTES = 32 * 1024 * 1024
+"""Together they keep a run under 3 GB and two minutes on the two cores of a free Space; phones take 12 megapixels."""
+
+MAX_FRAMES = 6
+
+STRENGTH, F_NUMBER = "Strength", "f-number"
+METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
+STRENGTHS = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
+DEFAULT_STRENGTHS = (10.0, 20.0, 30.0)
+F_STOPS = [stop for stop in STANDARD_F_NUMBERS if 1.4 <= stop <= 22]
+"""Engraved stops: each lets in half the light of the one before, so they are even on a logarithmic scale."""
+
+WEAK_STRENGTH = 2.0
+"""Below it the widest frame differs from the photo by a pixel or so."""
+
+
+def open_upload(path: str | None) -> Photo:
+    """Opens an uploaded file; InputError where there is none or it is no photo within the limits."""
+    if path is None:
+        raise InputError("There is no photo yet; choose one first.")
+    return open_photo(path, max_pixels=MAX_PHOTO_PX, max_file_bytes=MAX_PHOTO_BYTES)
+
+
+def open_depth(path: str | None) -> io.DepthFile:
+    """Opens the depth of an earlier run; InputError where there is none or the file is something else."""
+    if path is None:
+        raise InputError("There is no depth yet; press the button below the photo first.")
+    if Path(path).stat().st_size > 8 * MAX_PHOTO_PX:
+        raise InputError(f"depth {Path(path).name!r} is larger than that of any photo that is taken here.")
+    return io.load_depth_npz(path)
+
+
+def field_value(value: Value) -> float | None:
+    """A camera value as its field on the page shows it; None, an empty field, for infinity."""
+    return None if value.value == float("inf") else round(value.value, 2)
+
+
+def read_lens(photo: Photo, focal_length_35mm: float | None, focus_distance_m: float | None) -> Camera:
+    """The photo's camera, with the two fields of the page where the visitor changed them."""
+    camera = read_camera(photo)
+    entered = {"focal_length_35mm": focal_length_35mm, "focus_distance_m": focus_distance_m}
+    given = {name: x for name, x in entered.items() if x is not None and x != field_value(getattr(camera, name))}
+    return read_camera(photo, **given) if given else camera
+
+
+def default_f_numbers(camera: Camera) -> list[float]:
+    """Three engraved f-numbers that fit, wide open first; fewer, or none, where the lens is too long."""
+    widest = smallest_f_number(camera)
+    return [f_number for f_number in F_STOPS if f_number >= widest][:5:2]
+
+
+def default_kind(camera: Camera) -> str:
+    """What the page sets the blur by: the f-number where the photo tells its lens and the blur will show."""
+    fits = default_f_numbers(camera)
+    known = camera.focal_length_mm.source != "assumed" and camera.focus_distance_m.source != "assumed"
+    return F_NUMBER if known and fits and camera.bokeh_strength(fits[0]) >= WEAK_STRENGTH else STRENGTH
+
+
+def frame_strengths(camera: Camera, kind: str, values: Sequence[float] | None) -> tuple[tuple[float, ...], list[str]]:
+    """Ascending K of the frames and what the page calls them; InputError for none, too many or one out of range."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not 1 <= len(values) <= MAX_FRAMES:
+        raise InputError(f"the stack has the frames {values!r}, wanted 1 to {MAX_FRAMES} of a {kind.lower()} each.")
+    if kind == F_NUMBER:
+        strengths, f_numbers = strengths_from_f_numbers(camera, values, "the stack")
+        return strengths, [f"f/{n:g}" for n in f_numbers]
+    for value in values:
+        optics.check_number(value, "strength")  # 0 is the photo, which the page shows anyway
+        optics.check_bokeh_strength(value, "strength")
+    return tuple(sorted(map(float, values))), [f"strength {k:.3g}" for k in sorted(values)]
+
+
+def describe_strengths(camera: Camera, strengths: Sequence[float]) -> str:
+    """Each K beside its f-number on this camera, and a hint where the blur will hardly show."""
+    pairs = " · ".join(f"f/{camera.f_number_for(k):.2g} = {k:.3g}" for k in strengths)
+    weak = " So small a lens keeps nearly everything sharp; set the blur by strength to see it."
+    return f"On this camera, f-number = strength: {pairs}.{weak if max(strengths) < WEAK_STRENGTH else ''}"
+
+
+def describe_camera(photo: Photo, camera: Camera) -> str:
+    """A Markdown table of the lens settings and their origin, and sentences on what was assumed or changed."""
+    rows = (
+        ("Aperture", camera.f_number, "f/{:.2g}"),
+        ("Focal length", camera.focal_length_mm, "{:.3g} mm"),
+        ("35 mm equivalent", camera.focal_length_35mm, "{:.3g} mm"),
+        ("Sensor width", camera.sensor_width_mm, "{:.3g} mm"),
+        ("Focus distance", camera.focus_distance_m, "{:.3g} m"),
+    )
+    table = [f"| {name} | {form.format(value.value)} | {value.source} |" for name, value, form in rows]
+    notes = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in (*photo.notes, *camera.notes)]
+    if any(value.source == "assumed" for _, value, _ in rows):
+        notes.insert(0, "What is *assumed* is not in the photo: correct it below if you know better.")
+    notes_line = html.escape(" ".join(notes), quote=False)
+    return "\n".join(["| Setting | Value | Origin |", "|---|---|---|", *table, "", notes_line])
+
+
+def plan_bracket(
+    photo: str | None,
+    folder: Path,
+    frames: Sequence[str],
+    method: str,
+    f_numbers: Sequence[float] | None,
+    bokeh_strengths: Sequence[float] | None = None,
+    **lens: float | None,
+) -> tuple[Photo, Job]:
+    """Checks a photo and the frames that the visitor brings for depth; both as they will be used."""
+    opened = open_upload(photo)
+    if len(frames) > MAX_FRAMES:
+        raise InputError(f"frames has {len(frames)} files, wanted {MAX_FRAMES} at most.")
+    if method not in (NETWORK, BLUR_BEHIND):
+        raise InputError(f"method is {method!r}, wanted {NETWORK!r} or {BLUR_BEHIND!r}.")
+    for frame in frames:
+        open_upload(frame)
+    side = "behind" if method == BLUR_BEHIND else None
+    job = plan_job(
+        photo,
+        folder,
+        makes_stack=False,
+        frame_paths=frames,
+        f_numbers=f_numbers or None,
+        bokeh_strengths=bokeh_strengths or None,
+        sweep_side=side,
+        fill_low_confidence=side is not None,
+        **lens,
+    )
+    return opened, job
+
+
+def write_refocused(folder: Path | str, done: Refocused) -> str:
+    """Writes a refocused picture as PNG that says how it came about; it is rendered, not generated."""
+    text = {"bokeh_strength": f"{done.bokeh_strength:g}", "focus_distance_m": f"{done.focus_distance_m:g}"}
+    text |= {"source": "rendered from depth"}
+    path = Path(folder) / f"refocus_k{done.bokeh_strength:.4g}_{done.focus_distance_m:.4g}m.png"
+    return str(io.save_image(path, done.image, metadata=text, ai_generated=False))
+
+
+def write_exports(folder: Path | str, photo: Photo, depth: io.DepthFile) -> tuple[Path, Path, Path]:
+    """Writes depth.exr, points.ply and relief.glb; InputError where the depth is not the photo's or has no surface."""
+    given = {"focal_length_px": depth.focal_length_px}
+    return (
+        exr.save_depth_exr(Path(folder) / "depth.exr", depth.depth_m, **given),
+        pointcloud.save_ply(Path(folder) / "points.ply", photo.image, depth.depth_m, **given),
+        pointcloud.save_glb(Path(folder) / "relief.glb", photo.image, depth.depth_m, **given),
+    )
+
+
+def gpu_duration_s(frames: int, steps: int, working_px: int, photo_px: int) -> int:
+    """Seconds to reserve on a shared GPU: 0.3 s per frame and step at 512 x 512 px, restoring the photo, and a start.
+
+    Args:
+        frames: of the stack.
+        steps: of denoising.
+        working_px: pixels that the network works on, per frame.
+        photo_px: pixels of the photo.
+    """
+    return 15 + round(frames * (0.3 * steps * working_px / 512**2 + photo_px / 4e6))

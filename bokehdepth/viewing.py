@@ -1,0 +1,275 @@
+"""What a screen shows of a photo and its depth, and what a click on it means. No torch import.
+
+Pictures on a screen are smaller than the photo; points on them are given back in pixels of the photo, upright.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .camera import Camera, read_camera
+from .errors import InputError
+from .imaging import Photo
+from .io import check_depth
+from .optics import check_number
+from .pointcloud import distance_between_m
+from .rendering.aperture import DISK, Aperture
+from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth
+from .visualization import depth_preview
+
+COLORMAPS = {"Magma": "magma", "Viridis": "viridis", "Cividis": "cividis", "Grey": "gray"}
+"""What a visitor may choose: three perceptually even maps, the last of them fit for colour-blind eyes, and grey."""
+
+_CROSS_ARM = 0.022  # of the picture's longer side
+
+
+@dataclasses.dataclass(frozen=True)
+class Refocused:
+    """A photo refocused by its depth.
+
+    Attributes:
+        image: RGB picture.
+        focus_distance_m: S1 in metres.
+        bokeh_strength: K that it was rendered with.
+        camera: the photo's lens settings at this focus.
+    """
+
+    image: Image.Image
+    focus_distance_m: float
+    bokeh_strength: float
+    camera: Camera
+
+
+def size_within(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
+    """Size of a picture made to fit a square, its proportions kept; never larger than it is.
+
+    Args:
+        size_px: (width, height) of the picture.
+        max_side_px: longest side wanted, 1 or more; None keeps the size.
+
+    Returns:
+        (width, height), 1 or more each.
+
+    Raises:
+        InputError: a number is below 1.
+    """
+    if min(size_px) < 1 or (max_side_px is not None and max_side_px < 1):
+        raise InputError(f"size_px is {size_px} and max_side_px {max_side_px!r}, wanted 1 or more")
+    if max_side_px is None or max(size_px) <= max_side_px:
+        return size_px
+    scale = max_side_px / max(size_px)
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
+
+
+def shrunk_image(image: Image.Image, max_side_px: int | None) -> Image.Image:
+    """A copy of a picture that fits a square.
+
+    Args:
+        image: PIL picture.
+        max_side_px: as in `size_within`.
+
+    Returns:
+        The picture, resized with an area filter where it is larger.
+
+    Raises:
+        InputError: as `size_within` says.
+    """
+    size = size_within(image.size, max_side_px)
+    return image.copy() if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def shrunk_depth(depth_m: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """A depth map of another size, of whose values none is a mixture of near and far.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W).
+        size_px: (width, height) wanted.
+
+    Returns:
+        float32 (height, width): for each pixel the depth at its centre.
+
+    Raises:
+        InputError: `depth_m` is no depth map, or the size is below 1.
+    """
+    height, width = check_depth(depth_m).shape
+    if min(size_px) < 1:
+        raise InputError(f"size_px is {size_px}, wanted 1 or more")
+    rows = ((np.arange(size_px[1]) + 0.5) * height / size_px[1]).astype(np.intp)
+    columns = ((np.arange(size_px[0]) + 0.5) * width / size_px[0]).astype(np.intp)
+    return depth_m[rows[:, None], columns].astype(np.float32)
+
+
+def photo_point(
+    shown_px: Sequence[float], photo_size_px: tuple[int, int], max_side_px: int | None
+) -> tuple[float, float] | None:
+    """Where in the photo a click on its shown copy points; None for a click beside it, on the legend say.
+
+    Args:
+        shown_px: (x, y) of the pixel of the shown picture, whose upper left part is the copy.
+        photo_size_px: (width, height) of the photo.
+        max_side_px: what the copy was made to fit.
+
+    Returns:
+        (x, y) in pixels of the photo, of the clicked pixel's centre, or None.
+
+    Raises:
+        InputError: as `size_within` says.
+    """
+    shown_size = size_within(photo_size_px, max_side_px)
+    point = [
+        (int(at) + 0.5) * whole / shown for at, whole, shown in zip(shown_px, photo_size_px, shown_size, strict=True)
+    ]
+    inside = all(0 <= at < whole for at, whole in zip(point, photo_size_px, strict=True))
+    return (point[0], point[1]) if inside else None
+
+
+def marked(
+    image: Image.Image, points_px: Sequence[tuple[float, float]], photo_size_px: tuple[int, int]
+) -> Image.Image:
+    """A copy of a picture with a cross on each point, and a line between two of them.
+
+    Args:
+        image: RGB picture that shows the photo at any scale.
+        points_px: (x, y) of each point in pixels of the photo.
+        photo_size_px: (width, height) of the photo.
+
+    Returns:
+        The picture; crosses are white with a dark rim, so that they show on any ground.
+    """
+    copy = image.copy()
+    draw = ImageDraw.Draw(copy)
+    arm = max(6, round(_CROSS_ARM * max(image.size)))
+    line = max(2, round(arm / 7))
+    scale = [shown / whole for shown, whole in zip(image.size, photo_size_px, strict=True)]
+    centres = [(x * scale[0], y * scale[1]) for x, y in points_px]
+    for color, width in (((20, 20, 20), 3 * line), ((255, 255, 255), line)):
+        if len(centres) == 2:
+            draw.line(centres, fill=color, width=width)
+        for x, y in centres:
+            draw.line([(x - arm, y), (x + arm, y)], fill=color, width=width)
+            draw.line([(x, y - arm), (x, y + arm)], fill=color, width=width)
+    return copy
+
+
+def describe_depth(depth_m: np.ndarray, focal_length_px: float, points_px: Sequence[tuple[float, float]] = ()) -> str:
+    """One sentence or two on a depth map: its ends, the depth at up to two points, the distance between them.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W).
+        focal_length_px: focal length in pixels of this depth map.
+        points_px: up to two (x, y) in pixels of the depth map.
+
+    Returns:
+        Plain text.
+
+    Raises:
+        InputError: `depth_m` is no depth map, a point lies outside or on no finite depth, or there are more than two.
+    """
+    if len(points_px) > 2:
+        raise InputError(f"points_px has {len(points_px)} points, wanted two at most.")
+    finite = check_depth(depth_m)[np.isfinite(depth_m)]
+    if not finite.size:
+        return "There is no depth anywhere."
+    ends = f"Nearest {finite.min():.3g} m, farthest {finite.max():.3g} m."
+    missing = 1 - finite.size / depth_m.size
+    if missing:
+        ends += f" {100 * missing:.2g} % of the picture has no depth."
+    if not points_px:
+        return ends
+    depths = " and ".join(f"{focus_distance_at(depth_m, *point):.3g} m" for point in points_px)
+    if len(points_px) == 1:
+        return f"{depths} away. {ends}"
+    apart = distance_between_m(depth_m, focal_length_px, *points_px)
+    return f"{depths} away, {apart:.3g} m from each other. {ends}"
+
+
+def depth_view(
+    depth_m: np.ndarray,
+    *,
+    colormap: str = "Magma",
+    near_bright: bool = True,
+    max_side_px: int | None = None,
+    points_px: Sequence[tuple[float, float]] = (),
+) -> Image.Image:
+    """A depth map in colours with its legend in metres, at a size for the screen, with marked points.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W).
+        colormap: a name of `COLORMAPS`.
+        near_bright: whether near is bright; otherwise dark.
+        max_side_px: longest side of the map, legend not counted; None keeps the size.
+        points_px: (x, y) of the points to mark, in pixels of the depth map.
+
+    Returns:
+        RGB picture, the map at its upper left.
+
+    Raises:
+        InputError: the colour map has no such name, or as `visualization.depth_preview` says.
+    """
+    if colormap not in COLORMAPS:
+        raise InputError(f"colormap is {colormap!r}, wanted one of {', '.join(COLORMAPS)}")
+    full_px = check_depth(depth_m).shape[::-1]
+    size_px = size_within(full_px, max_side_px)
+    name = COLORMAPS[colormap] + ("_r" if near_bright else "")
+    picture = depth_preview(shrunk_depth(depth_m, size_px), colormap=name)
+    if not points_px:
+        return picture
+    picture.paste(marked(picture.crop((0, 0, *size_px)), points_px, full_px), (0, 0))
+    return picture
+
+
+def refocus(
+    photo: Photo,
+    depth_m: np.ndarray,
+    *,
+    focus_distance_m: float | None = None,
+    focus_at_px: tuple[float, float] | None = None,
+    bokeh_strength: float | None = None,
+    f_number: float | None = None,
+    focal_length_35mm: float | None = None,
+    aperture: Aperture = DISK,
+    max_side_px: int | None = None,
+) -> Refocused:
+    """Render a photo with its depth through another aperture, focused elsewhere (Eq. 1, 15, 26).
+
+    Args:
+        photo: the sharp photo.
+        depth_m: (H, W) z-depth in metres, finite and above 0, of the photo's size.
+        focus_distance_m: S1 in metres, or
+        focus_at_px: (x, y) in pixels of the photo: focus on what is there. Exactly one of the two.
+        bokeh_strength: K, 0 or more, or
+        f_number: the f-number on the photo's own lens. Exactly one of the two.
+        focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
+        aperture: shape of the lens opening.
+        max_side_px: longest side of the result; None keeps the photo's size.
+
+    Returns:
+        The picture, and what it was rendered with.
+
+    Raises:
+        InputError: neither or both of a pair are given, or a value, size or depth is out of range.
+    """
+    if (focus_distance_m is None) == (focus_at_px is None):
+        raise InputError(f"focus_distance_m is {focus_distance_m!r} and focus_at_px {focus_at_px!r}, wanted one.")
+    if (bokeh_strength is None) == (f_number is None):
+        raise InputError(f"bokeh_strength is {bokeh_strength!r} and f_number {f_number!r}, wanted one of them.")
+    size_px = size_within(photo.image.size, max_side_px)
+    if check_depth(depth_m).shape != photo.image.size[::-1]:
+        raise InputError(
+            f"depth_m has {depth_m.shape[1]} x {depth_m.shape[0]} pixels, wanted the photo's {photo.image.width} x "
+            f"{photo.image.height}."
+        )
+    if focus_at_px is not None:
+        focus_distance_m = focus_distance_at(depth_m, *focus_at_px)
+    camera = read_camera(photo, focal_length_35mm=focal_length_35mm, focus_distance_m=focus_distance_m)
+    if f_number is not None:
+        bokeh_strength = camera.bokeh_strength(check_number(f_number, "f_number"))
+    pixels = np.asarray(shrunk_image(photo.image, max_side_px), dtype=np.float32) / 255
+    depth = check_depth_for(shrunk_depth(depth_m, size_px), pixels)
+    rendered = render_from_depth(pixels, depth, bokeh_strength, focus_distance_m, aperture=aperture)
+    image = Image.fromarray(np.round(rendered * 255).astype(np.uint8))
+    return Refocused(image, float(focus_distance_m), float(bokeh_strength), camera)
