@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +24,10 @@ import gradio as gr
 import numpy as np
 import PIL.Image
 import torch
-from gradio import FileData
 from gradio.components.api_component import Api
+from gradio.data_classes import ListFiles
 
-from bokehdepth import hub, io, optics, serving, viewing
+from bokehdepth import hub, io, serving, viewing
 from bokehdepth.camera import Camera
 from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
@@ -37,9 +37,9 @@ from bokehdepth.jobs import Job, run_job
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.results import DEPTH_NAMES, write_results
-from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS, gpu_duration_s
+from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
 
-MAX_STEPS, MAX_QUEUE = 50, 12
+MAX_QUEUE = 12
 DELETE_AFTER_S = 3600
 PREVIEW_SIDE_PX = 1600
 """Longest side of what the page shows; the downloads have the photo's own size."""
@@ -60,7 +60,7 @@ BRACKET_HINT = """Photos from a tripod, same focus, wider apertures than the pho
 generated frames. Their f-numbers are read from EXIF."""
 DEPTH_HINT = "Click a point to read its distance, and a second one to measure between them."
 REFOCUS_HINT = "Click what should be sharp; everything nearer and farther is blurred by its depth."
-EXPORT_HINT = "For compositing and 3D programs, made when you ask for them."
+WRITING = "The files are being written; then a click reads the distance."
 
 CSS = """
 .gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important; box-sizing: border-box}
@@ -105,9 +105,12 @@ def _refusing(endpoint: Callable[..., Iterator]) -> Callable[..., Iterator]:
     return shown
 
 
-def _path(payload: FileData | None) -> str | None:
-    """The uploaded file as it is: Gradio's own reading answers a damaged one with its temporary path."""
-    return None if payload is None else payload.path
+def _plain(component: gr.components.Component) -> Any:
+    """The component with uploads as they are: Gradio's own reading shows its paths, or leaves an empty file behind."""
+    component.preprocess = lambda sent: (
+        [f.path for f in sent.root] if isinstance(sent, ListFiles) else sent and sent.path
+    )
+    return component
 
 
 def _scratch() -> tempfile.TemporaryDirectory:
@@ -186,6 +189,8 @@ def _repaint(npz: str | None, colormap: str, near_bright: bool, points: list) ->
 
 
 def _pick_depth(npz: str | None, colormap: str, near_bright: bool, points: list, event: gr.SelectData) -> tuple:
+    if npz is None:  # its files are being written
+        return gr.skip(), gr.skip(), gr.skip()
     with _refusals():
         depth = serving.open_depth(npz)
         point = viewing.photo_point(event.index, depth.depth_m.shape[::-1], PREVIEW_SIDE_PX)
@@ -213,9 +218,7 @@ def _refocus_page(photo: str | None, npz: str | None, point: list | None, focus_
     focus = {"focus_distance_m": focus_m} if point is None else {"focus_at_px": tuple(point)}
     done, opened = _refocus(photo, npz, focus, lens, REFOCUS_SIDE_PX)
     shown = done.image if point is None else viewing.marked(done.image, [point], opened.image.size)
-    f_number = f"f/{done.camera.f_number_for(done.bokeh_strength):.2g}" if done.bokeh_strength else "a pinhole"
-    words = f"Sharp at {done.focus_distance_m:.3g} m; strength {done.bokeh_strength:.3g}, {f_number} on this camera."
-    return shown, round(done.focus_distance_m, 3), words
+    return shown, round(done.focus_distance_m, 3), serving.describe_refocused(done)
 
 
 def _pick_focus(
@@ -251,11 +254,12 @@ def _export(photo: str | None, npz: str | None) -> Iterator[tuple]:
 def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path) -> SimpleNamespace:
     """What needs the models, for one pipeline that is read and never changed."""
     weights = hub.weights_record(model)
+    check = partial(serving.check_run, pipeline)
     usual_steps = pipeline.config.default_num_inference_steps
     area_px = pipeline.config.default_processing_area_px
 
     def stack_duration_s(image: PIL.Image.Image, strengths: Sequence[float], steps: int, *_: Any) -> int:
-        return gpu_duration_s(len(strengths), steps, area_px, image.width * image.height)
+        return serving.gpu_duration_s(len(strengths), steps, area_px, image.width * image.height)
 
     @spaces.GPU(duration=stack_duration_s)
     def make_stack(
@@ -277,15 +281,6 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
     def run_bracket(job: Job, arguments: dict[str, Any]) -> None:
         with _refusals():  # a bracket that cannot be measured shows in its pixels alone
             run_job(pipeline, job, arguments=arguments, weights=weights)
-
-    def check(opened: Photo, strengths: Sequence[float], steps: int) -> None:
-        optics.check_number(steps, "steps")
-        if steps > MAX_STEPS:
-            raise InputError(f"steps is {steps:g}, wanted {MAX_STEPS} at most.")
-        try:
-            pipeline.check_inputs(opened.image, strengths, num_inference_steps=steps)
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
     def write(folder: Path, opened: Photo, camera: Camera, strengths: Sequence[float], **rest: Any) -> None:
         arguments = {"photo": opened.path.name, **rest.pop("arguments")}
@@ -337,6 +332,9 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
                 start_s = time.perf_counter()
                 depth_m = read_depth(opened.image, images, values, camera.intrinsics)
                 timings_s = {"stack": stack_s, "depth": time.perf_counter() - start_s}
+                seen = io.DepthFile(depth_m, camera.focal_length_px.value, np.ndarray(0))
+                picture, _ = _depth_view(seen, colormap, near_bright, [])
+                yield *[gr.skip()] * 5, picture, WRITING, *[gr.skip()] * 6
                 arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
                 rest = {"images": images, "depth_m": depth_m, "arguments": arguments, "seed": seed}
                 write(folder, opened, camera, values, **rest, timings_s=timings_s)
@@ -394,10 +392,7 @@ def build_demo(
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 sources = ["upload", "clipboard", "webcam"]
-                photo = gr.Image(
-                    label="Photo", type="filepath", image_mode=None, sources=sources, height=300, buttons=[]
-                )
-                photo.preprocess = _path
+                photo = _plain(gr.Image(label="Photo", image_mode=None, sources=sources, height=300, buttons=[]))
                 offered = None
                 if examples:
                     offered = gr.Dataset(
@@ -422,7 +417,7 @@ def build_demo(
                         ]
                 with gr.Accordion("Bring your own bracket", open=False):
                     gr.Markdown(BRACKET_HINT, elem_classes="note")
-                    bracket = gr.File(label="Wider frames", file_count="multiple", type="filepath", height=140)
+                    bracket = _plain(gr.File(label="Wider frames", file_count="multiple", height=140))
                     about = "Measured blur needs no network, and a scene that lies behind the focus."
                     method = gr.Radio([*METHODS], value=METHODS[0], label="Depth by", info=about)
                 with gr.Accordion("More", open=False):
@@ -474,7 +469,7 @@ def build_demo(
                     with gr.Row():
                         names = ("All files (ZIP)", "Depth (16-bit PNG)", "Depth (NPZ)", "Run record (JSON)")
                         files = [gr.DownloadButton(name, size="md", min_width=150) for name in names]
-                    gr.Markdown(EXPORT_HINT, elem_classes="note")
+                    gr.Markdown("For compositing and 3D programs, made when you ask for them.", elem_classes="note")
                     make = gr.Button("Make EXR, PLY and GLB")
                     with gr.Row():
                         names = ("Depth (EXR)", "Points (PLY)", "Relief (GLB)")
@@ -490,7 +485,7 @@ def build_demo(
         blank = [None, None, gr.skip(), "", None, None, "", [], *[None] * 5]
         settings = [photo, kind, strengths, f_numbers, *lens]
         fields = [camera_table, *lens, kind, strengths, f_numbers]
-        look, npz = [colormap, near_bright], files[2]
+        look, npz = [colormap, near_bright], _plain(files[2])
 
         def clear_stale() -> list:
             off = (gr.DownloadButton(value=None, interactive=False) for _ in range(4))
@@ -544,8 +539,8 @@ def _add_endpoints(do: SimpleNamespace, light: dict, busy: dict) -> None:
     def numbers(name: str) -> Api:
         return Api(None, {"type": "array", "items": {"type": "number"}, "description": "numbers, or null"}, name)
 
-    def photo() -> gr.File:
-        return gr.File(label="photo", type="filepath")
+    def file(name: str, file_count: str = "single") -> gr.File:
+        return _plain(gr.File(label=name, file_count=file_count))
 
     models = {name: busy[name] for name in ("concurrency_id", "concurrency_limit")}
     lens = "focal_length_35mm", "focus_distance_m"
@@ -553,18 +548,23 @@ def _add_endpoints(do: SimpleNamespace, light: dict, busy: dict) -> None:
         table, fitting = gr.Markdown(label="table"), gr.JSON(label="f_numbers")
         values = [number(name) for name in lens]
         outputs = [table, *values, gr.Textbox(label="set_by"), fitting]
-        gr.Button().click(_read_photo, photo(), outputs, api_name="read_photo", **light)
-        inputs = [photo(), numbers("bokeh_strengths"), numbers("f_numbers"), *(number(name) for name in lens)]
+        gr.Button().click(_read_photo, file("photo"), outputs, api_name="read_photo", **light)
+        inputs = [file("photo"), numbers("bokeh_strengths"), numbers("f_numbers"), *(number(name) for name in lens)]
         inputs += [number("steps"), number("seed", 0)]
         outputs = [gr.File(label="frames", file_count="multiple"), gr.File(label="run_record")]
         gr.Button().click(do.generate_bokeh_stack, inputs, outputs, api_name="generate_bokeh_stack", **models)
-        frames = gr.File(label="frames", file_count="multiple", type="filepath")
-        inputs = [photo(), frames, numbers("bokeh_strengths"), numbers("f_numbers"), *(number(name) for name in lens)]
+        inputs = [
+            file("photo"),
+            file("frames", "multiple"),
+            numbers("bokeh_strengths"),
+            numbers("f_numbers"),
+            *(number(name) for name in lens),
+        ]
         inputs += [gr.Radio([*METHODS], value=METHODS[0], label="method")]
         outputs = [gr.File(label=name) for name in ("depth_npz", "depth_png", "depth_picture")]
         outputs += [gr.Textbox(label="summary")]
         gr.Button().click(do.estimate_depth, inputs, outputs, api_name="estimate_depth", **models)
-        inputs = [photo(), gr.File(label="depth", type="filepath")]
+        inputs = [file("photo"), file("depth")]
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
         inputs += [gr.Number(0, label="blades", precision=0), number("rotation_deg", 0), number("squeeze", 1)]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import exr, io, optics, pointcloud
 from .apertures import STANDARD_F_NUMBERS, smallest_f_number, strengths_from_f_numbers
@@ -17,11 +18,15 @@ from .imaging import Photo, open_photo
 from .jobs import Job, plan_job
 from .viewing import Refocused
 
+if TYPE_CHECKING:
+    from .pipeline_bokehdepth import BokehDepthPipeline
+
 MAX_PHOTO_PX = 16_000_000
 MAX_PHOTO_BYTES = 32 * 1024 * 1024
 """Together they keep a run under 3 GB and two minutes on the two cores of a free Space; phones take 12 megapixels."""
 
 MAX_FRAMES = 6
+MAX_STEPS = 50
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
 METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
@@ -113,6 +118,17 @@ def describe_camera(photo: Photo, camera: Camera) -> str:
     return "\n".join(["| Setting | Value | Origin |", "|---|---|---|", *table, "", notes_line])
 
 
+def check_run(pipeline: BokehDepthPipeline, opened: Photo, strengths: Sequence[float], steps: float) -> None:
+    """Checks what the models get, before a GPU is asked for; InputError for what they do not take."""
+    optics.check_number(steps, "steps")
+    if steps > MAX_STEPS:
+        raise InputError(f"steps is {steps:g}, wanted {MAX_STEPS} at most.")
+    try:
+        pipeline.check_inputs(opened.image, strengths, num_inference_steps=steps)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def plan_bracket(
     photo: str | None,
     folder: Path,
@@ -143,6 +159,12 @@ def plan_bracket(
         **lens,
     )
     return opened, job
+
+
+def describe_refocused(done: Refocused) -> str:
+    """One sentence on what a refocused picture was rendered with."""
+    f_number = f"f/{done.camera.f_number_for(done.bokeh_strength):.2g}" if done.bokeh_strength else "a pinhole"
+    return f"Sharp at {done.focus_distance_m:.3g} m; strength {done.bokeh_strength:.3g}, {f_number} on this camera."
 
 
 def write_refocused(folder: Path | str, done: Refocused) -> str:

@@ -68,6 +68,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory):
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(cache))
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.getbasetemp()))
         patch.setenv("NO_PROXY", "127.0.0.1")
         pipeline = hub.load_pipeline()
         pipeline.set_progress_bar_config(disable=True)

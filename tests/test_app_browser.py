@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from gradio import processing_utils
+from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub, io
@@ -212,6 +213,9 @@ def test_an_abandoned_upload_leaves_nothing(tmp_path: Path, photo: Path, monkeyp
                 break
             time.sleep(0.1)
         assert not Path(uploaded).exists()
+        Client(page.local_url, verbose=False).predict(handle_file(photo), api_name="/read_photo")
+        time.sleep(3)
+        assert not [path for path in cache.rglob("*") if path.is_file()]
     finally:
         page.close()
 
