@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +50,9 @@ from train.config import Stage1Config
 from train.data import ScenePool
 from train.methods import MethodOptions, make_method
 from train.methods.stage1 import load_stage1
-from train.predictions import markdown, read_bokeh_prediction, read_cards, save_report
+from train.predictions import markdown, print_scores, read_bokeh_prediction, read_cards, save_report
 from train.sources import Sample, Source, add_source_arguments, open_source
 
-logger = logging.getLogger("train.evaluate_bokeh")
 CEILING_DB = 60.0
 """PSNR of pictures that agree to less than half an 8-bit step, so that equal ones leave a mean."""
 ALWAYS = ("identity", "uniform_blur")
@@ -425,12 +422,7 @@ def table(report: dict) -> str:
 
 def main() -> None:
     """Prints a table of bokeh scores."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        text = _files_main() if any(a.split("=")[0] == "--predictions" for a in sys.argv[1:]) else _pool_main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    logger.info("%s", text)
+    print_scores(_files_main, _pool_main)
 
 
 def _files_main() -> str:

@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,11 +46,10 @@ from train import config
 from train.config import Stage2Config
 from train.data import ScenePool
 from train.methods import MethodOptions, make_method
-from train.predictions import MethodCard, cell, markdown, read_cards, read_depth_prediction, save_report
+from train.predictions import MethodCard, cell, markdown, print_scores, read_cards, read_depth_prediction, save_report
 from train.sources import Source, add_source_arguments, open_source
 from train.stage2 import predict
 
-logger = logging.getLogger("train.evaluate_depth")
 ALWAYS = ("constant", "vertical_gradient")
 """Rows of every table; computed here where they were not predicted."""
 ALIGNMENTS = {
@@ -282,12 +279,7 @@ def table(report: dict) -> str:
 
 def main() -> None:
     """Prints a table of depth scores."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        text = _files_main() if any(a.split("=")[0] == "--predictions" for a in sys.argv[1:]) else _pool_main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    logger.info("%s", text)
+    print_scores(_files_main, _pool_main)
 
 
 def _files_main() -> str:

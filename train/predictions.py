@@ -11,7 +11,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,22 @@ def save_report(folder: Path, report: dict[str, Any], rows: Sequence[dict[str, A
         (part / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         (part / "per_image.csv").write_text(buffer.getvalue(), encoding="utf-8")
         (part / "table.md").write_text(text + "\n", encoding="utf-8")
+
+
+def print_scores(of_files: Callable[[], str], of_pool: Callable[[], str]) -> None:
+    """Runs one of an evaluation's two forms by its command line, and prints its table or one sentence of refusal.
+
+    Args:
+        of_files: scores saved predictions; taken where ``--predictions`` is given.
+        of_pool: scores a model on the pool of procedural scenes.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    scores_files = any(argument.split("=")[0] == "--predictions" for argument in sys.argv[1:])
+    try:
+        text = of_files() if scores_files else of_pool()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    logger.info("%s", text)
 
 
 def cell(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
