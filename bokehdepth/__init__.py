@@ -14,6 +14,8 @@ _HOME = {
     "BokehAdapter": "modeling_bokeh_adapter",
     "BokehDepthAnythingConfig": "modeling_bokehdepth",
     "BokehDepthAnythingForDepthEstimation": "modeling_bokehdepth",
+    "BokehDepthAnythingV2Config": "modeling_bokehdepth_dav2",
+    "BokehDepthAnythingV2ForDepthEstimation": "modeling_bokehdepth_dav2",
     "BokehDepthOutput": "processing_bokehdepth",
     "BokehDepthPipeline": "pipeline_bokehdepth",
     "BokehDepthUniDepthConfig": "modeling_bokehdepth_unidepth",
@@ -27,6 +29,8 @@ __all__ = [
     "BokehAdapter",
     "BokehDepthAnythingConfig",
     "BokehDepthAnythingForDepthEstimation",
+    "BokehDepthAnythingV2Config",
+    "BokehDepthAnythingV2ForDepthEstimation",
     "BokehDepthOutput",
     "BokehDepthPipeline",
     "BokehDepthUniDepthConfig",
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
         BokehDepthAnythingForDepthEstimation,
         DividedSpaceFocusAttention,
     )
+    from .modeling_bokehdepth_dav2 import BokehDepthAnythingV2Config, BokehDepthAnythingV2ForDepthEstimation
     from .modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig, BokehDepthUniDepthForDepthEstimation
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput, BokehStackOutput

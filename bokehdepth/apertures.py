@@ -17,6 +17,12 @@ from .errors import InputError
 STANDARD_F_NUMBERS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0, 22.0, 32.0)
 """Full stops as they are engraved on lenses."""
 
+THIRD_STOPS = (
+    1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 2.8, 3.2, 3.5, 4.0, 4.5, 5.0, 5.6, 6.3, 7.1, 8.0, 9.0, 10.0, 11.0, 13.0, 14.0, 16.0,
+    18.0, 20.0, 22.0,
+)  # fmt: skip
+"""Thirds of a stop from f/1.4 to f/22 as cameras show them: even on a logarithmic scale."""
+
 _SIGNIFICANT_DIGITS = 4  # of K from an f-number: apertures are not known better, and K becomes a file name
 
 
@@ -94,6 +100,18 @@ def strengths_from_f_numbers(
             raise InputError(f"{name} has f/{f_number:g} and f/{pairs[strength]:g}, wanted each aperture once.")
         pairs[strength] = f_number
     return tuple(pairs), tuple(pairs.values())
+
+
+def lens_assumptions(camera: Camera) -> list[str]:
+    """What is assumed of a lens whose K is computed for other f-numbers than its own.
+
+    Args:
+        camera: lens settings of the photo.
+
+    Returns:
+        Sentences, one for each reason, as ``Camera.assumptions`` gives them; none on the photo's own f-number.
+    """
+    return [sentence for sentence in camera.assumptions() if not sentence.startswith("f_number ")]
 
 
 def acceptable_coc_mm(camera: Camera) -> float:

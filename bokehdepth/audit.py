@@ -6,29 +6,39 @@ procedural scene with known depth and its true stack (`rendering.scenes`), so th
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL.Image
 import torch
 from scipy.stats import kstest
 
 from .checkpoints import read_checkpoint
 from .convert import convert_state, identify
 from .errors import InputError
-from .released import generate_released_stack, made_up_camera, use_released_positions
+from .released import (
+    ReleasedPipeline,
+    base_sizes,
+    encode_released_prompts,
+    generate_released_stack,
+    made_up_camera,
+    place,
+)
+from .released_files import BASE_CONFIG, BASE_MODEL, REVISIONS, Source, cached_source, fetch_file
 from .rendering.scenes import Scene, SceneGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import PIL.Image
-
     from .pipeline_bokehdepth import BokehDepthPipeline
 
 _STRENGTHS = (10.0, 20.0, 30.0)
 _PATCH_PX = 14
+_GENERATION = "which way K reaches the picture"
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,14 @@ class Finding:
         says: What was found, a sentence.
         values: The numbers behind it.
         ok: Whether the file is what it claims to be, as far as this question goes.
+        asked: Whether it could be asked here; otherwise ``says`` tells what it needs.
     """
 
     question: str
     says: str
     values: dict[str, float] = field(default_factory=dict)
     ok: bool = True
+    asked: bool = True
 
 
 def audit_checkpoint(
@@ -60,8 +72,9 @@ def audit_checkpoint(
         **options: For the converter, as in `convert.convert_state`.
 
     Returns:
-        Findings: keys and shapes first; of depth models whether K was trained, whether the stack moves the depth,
-        which attention scaling gives the saner depth, and what the made-up camera does.
+        Findings: what to pin and keys and shapes first; of depth models whether K was trained, whether the stack moves
+        the depth, which attention scaling gives the saner depth, and what the made-up camera does; of an adapter which
+        parts were trained, and that `audit_adapter` has a question more.
 
     Raises:
         InputError: The file cannot be read, or ``size_px`` is too small.
@@ -69,15 +82,17 @@ def audit_checkpoint(
     if len(size_px) != 2 or min(size_px) < 4 * _PATCH_PX:
         raise InputError(f"size_px is {size_px}; wanted (H, W), each {4 * _PATCH_PX} px or more.")
     state, notes = read_checkpoint(path)
+    findings = [_pin(Path(path))] if Path(path).is_file() else []
     try:
         model, report = convert_state(state, **options)
     except InputError as error:
-        return [Finding("keys and shapes", str(error), ok=False)]
+        return [*findings, Finding("keys and shapes", str(error), ok=False)]
     values = {"tensors": report.tensors, "parameters": report.parameters, "dead": len(report.dead)}
     said = f"kind {report.kind}: all {report.tensors} tensors have their place, {len(report.dead)} change no output"
-    findings = [Finding("keys and shapes", "; ".join([said, *notes, *report.notes]) + ".", values)]
+    findings.append(Finding("keys and shapes", "; ".join([said, *notes, *report.notes]) + ".", values))
     if report.kind == "bokeh_adapter":
-        return [*findings, *_live_branches(state)]
+        unasked = Finding(_GENERATION, f"not asked, since it needs a base such as {BASE_MODEL}.", asked=False)
+        return [*findings, *_live_branches(state), unasked]
     height_px, width_px = (side // _PATCH_PX * _PATCH_PX for side in size_px)
     scene = SceneGenerator((height_px, width_px), seed=seed).generate(0)
     if report.kind != "unidepth":
@@ -87,6 +102,21 @@ def audit_checkpoint(
     if report.kind != "depth_anything_dsfa":
         findings.append(_camera(model, scene))
     return findings
+
+
+def _pin(path: Path) -> Finding:
+    """What names this very file: the commit that belongs into `released_files.REVISIONS`, and its checksum."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    values, found = {"bytes": path.stat().st_size}, cached_source(path)
+    if found is None:
+        says = f"{path.name} has SHA-256 {digest}; it is not in the Hub's cache, which would tell its commit."
+        return Finding("what to pin", says, values)
+    repository, commit = found
+    pinned = REVISIONS.get(repository)
+    known = "pinned so already" if pinned == commit else "not pinned yet" if pinned is None else f"pinned is {pinned}"
+    says = f"{repository}@{commit}, {known}; {path.name} there has SHA-256 {digest}."
+    return Finding("what to pin", says, values, ok=pinned in (None, commit))
 
 
 def _live_branches(state: Mapping[str, torch.Tensor]) -> list[Finding]:
@@ -174,8 +204,6 @@ def _attention_scaling(state: Mapping[str, torch.Tensor], scene: Scene, options:
     values = {}
     for reading in readings:
         model, _ = convert_state(state, **{**options, **reading})
-        if identify(state) == "depth_anything_dsfa":
-            use_released_positions(model)
         depth = _depth(model, scene, frames, _STRENGTHS)
         label = "once" if not reading["double_scaled_space"] else "twice"
         label += " and the backbone twice" if len(reading) > 1 else ""
@@ -260,4 +288,58 @@ def audit_generation(
         "K = 1 against no bokeh branch": spread(np.concatenate([run((1.0,), (1.0,)), run((1.0,), (1.0,), scale=0.0)])),
     }
     way = "the adapter" if values["K sweeps, prompt held"] >= values["prompt sweeps, K held"] else "the prompt"
-    return Finding("which way K reaches the picture", f"K works mostly through {way}.", values)
+    return Finding(_GENERATION, f"K works mostly through {way}.", values)
+
+
+def audit_adapter(
+    path: Path | str,
+    base_model_id: str,
+    *,
+    device: str | torch.device = "cpu",
+    num_inference_steps: int = 10,
+    size_px: tuple[int, int] = (512, 512),
+    seed: int = 0,
+    **options: object,
+) -> list[Finding]:
+    """`audit_checkpoint` of an adapter, and `audit_generation` of it on its base and a procedural scene.
+
+    Args:
+        path: As `read_checkpoint` takes it.
+        base_model_id: Repository or folder of the base, which is loaded whole.
+        device: Where it runs; off the CPU in bfloat16, placed by a memory plan.
+        num_inference_steps: As in `audit_generation`.
+        size_px: (width, height) of the scene and at work.
+        seed: Of the scene.
+        **options: For the converter.
+
+    Returns:
+        Findings.
+
+    Raises:
+        InputError: The file cannot be read or is no adapter, or the base is none of FLUX.1's.
+        HubError: The Hub does not give the base.
+    """
+    state, _ = read_checkpoint(path)
+    if identify(state) != "bokeh_adapter":
+        raise InputError(f"checkpoint is {str(path)!r}, no adapter; wanted one, which has a base.")
+    folder, revision = None, {}
+    if not Path(base_model_id).is_dir():
+        config, commit = fetch_file(Source(base_model_id, BASE_CONFIG), REVISIONS.get(base_model_id))
+        folder, revision = config.parents[1], {"revision": commit}
+    options = {**base_sizes(base_model_id, folder), **options}
+    findings = audit_checkpoint(path, **options)
+    if not all(finding.ok for finding in findings):
+        return findings
+    adapter, _ = convert_state(state, **options)
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    pipe = ReleasedPipeline(
+        **dict.fromkeys(ReleasedPipeline._base_components), bokeh_adapter=adapter.to(dtype), depth_estimator=None
+    )
+    pipe.load_base_model(base_model_id, with_text_encoders=True, dtype=dtype, **revision)
+    pipe.set_progress_bar_config(disable=True)
+    place(pipe, device)
+    scene = SceneGenerator(size_px[::-1], seed=seed).generate(0)
+    photo = PIL.Image.fromarray(np.rint(255 * scene.image).astype(np.uint8))
+    encode = functools.partial(encode_released_prompts, pipe)
+    asked = audit_generation(pipe, photo, encode, num_inference_steps=num_inference_steps, size_px=size_px)
+    return [*findings[:-1], asked]

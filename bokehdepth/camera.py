@@ -148,6 +148,11 @@ class Camera:
         )
 
     @property
+    def known_intrinsics(self) -> np.ndarray | None:
+        """`intrinsics`, or None where the focal length is assumed and a depth model may predict a better one."""
+        return None if self.focal_length_px.source == "assumed" else self.intrinsics
+
+    @property
     def _lens_values(self) -> dict[str, Value]:
         names = ("f_number", "focal_length_mm", "focal_length_35mm", "sensor_width_mm", "focus_distance_m")
         return {name: getattr(self, name) for name in (*names, "focal_length_px")}

@@ -6,9 +6,8 @@ This is the one module that reads pickles, with ``weights_only=True``, so that n
 from __future__ import annotations
 
 import pickle
-import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,17 @@ from torch import Tensor
 from .errors import InputError
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_WRAPPERS = ("model", "state_dict")
+_PREFIX = "module."
 
 
 def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
     """Read the tensors of a checkpoint, whatever it wraps them in.
 
-    Safetensors and PyTorch files are told apart by their content. ``model`` or ``state_dict`` entries are unwrapped,
-    ``ema.shadow_params`` replaces the weights as the releases do, and ``module.`` is stripped from names that DDP
-    prefixed.
+    Safetensors and PyTorch files are told apart by their content. ``model`` or ``state_dict`` is unwrapped, beside
+    which trainers keep optimizer and step, and ``ema.shadow_params`` replaces the weights, as the releases do.
+    ``module.``, which DDP puts before every name, is stripped where it stands once and before every name; names that
+    are only partly or doubly wrapped come from something else than one saved model and are refused.
 
     Args:
         path: A file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
@@ -51,12 +53,13 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
         raise InputError(f"checkpoint is {str(path)!r}, a Git LFS pointer; wanted the file that it points to.")
     notes: list[str] = []
     if head[8:9] == b"{":
-        state = _read_safetensors(path)
+        state = _strip_prefix(_read_safetensors(path), notes)
     elif head.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle of protocol 2 or later
         state = _unwrap(_read_pickle(path), notes)
     else:
         raise InputError(f"checkpoint is {path.name!r}, no PyTorch or safetensors file; wanted one of them.")
-    return _strip_prefixes(state, notes), notes
+    _check_tensors(state)
+    return state, notes
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -83,21 +86,33 @@ def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"checkpoint is {path.name!r}, damaged or not complete ({reason}); download it again.")
 
 
-def _unwrap(loaded: Any, notes: list[str]) -> dict[str, Any]:
+def _unwrap(loaded: Any, notes: list[str]) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"checkpoint holds a {type(loaded).__name__}; wanted tensors under names.")
+    wrappers = [name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
+    if len(wrappers) > 1:
+        raise InputError(f"checkpoint has weights under {' and under '.join(wrappers)}; wanted one set of them.")
+    if loaded and not wrappers and not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(
+            f"checkpoint has no weights, only {_listed(loaded)}; wanted tensors under names, or those under "
+            f"{' or '.join(_WRAPPERS)}."
+        )
     state = loaded
-    for name in ("model", "state_dict"):
-        if isinstance(loaded.get(name), Mapping):
-            state = loaded[name]
-            others = sorted(str(key) for key in loaded if key != name)
-            notes.append(f"the weights stood under {name!r}" + f", beside {', '.join(others)}" * bool(others))
-            break
+    for name in wrappers:
+        state = loaded[name]
+        others = [key for key in loaded if key != name]
+        notes.append(f"the weights stood under {name!r}" + f", beside {_listed(others)}" * bool(others))
+    state = _strip_prefix(state, notes)
     shadow = loaded["ema"].get("shadow_params") if isinstance(loaded.get("ema"), Mapping) else None
     if shadow is not None:
-        state = _averaged(_bare(state), shadow)
+        state = _averaged(state, shadow)
         notes.append(f"{len(shadow)} averaged weights (ema.shadow_params) took the place of the last ones")
-    return dict(state)
+    return state
+
+
+def _listed(names: Iterable[Any], most: int = 6) -> str:
+    names = sorted(str(name) for name in names)
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def _averaged(state: dict[str, Any], shadow: Any) -> dict[str, Any]:
@@ -106,29 +121,38 @@ def _averaged(state: dict[str, Any], shadow: Any) -> dict[str, Any]:
         if len(shadow) != len(state):
             raise InputError(f"checkpoint has ema.shadow_params of {len(shadow)} tensors; wanted {len(state)}.")
         return dict(zip(state, shadow, strict=True))
-    unknown = sorted(set(_bare(shadow)) - set(state))
+    shadow = _strip_prefix(shadow, [])
+    unknown = sorted(set(shadow) - set(state))
     if unknown:
         raise InputError(f"checkpoint has ema.shadow_params for {unknown[0]}, which the model lacks.")
-    return {**state, **_bare(shadow)}
+    return {**state, **shadow}
 
 
-def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {re.sub(r"^(module\.)+", "", str(name)): value for name, value in state.items()}
+def _strip_prefix(state: Mapping[Any, Any], notes: list[str]) -> dict[str, Any]:
+    """The entries without the prefix that DDP puts before every name; InputError unless all or none have it, once."""
+    names = [str(name) for name in state]
+    prefixed = [name for name in names if name.startswith(_PREFIX)]
+    if not prefixed:
+        return dict(zip(names, state.values(), strict=True))
+    if len(prefixed) < len(names):
+        raise InputError(
+            f"checkpoint has the prefix {_PREFIX!r} before {len(prefixed)} of {len(names)} names, such as "
+            f"{prefixed[0]}; wanted it before all or before none."
+        )
+    bare = [name.removeprefix(_PREFIX) for name in names]
+    doubled = next((name for name in bare if name.startswith(_PREFIX)), None)
+    if doubled is not None:
+        raise InputError(f"checkpoint has the prefix {_PREFIX!r} twice, before {_PREFIX}{doubled}; wanted it once.")
+    notes.append(f"the prefix {_PREFIX!r} was stripped from all {len(names)} names")
+    return dict(zip(bare, state.values(), strict=True))
 
 
-def _strip_prefixes(state: Mapping[str, Any], notes: list[str]) -> dict[str, Tensor]:
-    bare = _bare(state)
-    prefixed = sum(str(name).startswith("module.") for name in state)
-    if len(bare) != len(state):
-        raise InputError("checkpoint has tensors with and without the prefix 'module.' under one name; wanted one.")
-    if prefixed:
-        notes.append(f"the prefix 'module.' was stripped from {prefixed} of {len(state)} names")
-    for name, value in bare.items():
+def _check_tensors(state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(f"checkpoint has {kind} at {name}; wanted floating-point tensors alone.")
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"checkpoint has values at {name} that are not finite; download it again.")
-    if not bare:
+    if not state:
         raise InputError("checkpoint holds no tensors; wanted a released model.")
-    return bare

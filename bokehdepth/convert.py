@@ -214,15 +214,11 @@ def convert_depth_anything(
     double_scaled_space: bool = False,
     double_scaled_backbone: bool = False,
 ) -> tuple[PreTrainedModel, ConversionReport]:
-    """Build a `BokehDepthAnythingForDepthEstimation` from the released Depth Anything V2 with DSFA.
+    """Build a `BokehDepthAnythingV2ForDepthEstimation` from the released Depth Anything V2 with DSFA.
 
     The release's ``use_sdpa`` makes its space attention scale twice, and on CUDA the backbone's attention too. Its
     README's inference leaves it off, its training configuration turns it on; the defaults here follow the former. A
     backbone scaled twice is folded into its query weights.
-
-    Position tables are interpolated by another rule than in the release (by size, not by a factor with an offset of
-    0.1), which differs by little except at 518 x 518 px, where both use the table itself:
-    `bokehdepth.released.use_released_positions` gives a loaded model the release's rule.
 
     Args:
         state: As `read_checkpoint` returns it.
@@ -239,7 +235,7 @@ def convert_depth_anything(
     """
     from transformers import Dinov2Config
 
-    from .modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
+    from .modeling_bokehdepth_dav2 import BokehDepthAnythingV2Config, BokehDepthAnythingV2ForDepthEstimation
 
     _need(state, "pretrained.cls_token", "pretrained.pos_embed", "depth_head.scratch.output_conv1.weight")
     dim = state["pretrained.cls_token"].shape[-1]
@@ -250,8 +246,8 @@ def convert_depth_anything(
         raise InputError(f"checkpoint has {count} blocks of width {dim}; wanted a DINOv2 of size S, B or L.")
     levels = sorted({int(m[1]) for name in state if (m := re.match(r"encoder_fusion\.layers\.(\d+)\.", name))})
     with torch.device("meta"):
-        model = BokehDepthAnythingForDepthEstimation(
-            BokehDepthAnythingConfig(
+        model = BokehDepthAnythingV2ForDepthEstimation(
+            BokehDepthAnythingV2Config(
                 backbone_config=Dinov2Config(
                     hidden_size=dim,
                     num_hidden_layers=count,

@@ -1,18 +1,18 @@
 """The endpoints for programs, which are the MCP tools too: a photo and numbers in, files out. No torch, no gradio.
 
-Each is a generator that yields once: its files live in a folder that is removed when the caller asks for more.
+What programs are told is their docstrings and arguments, less `new_folder`, which is the page's part.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from . import io, viewing
 from .camera import read_camera
 from .errors import InputError
+from .refocusing import plan_refocusing
 from .rendering.aperture import Aperture
 from .results import DEPTH_NAMES
 from .serving import (
@@ -28,7 +28,6 @@ from .serving import (
     open_depth,
     open_upload,
     plan_bracket,
-    write_refocused,
 )
 
 
@@ -60,7 +59,9 @@ def refocus(
     blades: int = 0,
     rotation_deg: float = 0,
     squeeze: float = 1,
-) -> Iterator[tuple]:
+    *,
+    new_folder: Callable[[], Path],
+) -> tuple:
     """Renders a photo by its depth, focused elsewhere and through another aperture. Runs on the CPU, without a model.
 
     Args:
@@ -74,6 +75,7 @@ def refocus(
         blades: 0 for a round aperture, or 3 to 32 straight blades.
         rotation_deg: turns the aperture, degrees.
         squeeze: height over width of the blur; 2 is anamorphic.
+        new_folder: makes an empty folder for the files of one result.
 
     Returns:
         The picture as PNG at the photo's size; focus distance in metres and bokeh strength.
@@ -81,7 +83,7 @@ def refocus(
     if (x_px is None) != (y_px is None):
         raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
     opened, values = open_upload(photo), open_depth(depth).depth_m
-    done = viewing.refocus(
+    plan = plan_refocusing(
         opened,
         values,
         focus_distance_m=focus_distance_m,
@@ -90,9 +92,8 @@ def refocus(
         f_number=f_number,
         aperture=Aperture(blades, rotation_deg, squeeze),
     )
-    with tempfile.TemporaryDirectory(prefix="bokehdepth-") as folder:
-        lens = {"focus_distance_m": done.focus_distance_m, "bokeh_strength": done.bokeh_strength}
-        yield write_refocused(folder, done), lens
+    lens = {"focus_distance_m": plan.focus_distance_m, "bokeh_strength": plan.bokeh_strength}
+    return str(plan.save(new_folder(), plan.render())), lens
 
 
 def model_endpoints(
@@ -119,7 +120,9 @@ def model_endpoints(
         focus_distance_m: float | None = None,
         steps: int | None = None,
         seed: int = 0,
-    ) -> Iterator[tuple]:
+        *,
+        new_folder: Callable[[], Path],
+    ) -> tuple:
         """Makes blurred versions of a photo, as lenses with wider apertures would have taken it.
 
         Args:
@@ -130,6 +133,7 @@ def model_endpoints(
             focus_distance_m: in metres; empty takes the photo's.
             steps: of denoising; empty takes what suits the model.
             seed: of the noise; the same seed repeats the result.
+            new_folder: makes an empty folder for the files of one result.
 
         Returns:
             The frames as PNG at the photo's size, least blur first; the run record as JSON.
@@ -146,12 +150,11 @@ def model_endpoints(
         start_s = time.perf_counter()
         images = make_stack(opened.image, values, steps, int(seed))
         timings_s = {"stack": time.perf_counter() - start_s}
-        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as scratch:
-            folder = Path(scratch) / "result"
-            arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
-            rest = {"images": images, "arguments": arguments, "seed": int(seed), "timings_s": timings_s}
-            write(folder, opened, camera, values, **rest)
-            yield [str(folder / io.bokeh_file_name(k)) for k in values], str(folder / "run.json")
+        folder = new_folder() / "result"
+        arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
+        rest = {"images": images, "arguments": arguments, "seed": int(seed), "timings_s": timings_s}
+        write(folder, opened, camera, values, **rest)
+        return [str(folder / io.bokeh_file_name(k)) for k in values], str(folder / "run.json")
 
     def estimate_depth(
         photo: str | None,
@@ -161,7 +164,9 @@ def model_endpoints(
         focal_length_35mm: float | None = None,
         focus_distance_m: float | None = None,
         method: str = NETWORK,
-    ) -> Iterator[tuple]:
+        *,
+        new_folder: Callable[[], Path],
+    ) -> tuple:
         """Reads depth in metres from a photo and from blurred frames of it, generated or taken with wider apertures.
 
         Args:
@@ -172,18 +177,18 @@ def model_endpoints(
             focal_length_35mm: 35 mm equivalent focal length in mm; empty takes the photo's.
             focus_distance_m: in metres; empty takes the photo's.
             method: "Network", or "Measured blur" for a real bracket in which everything lies behind the focus.
+            new_folder: makes an empty folder for the files of one result.
 
         Returns:
             Depth as NPZ (depth_m, focal_length_px, bokeh_strengths); as 16-bit PNG with its scale; as a picture with a
             legend in metres; a sentence on its ends.
         """
         lens = {"focal_length_35mm": focal_length_35mm, "focus_distance_m": focus_distance_m}
-        with tempfile.TemporaryDirectory(prefix="bokehdepth-") as scratch:
-            folder = Path(scratch) / "result"
-            opened, job = plan_bracket(photo, folder, frames or (), method, f_numbers, bokeh_strengths, **lens)
-            run_bracket(job, {"photo": opened.path.name, "method": method})
-            npz, png, legend = (folder / name for name in DEPTH_NAMES)
-            depth = io.load_depth_npz(npz)
-            yield str(npz), str(png), str(legend), viewing.describe_depth(depth.depth_m, depth.focal_length_px)
+        folder = new_folder() / "result"
+        opened, job = plan_bracket(photo, folder, frames or (), method, f_numbers, bokeh_strengths, **lens)
+        run_bracket(job, {"photo": opened.path.name, "method": method})
+        npz, png, legend = (folder / name for name in DEPTH_NAMES)
+        depth = io.load_depth_npz(npz)
+        return str(npz), str(png), str(legend), viewing.describe_depth(depth.depth_m, depth.focal_length_px)
 
     return generate_bokeh_stack, estimate_depth

@@ -60,7 +60,7 @@ def load_pipeline(
         model: as in `resolve_model`.
         device: where it runs.
         dtype: of all weights; None is float32 on the CPU and bfloat16 elsewhere.
-        revision: of a Hub repository.
+        revision: of a Hub repository; of "released", see `released_files.parse_revisions`.
         with_base: fetch a base that has a repository of its own; depth needs none.
 
     Raises:
@@ -74,11 +74,11 @@ def load_pipeline(
     source = resolve_model(model)
     if source == RELEASED:
         from .released import load_released
+        from .released_files import parse_revisions
 
-        if revision is not None:
-            raise InputError(f"revision is {revision!r}; wanted none, since 'released' takes several repositories.")
+        revisions = None if revision is None else parse_revisions(revision)
         try:
-            return load_released(device=device, dtype=dtype, with_base=with_base)
+            return load_released(device=device, dtype=dtype, revisions=revisions, with_base=with_base)
         except HubError as error:
             raise InputError(str(error)) from error
     device = torch.device(device)
@@ -94,21 +94,24 @@ def load_pipeline(
     return pipeline.to(device)
 
 
-def weights_record(model: str | Path, revision: str | None = None) -> dict[str, dict[str, str | None]]:
+def weights_record(
+    model: str | Path, revision: str | None = None, with_base: bool = True
+) -> dict[str, dict[str, str | None]]:
     """Names the weights for a run record.
 
     Args:
         model: as in `resolve_model`.
-        revision: that was asked for, of a Hub repository.
+        revision: that was asked for, as in `load_pipeline`.
+        with_base: that was asked for, of "released".
 
     Returns:
         `{"pipeline": {"id", "revision"}}`: of a repository its name, and its commit where the cache tells it; of
         local weights the folder's last name, since records are shared, and a checksum of all their safetensors files,
-        or None where these are above 1 GiB.
+        or None where these are above 1 GiB. Of "released" the same for `base`, `adapter` and `depth`.
     """
     source = resolve_model(model)
     if source == RELEASED:
-        return _released_record()
+        return _released_record(revision, with_base)
     if not Path(source).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
@@ -126,15 +129,20 @@ def weights_record(model: str | Path, revision: str | None = None) -> dict[str, 
     return {"pipeline": {"id": name, "revision": f"sha256:{digest.hexdigest()}"}}
 
 
-def _released_record() -> dict[str, dict[str, str | None]]:
+def _released_record(revision: str | None, with_base: bool) -> dict[str, dict[str, str | None]]:
     """Repository and cached commit of each released part."""
     from huggingface_hub import try_to_load_from_cache
 
-    from .released import ADAPTER, BASE_MODEL, DEPTH_MODELS, Source
+    from .released_files import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
 
-    parts = {"base": Source(BASE_MODEL, "model_index.json"), "adapter": ADAPTER, "depth": DEPTH_MODELS["unidepth"]}
+    wanted = {**REVISIONS, **({} if revision is None else parse_revisions(revision))}
+    parts = {"base": Source(BASE_MODEL, BASE_CONFIG), "adapter": ADAPTER} if with_base else {}
     record = {}
-    for name, source in parts.items():
-        path = try_to_load_from_cache(source.repo_id, source.filename)
-        record[name] = {"id": source.repo_id, "revision": Path(path).parent.name if isinstance(path, str) else None}
+    for name, source in {**parts, "depth": DEPTH_MODELS["unidepth"]}.items():
+        asked = wanted[source.repo_id]
+        path = try_to_load_from_cache(source.repo_id, source.filename, revision=asked)
+        commit = asked
+        if isinstance(path, str):
+            commit = Path(path).parents[source.filename.count("/")].name
+        record[name] = {"id": source.repo_id, "revision": commit}
     return record

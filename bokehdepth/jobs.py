@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .apertures import strengths_from_f_numbers
+from .apertures import lens_assumptions, strengths_from_f_numbers
 from .camera import Camera, read_camera
 from .errors import InputError
 from .imaging import Photo, open_photo
@@ -98,7 +98,7 @@ class Job:
     @property
     def assumptions(self) -> list[str]:
         """Sentences on what was assumed, without the f-number of the exposure, on which no result depends."""
-        return [sentence for sentence in self.camera.assumptions() if not sentence.startswith("f_number ")]
+        return lens_assumptions(self.camera)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +170,7 @@ def plan_job(
     frame_paths: Sequence[Path | str] = (),
     focal_length_mm: float | None = None,
     focal_length_35mm: float | None = None,
+    sensor_width_mm: float | None = None,
     focus_distance_m: float | None = None,
     record_name: str = "run.json",
     overwrite: bool = False,
@@ -190,6 +191,7 @@ def plan_job(
         frame_paths: frames that the caller brings, for depth without a generated stack.
         focal_length_mm: true focal length in mm, in place of EXIF's.
         focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
+        sensor_width_mm: sensor width in mm along the upright photo, in place of EXIF's.
         focus_distance_m: focus distance in metres, in place of EXIF's.
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.
@@ -228,6 +230,7 @@ def plan_job(
         photo,
         focal_length_mm=focal_length_mm,
         focal_length_35mm=focal_length_35mm,
+        sensor_width_mm=sensor_width_mm,
         focus_distance_m=focus_distance_m,
     )
     paths = tuple(map(Path, frame_paths))
@@ -393,7 +396,7 @@ def run_job(
             photo.image,
             stack=frames or None,
             bokeh_strengths=job.bokeh_strengths or None,
-            intrinsics=job.camera.intrinsics,
+            intrinsics=job.camera.known_intrinsics,
         ).depth_m
         timings["depth"] = round(time.perf_counter() - started, 3)
     files = write_results(
@@ -424,7 +427,7 @@ def _depth_from_sweep(
 
     rough_m = None
     if job.sweep.side == "model":
-        rough_m = pipeline.estimate_depth(photo, intrinsics=job.camera.intrinsics).depth_m
+        rough_m = pipeline.estimate_depth(photo, intrinsics=job.camera.known_intrinsics).depth_m
     sharp, *others = (np.asarray(image, dtype=np.float32) / 255 for image in (photo, *frames))
     measured = depth_from_sweep(
         sharp,

@@ -5,13 +5,13 @@ The file stands alone, since a Hub repository carries it verbatim.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import inspect
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,10 +29,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-_PIPELINE_NAMES = ("pipeline_bokehdepth", "processing_bokehdepth", "loading_bokehdepth")
+_PIPELINE_NAMES = ("pipeline_bokehdepth", "sampling_bokehdepth", "processing_bokehdepth", "loading_bokehdepth")
 """The pipeline's code, of which the first file imports the others."""
 
-_EXPORTS = ("BokehDepthPipeline", "BokehDepthOutput", "HubLoading")
+_EXPORTS = ("BokehDepthPipeline", "PhotoMemory", "BokehDepthOutput", "HubLoading")
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 _SUFFIX = re.compile(r"_[0-9a-f]{8}$")
 
@@ -148,6 +148,58 @@ def plain_name(module: str) -> str:
     return _SUFFIX.sub("", module)
 
 
+def _needed(source: Path) -> list[Path]:
+    """A file of code behind the files beside it that it imports, directly or through another one."""
+    found: list[Path] = []
+    for name in _RELATIVE_IMPORT.findall(source.read_text(encoding="utf-8")):
+        found += [path for path in _needed(source.with_name(f"{name}.py")) if path not in found]
+    return [*found, source]
+
+
+def joined_source(source: Path) -> str:
+    """The code of a file and of those beside it that it imports, as one file.
+
+    diffusers fetches one file for each component of a pipeline, and not the files that this one imports.
+
+    Args:
+        source: file whose relative imports all stand at its top and rename nothing.
+
+    Returns:
+        The file as it is where it imports none; else the docstring, every import of a library, then the definitions.
+
+    Raises:
+        ValueError: two of the files define the same name, or a name is imported under another one.
+    """
+    files = _needed(source)
+    if len(files) == 1:
+        return source.read_text(encoding="utf-8")
+    imports: dict[str, str] = {}
+    bodies, defined, docstring = [], {}, ""
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for index, node in enumerate(ast.parse(text).body):
+            span = slice(node.lineno - 1, node.end_lineno)
+            is_docstring = index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if is_docstring:
+                docstring = "\n".join(lines[span])
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                if not getattr(node, "level", 0):
+                    imports.setdefault(ast.unparse(node), "\n".join(lines[span]))
+                elif any(alias.asname for alias in node.names):
+                    raise ValueError(f"{path.name} imports {ast.unparse(node)}; wanted names as they are.")
+            else:
+                targets = node.targets if isinstance(node, ast.Assign) else [node]
+                for name in {getattr(target, "id", getattr(target, "name", None)) for target in targets} - {None}:
+                    if name in defined:
+                        raise ValueError(f"{path.name} and {defined[name]} both define {name}; wanted one of them.")
+                    defined[name] = path.name
+                continue
+            lines[span] = [""] * len(lines[span])
+        bodies.append("\n".join(lines).strip("\n"))
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(imports.values()), *bodies]) + "\n"
+
+
 def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path], unique: bool = False) -> str:
     """Writes the code that a folder needs to load by itself: at its root, and beside the weights of each component.
 
@@ -169,8 +221,10 @@ def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path],
     suffix = old
     if unique:
         digest = hashlib.sha256()
-        for path in [*sources, *sorted(set(components.values()))]:
+        for path in sources:
             digest.update(path.read_bytes())
+        for source in sorted(set(components.values())):
+            digest.update(joined_source(source).encode())
         suffix = f"_{digest.hexdigest()[:8]}"
     for name, source in zip(_PIPELINE_NAMES, sources, strict=True):
         text = source.read_text(encoding="utf-8")
@@ -180,13 +234,13 @@ def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path],
     exports = zip(_PIPELINE_NAMES, _EXPORTS, strict=True)
     (folder / "pipeline.py").write_text("".join(f"from .{name}{suffix} import {what}\n" for name, what in exports))
     for component, source in components.items():
+        text = joined_source(source)
+        for path in _needed(source)[:-1]:  # transformers has saved them beside the weights
+            (folder / component / path.name).unlink(missing_ok=True)
         # transformers' classes find the plain name, in a module of their own for each repository and commit.
         for name in {source.stem, f"{plain_name(source.stem)}{suffix}" if unique else source.stem}:
-            shutil.copyfile(source, folder / f"{name}.py")
-            shutil.copyfile(source, folder / component / f"{name}.py")
-        for needed in _RELATIVE_IMPORT.findall(source.read_text(encoding="utf-8")):
             for place in (folder, folder / component):
-                shutil.copyfile(source.with_name(f"{needed}.py"), place / f"{needed}.py")
+                (place / f"{name}.py").write_text(text, encoding="utf-8")
     return suffix
 
 
@@ -264,10 +318,12 @@ class HubLoading:
             **kwargs: as in diffusers.
 
         Raises:
-            ValueError: push_to_hub is True.
+            ValueError: push_to_hub is True, or weights were dropped by `bokehdepth.acceleration.bake_modulation`.
         """
         if push_to_hub:
             raise ValueError("push_to_hub is True; wanted False, then `bokehdepth publish` on the saved folder.")
+        if getattr(getattr(self.transformer, "time_text_embed", None), "is_baked", False):
+            raise ValueError("transformer has its modulation baked; wanted restore_modulation() before saving.")
         attached = self.bokeh_adapter is not None and self.bokeh_adapter.transformer is not None
         with self.bokeh_adapter.detached() if attached else nullcontext():
             super().save_pretrained(save_directory, **kwargs)

@@ -10,6 +10,8 @@ stream      a few layers are on the device at a time
 =========== ===========================================================================================
 
 Sizes of FLUX.1-Kontext in bfloat16: transformer 23.8 GB, T5 9.5 GB. Working memory is an estimate, not a measurement.
+No plan bakes the modulation, which would leave 17.3 GB (`baked_bytes`): the released weights read another prompt for
+every K, and `acceleration.bake_modulation` holds for one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .acceleration import modulation_layers
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ _ALWAYS_RESIDENT = ("bokeh_adapter",)
 _REFERENCE_AREA_PX = 512 * 512
 _WORKING_BASE_BYTES = 1_400_000_000
 _WORKING_FRAME_BYTES = 450_000_000
+_FLOAT8_SHARE = 0.64  # of the transformer: diffusers leaves its AdaLN layers, 27 % of the weights, as they are
 _STREAM_SHARE = 1 / 20  # of the largest part: a double block and the one that is loaded ahead, of 57 blocks
 
 
@@ -53,6 +57,16 @@ def module_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers, each tensor once; the meta device has sizes too."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def baked_bytes(transformer: nn.Module) -> int:
+    """Bytes that `acceleration.bake_modulation` leaves of a FLUX transformer, but for its tables of a few MB.
+
+    Args:
+        transformer: Not baked; one on the meta device has sizes too.
+    """
+    removed = [transformer.time_text_embed, *(layer.linear for layer in modulation_layers(transformer).values())]
+    return module_bytes(transformer) - sum(module_bytes(module) for module in removed)
 
 
 def working_bytes(area_px: int, frames: int) -> int:
@@ -99,12 +113,12 @@ def needed_bytes(sizes: Mapping[str, int], working: int) -> dict[str, int]:
     """
     resident = sum(sizes.get(name, 0) for name in _ALWAYS_RESIDENT)
     moved = {name: size for name, size in sizes.items() if name not in _ALWAYS_RESIDENT}
-    halved = {name: size // 2 if name == "transformer" else size for name, size in moved.items()}
+    narrowed = {name: round(_FLOAT8_SHARE * size) if name == "transformer" else size for name, size in moved.items()}
     largest = max(moved.values(), default=0)
     return {
         "resident": resident + sum(moved.values()) + working,
         "offload": resident + largest + working,
-        "float8": resident + max(halved.values(), default=0) + working,
+        "float8": resident + max(narrowed.values(), default=0) + working,
         "stream": resident + round(_STREAM_SHARE * largest) + working,
     }
 

@@ -63,6 +63,7 @@ class BokehAttnProcessor(nn.Module):
         query_key_lora: whether queries and keys are changed.
         null_token: whether a learned key with value zero stands beside the context tokens.
         rotary_query: whether the branch asks with the rotated query, as Eq. 3 writes it.
+        index: position among the adapter's blocks, L of them, in arguments that hold something for each block.
     """
 
     _attention_backend = None
@@ -79,9 +80,11 @@ class BokehAttnProcessor(nn.Module):
         query_key_lora: bool = True,
         null_token: bool = False,
         rotary_query: bool = True,
+        index: int = 0,
     ) -> None:
         super().__init__()
         self.rotary_query = rotary_query
+        self.index = index
         self.merged = False
         self.to_k_bokeh = self.to_v_bokeh = self.to_q_lora = self.to_k_lora = None
         if attention_branch:
@@ -106,6 +109,11 @@ class BokehAttnProcessor(nn.Module):
         bokeh_scale: float = 1.0,
         reference_tokens: int = 0,
         pivot_rows: torch.Tensor | None = None,
+        bokeh_values: torch.Tensor | None = None,
+        reference_keys: torch.Tensor | None = None,
+        reference_values: torch.Tensor | None = None,
+        record: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        record_tokens: int = 0,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attends over text, noisy and reference tokens.
 
@@ -121,11 +129,18 @@ class BokehAttnProcessor(nn.Module):
                 attend to everything. 0 masks nothing.
             pivot_rows: (B,) index of the sample whose keys and values a sample attends to beside its own (grounded
                 generation, Sec. 8.2), single blocks only; a sample that names itself attends as ever.
+            bokeh_values: (L, B, 1, D) from `constant_branch`, in place of what a constant branch would compute.
+            reference_keys: (L, B or 1, N_ref, heads, head_dim) keys of a photo's tokens, rotated, that all tokens
+                attend to beside their own.
+            reference_values: their values.
+            record: list that gets the rotated keys and the values (B, record_tokens, heads, head_dim) of this block;
+                the low-rank change then applies without a K too.
+            record_tokens: that many last tokens are recorded.
 
         Returns:
             (B, N, D), and for a double block also the text part (B, N_text, D).
         """
-        conditioned = bokeh_embeds is not None
+        conditioned = bokeh_embeds is not None or bokeh_values is not None
         text_projections: tuple[torch.Tensor, ...] | None = None
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -139,7 +154,7 @@ class BokehAttnProcessor(nn.Module):
                     attn.add_k_proj(encoder_hidden_states),
                     attn.add_v_proj(encoder_hidden_states),
                 )
-        if conditioned and self.to_q_lora is not None and not self.merged:
+        if (conditioned or record is not None) and self.to_q_lora is not None and not self.merged:
             query = query + self.to_q_lora(query)
             key = key + self.to_k_lora(key)
 
@@ -157,6 +172,11 @@ class BokehAttnProcessor(nn.Module):
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         if self.rotary_query:
             branch_query = query
+        if record is not None:
+            record.append((key[:, -record_tokens:], value[:, -record_tokens:]))
+        if reference_keys is not None:
+            kept = (x[self.index].expand(key.shape[0], -1, -1, -1) for x in (reference_keys, reference_values))
+            key, value = (torch.cat([own, other], dim=1) for own, other in zip((key, value), kept, strict=True))
 
         if pivot_rows is not None and encoder_hidden_states is None:
             attended = self._grounded(query, key, value, attention_mask, pivot_rows)
@@ -166,7 +186,8 @@ class BokehAttnProcessor(nn.Module):
             attended = self._attend(query, key, value, attention_mask)
         attended = attended.flatten(2, 3).to(query.dtype)  # (B, N_text + N, D)
         if conditioned and self.to_v_bokeh is not None:
-            branch = bokeh_scale * self._branch(branch_query, bokeh_embeds).to(attended.dtype)
+            branch = self._branch(branch_query, bokeh_embeds) if bokeh_values is None else bokeh_values[self.index]
+            branch = bokeh_scale * branch.to(attended.dtype)
             if reference_tokens:
                 branch = branch.expand_as(attended).clone()
                 branch[:, -reference_tokens:] = 0
@@ -270,6 +291,9 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         prompt_length: tokens of the shipped prompt embedding; 0 where none is shipped.
         reference_attention: "full", as the base was pretrained, or "causal": reference tokens attend only among
             themselves and do not see K through the branch, so they are the same for every K.
+        reference_timestep: noise level in [0, 1] that AdaLN tells causal reference tokens, with the prompt unshifted
+            by K: keys and values of the photo are then the same at every step and for every K, so they are
+            computed once. None tells them what it tells the noisy tokens.
     """
 
     _supports_gradient_checkpointing = False
@@ -298,6 +322,7 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         pooled_projection_dim: int = 768,
         prompt_length: int = 0,
         reference_attention: str = "full",
+        reference_timestep: float | None = None,
     ) -> None:
         super().__init__()
         total = num_double_blocks + num_single_blocks
@@ -313,6 +338,11 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         if reference_attention == "causal" and len(indices) != total:
             # Blocks without our processor would go on mixing K into the reference tokens.
             raise ValueError(f"block_indices is {block_indices}; wanted all blocks with causal reference_attention.")
+        if reference_timestep is not None and not (reference_attention == "causal" and 0 <= reference_timestep <= 1):
+            raise ValueError(
+                f"reference_timestep is {reference_timestep} with {reference_attention} reference_attention; wanted "
+                "None, or 0 to 1 with causal reference_attention."
+            )
         if not (attention_conditioning or modulation_conditioning):
             raise ValueError("attention_conditioning and modulation_conditioning are both off; wanted at least one.")
 
@@ -338,8 +368,9 @@ class BokehAdapter(ModelMixin, ConfigMixin):
                     query_key_lora=query_key_lora,
                     null_token=null_token,
                     rotary_query=rotary_query,
+                    index=position,
                 )
-                for index in sorted(indices)
+                for position, index in enumerate(sorted(indices))
             }
         )
         prompt = torch.zeros(prompt_length, joint_attention_dim) if prompt_length else None
@@ -379,7 +410,7 @@ class BokehAdapter(ModelMixin, ConfigMixin):
 
         Returns:
             `bokeh_embeds` (B, T, C) = MLP(K / max_bokeh_strength), `bokeh_scale`, and of an adapter with causal
-            reference attention `reference_tokens`.
+            reference attention `reference_tokens`, unless these were encoded apart.
 
         Raises:
             ValueError: where K is not a finite number within the trained range, or causal reference attention is not
@@ -391,11 +422,22 @@ class BokehAdapter(ModelMixin, ConfigMixin):
             "bokeh_embeds": embeds,
             "bokeh_scale": self.config.bokeh_scale if bokeh_scale is None else bokeh_scale,
         }
-        if self.config.reference_attention == "causal":
+        if self.config.reference_timestep is not None:
+            if reference_tokens:
+                raise ValueError(f"reference_tokens is {reference_tokens}; wanted 0, since they have their own pass.")
+        elif self.config.reference_attention == "causal":
             if reference_tokens is None:
                 raise ValueError("reference_tokens is None; wanted their number, since reference_attention is causal.")
             condition["reference_tokens"] = reference_tokens
         return condition
+
+    def constant_branch(self, condition: dict[str, Any]) -> dict[str, Any]:
+        """The condition with `bokeh_values` of all blocks, where the branch depends on K alone, so computed once."""
+        processors = list(self.blocks.values())
+        if self.config.num_tokens != 1 or processors[0].to_v_bokeh is None or processors[0].null_key is not None:
+            return condition
+        values = torch.stack([processor.to_v_bokeh(condition["bokeh_embeds"]) for processor in processors])
+        return {key: value for key, value in condition.items() if key != "bokeh_embeds"} | {"bokeh_values": values}
 
     def modulate(
         self, pooled_projections: torch.Tensor, bokeh_strengths: Sequence[float] | torch.Tensor

@@ -41,7 +41,6 @@ class _FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
         return self.fc2(fn.gelu(self.fc1(x)))
 
 
@@ -50,19 +49,14 @@ class _SpaceAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, scale: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.scale = scale
+        self.num_heads, self.scale = num_heads, scale
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Attend over [K token; patches].
+        """Attend over [K token; patches] (S, 1 + N, D), one row per frame, normalised.
 
-        Args:
-            sequence: normalised tokens (S, 1 + N, D), one row per frame.
-
-        Returns:
-            The update of the patch tokens (S, N, D). The K token is not queried: Eq. 7 drops it.
+        Returns the update of the patch tokens (S, N, D). The K token is not queried: Eq. 7 drops it.
         """
         q, k, v = self.qkv(sequence).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = fn.scaled_dot_product_attention(q[:, :, 1:], k, v, scale=self.scale)
@@ -78,20 +72,14 @@ class _FocusAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5
+        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
         self.qkv = _PackedLinear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Attend over the frame axis.
+        """Attend over the frame axis of normalised tokens (B, F, N, D).
 
-        Args:
-            tokens: normalised tokens (B, F, N, D).
-            bias: additive bias of the logits (B, Q, F); its ``Q`` first frames are queried.
-
-        Returns:
-            The update of the queried frames (B, Q, N, D).
+        The ``Q`` first frames are queried, with a ``bias`` of the logits (B, Q, F). Returns their update (B, Q, N, D).
         """
         queries, dim = bias.shape[1], tokens.shape[-1]
         if queries == tokens.shape[1]:
@@ -114,10 +102,7 @@ class FocusMeasureEmbedding(nn.Module):
     """Explicit focus cue: log local-gradient energy of the pixels, mapped to token width.
 
     The paper has no such part. A large pretrained encoder reads blur from its patches; a small net trained
-    from scratch for a short time did not learn to use a stack without this cue.
-
-    Args:
-        dim: token width ``D``.
+    from scratch for a short time did not learn to use a stack without this cue. ``dim`` is the token width ``D``.
     """
 
     num_measures = 4 * len(_MEASURE_SCALES_PX)
@@ -155,9 +140,8 @@ class FocusMeasureEmbedding(nn.Module):
             gradient_y = column[:, :, step_px:] - column[:, :, :-step_px]
             energy = fn.avg_pool2d(gradient_x.square() + gradient_y.square(), cell_px, stride=cell_px)
             measures.append(0.25 * torch.log1p(energy / _MEASURE_FLOOR))
-        # (B*F, scales, 2h, 2w) -> (B*F, scales * 4, h, w) -> (B, F, N, 12)
         cells = fn.pixel_unshuffle(torch.cat(measures, dim=1), 2)
-        return cells.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        return cells.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B*F, 12, h, w) to (B, F, N, 12)
 
     def forward(self, measures: Tensor) -> Tensor:
         """Map measures (..., 12) to (..., D)."""
@@ -228,10 +212,8 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         self.focus_bias_slope_init = float(focus_bias_slope)
         self.bokeh_strength_scale = float(bokeh_strength_scale)
         self.use_space, self.use_focus, self.use_bokeh = use_space, use_focus, use_bokeh
-        self.use_film = use_film and use_focus
-        self.focus_measure = focus_measure and use_focus
+        self.use_film, self.focus_measure = use_film and use_focus, focus_measure and use_focus
         hidden = int(dim * mlp_ratio)
-
         if self.use_space or self.use_film:
             self.k_embed = nn.Sequential(nn.Linear(1, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim))
         if use_space:
@@ -311,7 +293,6 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         x = tokens[:, :visible]
         strengths = bokeh_strengths[:, :visible].to(x.device, torch.promote_types(x.dtype, torch.float32))
         strengths = strengths / self.bokeh_strength_scale
-
         if self.use_space or self.use_film:
             k_tokens = self.k_embed(strengths.unsqueeze(-1).to(self.k_embed[0].weight.dtype))  # Eq. 6, (B, F, D)
         if self.use_space:
@@ -367,16 +348,16 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Starting value of DSFA's LayerScale; at 0 a fresh model equals Depth Anything to the last bit.
     bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0):
         Divisor of K inside the network, and the largest K that `forward` accepts.
-    dsfa_focus_bias_slope (`float`, *optional*, defaults to 1.0):
-        (Starting) slope of the focus attention's bias.
-    dsfa_learn_focus_bias (`bool`, *optional*, defaults to `True`):
-        Whether that slope is learned.
+    dsfa_focus_bias_slope (`float`, *optional*, defaults to 1.0), dsfa_learn_focus_bias (`bool`, defaults to `True`):
+        Slope of the focus attention's bias, and whether it is learned from there on.
     use_space, use_focus, use_film, use_bokeh (`bool`, *optional*, default to `True`):
         The ablations of the paper's Table 4, see `DividedSpaceFocusAttention`.
     focus_measure (`bool`, *optional*, defaults to `False`):
         Whether the focus attention also sees explicit sharpness measures of the pixels.
     space_attention_scale (`float`, *optional*):
         Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
+    stack_scale (`float`, *optional*, defaults to 1.0):
+        Side at which stack frames are encoded over the reference's; below 1 faster, and an approximation.
     """
 
     model_type = "bokehdepth_depth_anything"
@@ -395,13 +376,10 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
     use_bokeh: bool = True
     focus_measure: bool = False
     space_attention_scale: float | int | None = None
+    stack_scale: float | int = 1.0
 
     def validate_dsfa(self) -> None:
-        """Refuse DSFA fields that cannot be built; part of the `@strict` validation.
-
-        Raises:
-            ValueError: with the name of the field, its value and what was wanted.
-        """
+        """Refuse DSFA fields that cannot be built, by a ValueError; part of the `@strict` validation."""
         levels, count = list(self.dsfa_levels), len(self.neck_hidden_sizes)
         if not levels or len(set(levels)) != len(levels) or not all(0 <= level < count for level in levels):
             raise ValueError(f"dsfa_levels is {levels}; wanted different feature-map indices from 0 to {count - 1}.")
@@ -409,6 +387,8 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; wanted a positive number.")
+        if not 0 < self.stack_scale <= 1:
+            raise ValueError(f"stack_scale is {self.stack_scale}; wanted a number above 0 and up to 1.")
         if not isinstance(self.patch_size, int):
             raise ValueError(f"patch_size is {self.patch_size}; wanted one integer, as the depth head is built for.")
         if self.focus_measure and self.patch_size % 2:
@@ -430,25 +410,11 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
 
     def __init__(self, config: BokehDepthAnythingConfig) -> None:
         super().__init__(config)
+        sizes, settings = (config.reassemble_hidden_size, config.dsfa_num_heads, config.dsfa_mlp_ratio), {}
+        for name in DividedSpaceFocusAttention.__init__.__kwdefaults__:
+            settings[name] = getattr(config, f"dsfa_{name}" if hasattr(config, f"dsfa_{name}") else name)
         self.dsfa = nn.ModuleDict(
-            {
-                str(level): DividedSpaceFocusAttention(
-                    config.reassemble_hidden_size,
-                    config.dsfa_num_heads,
-                    config.dsfa_mlp_ratio,
-                    layerscale_init=config.dsfa_layerscale_init,
-                    bokeh_strength_scale=config.bokeh_strength_scale,
-                    focus_bias_slope=config.dsfa_focus_bias_slope,
-                    learn_focus_bias=config.dsfa_learn_focus_bias,
-                    use_space=config.use_space,
-                    use_focus=config.use_focus,
-                    use_film=config.use_film,
-                    use_bokeh=config.use_bokeh,
-                    focus_measure=config.focus_measure,
-                    space_attention_scale=config.space_attention_scale,
-                )
-                for level in config.dsfa_levels
-            }
+            {str(level): DividedSpaceFocusAttention(*sizes, **settings) for level in config.dsfa_levels}
         )
         self.post_init()
 
@@ -461,14 +427,11 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
     def from_base(
         cls, model: DepthAnythingForDepthEstimation, **config_overrides: Any
     ) -> "BokehDepthAnythingForDepthEstimation":
-        """Put fresh DSFA blocks into a loaded Depth Anything model.
+        """Put fresh DSFA blocks into a loaded Depth Anything model, which keeps its device, dtype and mode.
 
         Args:
             model: the base model. Its backbone, neck and head are shared, not copied: training the result trains them.
             config_overrides: fields of `BokehDepthAnythingConfig`.
-
-        Returns:
-            The new model, on the base's device, in its dtype and in its train/eval mode.
 
         Raises:
             ValueError: if ``model`` is no Depth Anything model or an override is no field of the configuration.
@@ -515,7 +478,7 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
                 any order; wanted exactly with 5-D ``pixel_values``. On the CPU its check waits for no device.
             labels: not supported, as in the base class.
             output_attentions: as in the base class; with a stack, of the reference frame.
-            output_hidden_states: as in the base class; with a stack, of the reference frame.
+            output_hidden_states: likewise.
             return_dict: False returns a tuple.
 
         Returns:
@@ -535,12 +498,10 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
             raise NotImplementedError("labels is given; wanted None, since the loss belongs to the training script.")
         return_dict = self.config.return_dict if return_dict is None else return_dict
         options = {key: getattr(self.config, key) if value is None else value for key, value in options.items()}
-
-        batch, frames, _, height_px, width_px = pixel_values.shape
+        frames, _, height_px, width_px = pixel_values.shape[1:]
         encoded = frames if self.config.use_bokeh else 1
         pixel_values = pixel_values[:, :encoded]
-        features = self.backbone.forward_with_filtered_kwargs(pixel_values.flatten(0, 1), **options)  # Eq. 4
-        maps = [feature.unflatten(0, (batch, encoded)) for feature in features.feature_maps]
+        features, maps = self._encode(pixel_values, 1, options)
         measures = None
         if self.config.focus_measure and self.config.use_focus:
             measures = FocusMeasureEmbedding.measure(pixel_values, self.config.patch_size)
@@ -550,15 +511,54 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
             tokens = maps[int(level)].expand(-1, frames, -1, -1)
             refined = block(tokens[:, :, 1:], bokeh_strengths, measures, True)
             fused[int(level)] = torch.cat([tokens[:, 0, :1], refined[:, 0]], dim=1)  # the class token as it was
-
         grid = (height_px // self.config.patch_size, width_px // self.config.patch_size)
         predicted_depth = self.head(self.neck(fused, *grid), *grid)
         output = DepthEstimatorOutput(predicted_depth=predicted_depth)
         if options["output_hidden_states"]:
-            output.hidden_states = tuple(state[::encoded] for state in features.hidden_states)
+            output.hidden_states = tuple(state[:: len(state) // len(pixel_values)] for state in features.hidden_states)
         if options["output_attentions"]:
-            output.attentions = tuple(weights[::encoded] for weights in features.attentions)
+            output.attentions = tuple(rows[:: len(rows) // len(pixel_values)] for rows in features.attentions)
         return output if return_dict else output.to_tuple()
+
+    def _encode(self, frames: Tensor, kept: int, options: dict[str, bool]) -> tuple[Any, list[Tensor]]:
+        """Eq. 4: the backbone's output where it ran as a whole, and its maps (B, F, 1 + N, D).
+
+        After the last fused map only the ``kept`` first frames go on; stack frames are smaller by ``stack_scale``.
+        """
+        if kept and self.config.stack_scale != 1 and frames.shape[1] > 1:
+            features, maps = self._encode(frames[:, :1], 1, options)
+            for level, tokens in self._encode_small(frames[:, 1:]).items():
+                maps[level] = torch.cat([maps[level], tokens], dim=1)
+            return features, maps
+        backbone, last, shape = self.backbone, max(map(int, self.dsfa)), frames.shape[:2]
+        divisible = hasattr(backbone, "encoder") and hasattr(backbone, "layernorm") and not any(options.values())
+        if not divisible or kept == shape[1] or last == len(backbone.out_features) - 1:
+            features = backbone.forward_with_filtered_kwargs(frames.flatten(0, 1), **options)
+            return features, [feature.unflatten(0, shape) for feature in features.feature_maps]
+        maps, hidden = [], backbone.embeddings(frames.flatten(0, 1))
+        for name, layer in zip(backbone.stage_names, [nn.Identity(), *backbone.encoder.layer], strict=True):
+            hidden = layer(hidden)
+            if name in backbone.out_features:
+                feature = backbone.layernorm(hidden) if backbone.config.apply_layernorm else hidden
+                maps.append(feature.unflatten(0, (shape[0], -1)))
+                if len(maps) == last + 1:
+                    hidden = hidden.unflatten(0, shape)[:, :kept].flatten(0, 1)
+                    if not kept:
+                        break
+        return None, maps
+
+    def _encode_small(self, stack: Tensor) -> dict[int, Tensor]:
+        """Tokens (B, F, 1 + N, D) of each fused map, of frames (B, F, 3, H, W) that are encoded smaller."""
+        shape, patch_px, side_px = stack.shape[:2], self.config.patch_size, stack.shape[-2:]
+        grid = [side // patch_px for side in side_px]
+        small = [max(1, round(side * self.config.stack_scale)) for side in grid]
+        shrunk = fn.interpolate(stack.flatten(0, 1), [patch_px * s for s in small], mode="bilinear", antialias=True)
+        maps, found = self._encode(shrunk.unflatten(0, shape), 0, {})[1], {}
+        for level in map(int, self.dsfa):
+            patches = maps[level][:, :, 1:].flatten(0, 1).transpose(1, 2).unflatten(-1, small)
+            patches = fn.interpolate(patches, grid, mode="bilinear").flatten(2).transpose(1, 2).unflatten(0, shape)
+            found[level] = torch.cat([maps[level][:, :, :1], patches], dim=2)
+        return found
 
     def _check_inputs(self, pixel_values: Tensor, bokeh_strengths: Tensor | None) -> None:
         shape, patch_px = tuple(pixel_values.shape), self.config.patch_size

@@ -1,8 +1,8 @@
 """Stage-2 on UniDepthV2 (arXiv 2502.20110): metric depth, confidence and camera from a photo and its bokeh stack.
 
-Hub repositories carry this file verbatim with the two files of ours that it imports beside it: the two backbones share
-one Divided Space Focus Attention (Sec. 4.2 of arXiv 2512.12425, Eq. 6-9), in `modeling_bokehdepth.py`. transformers
-follows such imports when it saves, and when it loads remote code from a folder or the Hub.
+The two backbones share one Divided Space Focus Attention (Sec. 4.2 of arXiv 2512.12425, Eq. 6-9), which is in
+`modeling_bokehdepth.py`. Hub repositories carry this file with the two of ours that it imports joined in front of it,
+see `loading_bokehdepth.joined_source`.
 
 **The published UniDepthV2 weights are licensed CC BY-NC 4.0:** they, and all that is fine-tuned from them, are for
 non-commercial use. This code is Apache-2.0 and holds no weights.

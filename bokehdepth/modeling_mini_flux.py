@@ -2,13 +2,15 @@
 
 `MiniFluxTransformer2DModel` is diffusers' `FluxTransformer2DModel` (its blocks, embeddings, conditioning and call
 signature) with three differences: tokens also see a convolutional stem of the reference photo, the output head blends
-disk-blurred copies of that photo, and the network predicts the clean picture x0, from which `forward` returns the
+disk-blurred copies of that photo (`head="picture"` generates what is added to it instead), and the network predicts
+the clean picture x0, from which `forward` returns the
 velocity `(x_t - x0) / sigma` that a flow-matching scheduler expects (Eq. 10-11). `PatchAutoencoder` takes the place of
 the VAE: its latents are the pixels themselves, rearranged, so nothing is lost in coding.
 
 The head works on physical offsets: level j stands for `|1/S1 - 1/S2| = offsets_dpt[j]`, and its disk has the radius
 `K * (width / 512) * offsets_dpt[j]` of Eq. 15. The blur is therefore given and its place is learned. In training the
-levels are mixed by their probability; in evaluation each pixel takes their median, one disk.
+levels are mixed by their probability; in evaluation each pixel takes one disk, a quantile of them: the median, or less
+where leaving the subject alone counts for more than blurring all that is behind it.
 
 The file stands alone, as every file does that a Hub repository carries.
 """
@@ -102,16 +104,22 @@ class ResidualBlock(nn.Module):
         return features + self.conv_out(fn.silu(hidden))
 
 
+def residual_levels(channels: tuple[int, ...], depths: tuple[int, ...]) -> nn.ModuleList:
+    """Residual blocks of each level of a pyramid, as many as its depth."""
+    levels = zip(channels, depths, strict=True)
+    return nn.ModuleList(nn.Sequential(*(ResidualBlock(width) for _ in range(depth))) for width, depth in levels)
+
+
 class ConvStem(nn.Module):
     """Feature pyramid of the photo and its normalised coordinates, at 1/2, 1/4, 1/8 and 1/16 of its size."""
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], depths: tuple[int, ...]) -> None:
         super().__init__()
         inputs = (5, *channels[:-1])
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(inputs, channels, strict=True)
         )
-        self.blocks = nn.ModuleList(ResidualBlock(c) for c in channels)
+        self.blocks = residual_levels(channels, depths)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) in [-1, 1] to the four levels, finest first."""
@@ -127,20 +135,22 @@ class ConvStem(nn.Module):
 
 
 class BlendDecoder(nn.Module):
-    """Tokens and stem levels to the logits of the disk levels, at half of the photo's size."""
+    """Tokens and the stem's levels, the last of them of the tokens' size, to maps at half of the photo's size."""
 
-    def __init__(self, hidden_size: int, channels: tuple[int, ...], num_levels: int) -> None:
+    def __init__(
+        self, hidden_size: int, channels: tuple[int, ...], depths: tuple[int, ...], out_channels: int
+    ) -> None:
         super().__init__()
         self.proj_in = nn.Conv2d(hidden_size, channels[-1], 1)
-        wide = tuple(reversed(channels))
+        wide, depths = tuple(reversed(channels)), tuple(reversed(depths))
         self.merge = nn.ModuleList(
             nn.Conv2d(a + b, b, 3, padding=1) for a, b in zip((wide[0], *wide[:-1]), wide, strict=True)
         )
-        self.blocks = nn.ModuleList(ResidualBlock(c) for c in wide)
-        self.proj_out = nn.Conv2d(wide[-1], num_levels, 3, padding=1)
+        self.blocks = residual_levels(wide, depths)
+        self.proj_out = nn.Conv2d(wide[-1], out_channels, 3, padding=1)
 
     def forward(self, tokens: torch.Tensor, levels: list[torch.Tensor]) -> torch.Tensor:
-        """(B, D, h, w) tokens and the stem's levels to (B, num_levels, 8h, 8w) logits."""
+        """(B, D, h, w) tokens and the stem's levels to (B, out_channels, H / 2, W / 2)."""
         features = self.proj_in(tokens)
         for merge, block, level in zip(self.merge, self.blocks, reversed(levels), strict=True):
             if features.shape[-1] != level.shape[-1]:
@@ -209,12 +219,13 @@ def level_weights(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.T
     return result.scatter_(1, upper, share)
 
 
-def median_offset(weights: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
-    """The median of a distribution over levels, each level's mass spread to the middles between it and its neighbours.
+def quantile_offset(weights: torch.Tensor, levels_dpt: torch.Tensor, quantile: float = 0.5) -> torch.Tensor:
+    """A quantile of a distribution over levels, each level's mass spread to the middles between it and its neighbours.
 
     Args:
         weights: (B, J, H, W), non-negative, summing to 1 over J.
-        levels_dpt: (J,) ascending from 0, where level 0 is a point: half of the mass there makes the median 0.
+        levels_dpt: (J,) ascending from 0, where level 0 is a point: that much of the mass there makes the offset 0.
+        quantile: between 0 and 1; 0.5 is the median.
 
     Returns:
         (B, 1, H, W) in 1/m.
@@ -222,9 +233,9 @@ def median_offset(weights: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tens
     middles = (levels_dpt[1:] + levels_dpt[:-1]) / 2
     edges = torch.cat([levels_dpt[:1], middles, 2 * levels_dpt[-1:] - middles[-1:]])  # level j from edge j to j + 1
     reached = weights.cumsum(1)
-    level = (reached < 0.5).sum(1, keepdim=True).clamp(max=len(levels_dpt) - 1)
+    level = (reached < quantile).sum(1, keepdim=True).clamp(max=len(levels_dpt) - 1)
     mass = weights.gather(1, level)
-    share = ((0.5 - (reached.gather(1, level) - mass)) / mass.clamp(min=1e-6)).clamp(0, 1)
+    share = ((quantile - (reached.gather(1, level) - mass)) / mass.clamp(min=1e-6)).clamp(0, 1)
     offset = edges[level] + share * (edges[level + 1] - edges[level])
     return torch.where(level > 0, offset, offset.new_zeros(()))
 
@@ -235,10 +246,19 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
     Arguments that are not listed are those of `FluxTransformer2DModel`.
 
     Args:
-        stem_channels: widths of the stem at 1/2, 1/4, 1/8, 1/16 of the photo's size, multiples of 8.
+        in_channels: 768 for tokens of 16x16 pixels, 192 for tokens of 8x8.
+        stem_channels: widths of the stem at 1/2, 1/4, ... of the photo's size, multiples of 8; the last at a token's.
+        stem_depths: residual blocks of each of these levels, in the stem and in the decoder.
         offsets_dpt: disparity offset of each blend level in 1/m, ascending from 0.
+        mirrored: look at the photo's mirror image too and average what both say of the levels, in evaluation. It
+            takes twice the time and is a little more often right.
+        quantile: of the levels' distribution, which each pixel takes in evaluation.
+        head: disks (blends disk-blurred copies of the photo) or picture (generates what is added to the photo).
         grid_extent: the longer side of the token grid in rotary positions, whatever the photo's size, so that a size
             unseen in training has familiar positions.
+
+    Raises:
+        ValueError: a token does not have the size of the stem's last level, or the head is unknown.
     """
 
     @register_to_config
@@ -256,9 +276,29 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         guidance_embeds: bool = False,
         axes_dims_rope: tuple[int, int, int] = (8, 12, 12),
         stem_channels: tuple[int, ...] = (24, 48, 96, 128),
+        stem_depths: tuple[int, ...] = (1, 1, 1, 1),
         offsets_dpt: tuple[float, ...] = (0.0, 0.04, 0.08, 0.16, 0.32, 0.64, 1.1, 1.8),
+        head: str = "disks",
+        mirrored: bool = False,
+        quantile: float = 0.5,
         grid_extent: float = 16.0,
     ) -> None:
+        self.token_px = 2 ** len(stem_channels)
+        if in_channels != 3 * self.token_px**2:
+            raise ValueError(
+                f"in_channels is {in_channels} with {len(stem_channels)} stem_channels; wanted 3 * "
+                "(2 ** levels) ** 2, the values of a token."
+            )
+        if len(stem_depths) != len(stem_channels):
+            raise ValueError(f"stem_depths is {stem_depths}; wanted one for each of the {len(stem_channels)} levels.")
+        if head not in ("disks", "picture"):
+            raise ValueError(f"head is {head!r}; wanted 'disks' or 'picture'.")
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile is {quantile}; wanted a number between 0 and 1.")
+        if mirrored and head != "disks":
+            raise ValueError(
+                f"mirrored is {mirrored} with head {head!r}; wanted it with disks, whose levels it averages."
+            )
         super().__init__(
             patch_size=patch_size,
             in_channels=in_channels,
@@ -272,9 +312,10 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             guidance_embeds=guidance_embeds,
             axes_dims_rope=axes_dims_rope,
         )
-        self.stem = ConvStem(tuple(stem_channels))
+        self.stem = ConvStem(tuple(stem_channels), tuple(stem_depths))
         self.stem_proj = nn.Linear(stem_channels[-1], self.inner_dim)
-        self.decoder = BlendDecoder(self.inner_dim, tuple(stem_channels), len(offsets_dpt))
+        maps = len(offsets_dpt) if head == "disks" else 3 * 2**2  # the picture's values, 2x2 of them at half size
+        self.decoder = BlendDecoder(self.inner_dim, tuple(stem_channels), tuple(stem_depths), maps)
         # The blend decoder takes the place of the projection to latents.
         self.proj_out = nn.Identity()
 
@@ -294,7 +335,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         """Predicts the velocity of the noisy tokens.
 
         Args:
-            hidden_states: (B, 2N, 768) noisy tokens, then as many reference tokens.
+            hidden_states: (B, 2N, in_channels) noisy tokens, then as many reference tokens.
             encoder_hidden_states: (B, N_text, joint_attention_dim).
             pooled_projections: (B, pooled_projection_dim).
             timestep: (B,) sigma in (0, 1].
@@ -303,10 +344,10 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             guidance: (B,) where the base has guidance embeddings.
             joint_attention_kwargs: for the attention processors, with `bokeh_strengths` (B,) for the head: K.
             return_dict: return the dataclass instead of a tuple.
-            return_weights: append the blend weights' logits (B, J, H/2, W/2), for training.
+            return_weights: append the blend weights' logits (B, J, H/2, W/2), for training; None with a picture head.
 
         Returns:
-            (B, 2N, 768); the reference part is zero.
+            (B, 2N, in_channels); the reference part is zero.
 
         Raises:
             ValueError: there is no reference, or no K.
@@ -325,21 +366,53 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             )
         rows, columns = (int(img_ids[reference, axis].max()) + 1 for axis in (1, 2))
 
-        image = self._unpack(hidden_states[:, count:], rows, columns)
-        levels = self.stem(image)
-        seen = self.stem_proj(levels[-1].flatten(2).transpose(1, 2)).repeat(1, 2, 1)  # target and reference alike
-
-        tokens = self.x_embedder(hidden_states) + seen
-        text = self.context_embedder(encoder_hidden_states)
-        scaled = timestep.to(tokens.dtype) * 1000
+        scaled = timestep.to(hidden_states.dtype) * 1000
         if guidance is None:
             temb = self.time_text_embed(scaled, pooled_projections)
         else:
-            temb = self.time_text_embed(scaled, guidance.to(tokens.dtype) * 1000, pooled_projections)
+            temb = self.time_text_embed(scaled, guidance.to(hidden_states.dtype) * 1000, pooled_projections)
         positions = img_ids.to(torch.float32) * img_ids.new_tensor(
             [1.0, *(2 * [self.config.grid_extent / max(rows, columns)])], dtype=torch.float32
         )
         rotary = self.pos_embed(torch.cat([txt_ids.to(positions), positions]))
+
+        def see(tokens: torch.Tensor) -> torch.Tensor:
+            return self._maps(tokens, rows, columns, encoder_hidden_states, temb, rotary, attention_kwargs)
+
+        maps = see(hidden_states)
+        image = self._unpack(hidden_states[:, count:], rows, columns)
+        if self.config.mirrored and not self.training:
+            mirror = [self._pack(self._unpack(part, rows, columns).flip(-1)) for part in hidden_states.split(count, 1)]
+            other = see(torch.cat(mirror, dim=1)).flip(-1)
+            maps = torch.stack([maps, other]).log_softmax(2).logsumexp(0)  # the mean of both probabilities
+        if self.config.head == "disks":
+            blend = self._blend(image.float() / 2 + 0.5, maps, bokeh_strengths) * 2 - 1
+        else:
+            blend = image.float() + fn.pixel_shuffle(maps, 2)
+        x0 = self._pack(blend)
+        noisy = hidden_states[:, :count]
+        velocity = ((noisy.float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
+        sample = torch.cat([velocity, torch.zeros_like(velocity)], dim=1)
+        if return_weights:
+            return sample, maps if self.config.head == "disks" else None
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _maps(
+        self,
+        hidden_states: torch.Tensor,
+        rows: int,
+        columns: int,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention_kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """What the decoder says (B, out_channels, H / 2, W / 2), float32, of noisy and reference tokens (B, 2N, C)."""
+        count = rows * columns
+        levels = self.stem(self._unpack(hidden_states[:, count:], rows, columns))
+        seen = self.stem_proj(levels[-1].flatten(2).transpose(1, 2)).repeat(1, 2, 1)  # target and reference alike
+        tokens = self.x_embedder(hidden_states) + seen
+        text = self.context_embedder(encoder_hidden_states)
         for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 text, tokens = self._gradient_checkpointing_func(block, tokens, text, temb, rotary, attention_kwargs)
@@ -351,33 +424,26 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
                     image_rotary_emb=rotary,
                     joint_attention_kwargs=attention_kwargs,
                 )
-        tokens = self.norm_out(tokens[:, :count], temb)
-        tokens = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        logits = self.decoder(tokens, levels).float()
+        tokens = self.norm_out(tokens[:, :count], temb).transpose(1, 2).unflatten(2, (rows, columns))
+        return self.decoder(tokens, levels).float()
 
+    def _blend(self, image: torch.Tensor, logits: torch.Tensor, bokeh_strengths: torch.Tensor) -> torch.Tensor:
+        """Blends disks by the logits (B, J, H/2, W/2) of their levels; photo (B, 3, H, W) in [0, 1], K (B,)."""
         weights = fn.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
         offsets = torch.tensor(self.config.offsets_dpt, device=image.device, dtype=torch.float32)
-        strengths = bokeh_strengths.to(image.device, torch.float32)
         if not self.training:
             # One radius for each pixel: a mixture of sharp and wide disks would veil what the network is unsure of.
-            weights = level_weights(median_offset(weights, offsets), offsets)
-        blend = blend_disks(image.float() / 2 + 0.5, weights, offsets, strengths) * 2 - 1
-        x0 = self._pack(blend)
-        noisy = hidden_states[:, :count]
-        velocity = ((noisy.float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
-        sample = torch.cat([velocity, torch.zeros_like(velocity)], dim=1)
-        if return_weights:
-            return sample, logits
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+            weights = level_weights(quantile_offset(weights, offsets, self.config.quantile), offsets)
+        return blend_disks(image, weights, offsets, bokeh_strengths.to(image.device, torch.float32))
 
     def _unpack(self, tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Kontext tokens (B, h * w, C * 4) to the picture (B, 3, 16h, 16w) in [-1, 1]."""
+        """Kontext tokens (B, h * w, C * 4) to the picture (B, 3, token_px * h, token_px * w) in [-1, 1]."""
         latents = tokens.unflatten(1, (rows, columns)).unflatten(-1, (-1, 2, 2))
         latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return fn.pixel_shuffle(latents, 8)
+        return fn.pixel_shuffle(latents, self.token_px // 2)
 
     def _pack(self, image: torch.Tensor) -> torch.Tensor:
         """The inverse of `_unpack`."""
-        latents = fn.pixel_unshuffle(image, 8)
+        latents = fn.pixel_unshuffle(image, self.token_px // 2)
         latents = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
         return latents.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)

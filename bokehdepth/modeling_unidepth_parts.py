@@ -1,6 +1,6 @@
 """Encoder and decoder of UniDepthV2 (arXiv 2502.20110), for `modeling_bokehdepth_unidepth.py`.
 
-The file stands alone; Hub repositories carry it verbatim. The layers are written from the shapes and names of the
+The file stands alone. The layers are written from the shapes and names of the
 published checkpoints and from the papers. Parameters keep the published names, so weights load by their own keys.
 
 ``S`` frames of all photos, ``B`` batch, ``N = h w`` patch tokens, ``D`` encoder channels, ``C`` decoder channels,
@@ -46,7 +46,7 @@ class _SelfAttention(nn.Module):
         return self.proj(fn.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
+class _EncoderFeedForward(nn.Module):
     """Two linear layers with the exact GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -68,7 +68,7 @@ class _EncoderBlock(nn.Module):
         self.attn = _SelfAttention(dim, config.num_attention_heads)
         self.ls1 = Scale(dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = _FeedForward(dim, config.mlp_ratio * dim)
+        self.mlp = _EncoderFeedForward(dim, config.mlp_ratio * dim)
         self.ls2 = Scale(dim)
 
     def forward(self, x: Tensor) -> Tensor:

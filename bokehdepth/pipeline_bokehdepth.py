@@ -1,7 +1,8 @@
 """`BokehDepthPipeline`: one photo to a calibrated bokeh stack (Stage-1) and a metric depth map (Stage-2).
 
-A Hub repository carries the file verbatim, with `processing_bokehdepth.py` and `loading_bokehdepth.py` beside it, the
-files of ours that it imports. It treats the adapter and the depth model by what they can do, not by their class.
+A Hub repository carries the file verbatim, with `sampling_bokehdepth.py`, `processing_bokehdepth.py` and
+`loading_bokehdepth.py` beside it, the files of ours that it imports. It treats the adapter and the depth model by what
+they can do, not by their class.
 Method: arXiv 2512.12425.
 
 Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of the photo, `h w` pixels at work.
@@ -9,7 +10,6 @@ Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -26,8 +26,6 @@ from diffusers import (
     FluxTransformer2DModel,
     ModelMixin,
 )
-from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5TokenizerFast
 
 from .loading_bokehdepth import HubLoading
@@ -37,24 +35,21 @@ from .processing_bokehdepth import (
     MIN_SIDE_PX,
     BokehDepthOutput,
     BokehStackOutput,
+    DetailRestorer,
     Frames,
     PhotoInput,
     list_photos,
     list_stacks,
+    photo_size,
     resize,
-    restore_detail,
     to_output,
     to_pixels,
-    working_size,
 )
-
-DEFAULT_PROMPT = (
-    "Photograph the same scene with a wider aperture: keep the subject in focus and sharp, blur what lies nearer or "
-    "farther, and keep composition, light and colours."
-)
+from .sampling_bokehdepth import DEFAULT_PROMPT as DEFAULT_PROMPT
+from .sampling_bokehdepth import PhotoMemory, StackSampling, approximations, photo_of
 
 
-class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
+class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
     """Bokeh stacks (Stage-1) and metric depth (Stage-2) on FLUX.1-Kontext and a depth model with DSFA.
 
     Any component may be None: without the Flux base and the adapter the pipeline still reads depth from stacks that
@@ -219,12 +214,12 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
         if bokeh_strengths is not None:
             self.check_bokeh_strengths(bokeh_strengths)
         photos, is_list = list_photos(image)
-        sizes = [to_pixels(photo, "image").shape[-2:] for photo in photos]
+        sizes = [photo_size(photo_of(photo), "image") for photo in photos]
         if stack is not None:
             stacks = list_stacks(stack, is_list, len(photos), len(bokeh_strengths))
             for size, frames in zip(sizes, stacks, strict=True):
                 for frame in frames:
-                    got = to_pixels(frame, "stack").shape[-2:]
+                    got = photo_size(frame, "stack")
                     if got != size:
                         raise ValueError(
                             f"stack has a frame of {got[1]}x{got[0]} px; wanted the photo's {size[1]}x{size[0]} px."
@@ -238,7 +233,7 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
     @torch.no_grad()
     def generate_stack(
         self,
-        image: PhotoInput | Sequence[PhotoInput],
+        image: PhotoInput | PhotoMemory | Sequence[PhotoInput | PhotoMemory],
         bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -252,13 +247,17 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
         output_type: str = "pil",
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         return_dict: bool = True,
+        max_sequence_length: int = 512,
+        shared_steps: int = 0,
+        reference_refresh: int = 1,
     ) -> BokehStackOutput | tuple:
         """Generates defocused versions of a photo, one for each bokeh strength, all in one denoising run.
 
         Every K starts from the same noise, so frames differ by their blur alone. K = 0 is the photo itself.
 
         Args:
-            image: an RGB photo, or a list: PIL image, (H, W, 3) array or (3, H, W) tensor.
+            image: an RGB photo, or a list: PIL image, (H, W, 3) array or (3, H, W) tensor; or what `remember_photo`
+                made of it, whose noise, prompt, steps, guidance and size at work hold.
             bokeh_strengths: ascending K at the 512 px reference width (Eq. 1, 17), in the trained range.
             num_inference_steps: None takes what suits the weights.
             guidance_scale: distilled guidance; None takes what suits the weights.
@@ -273,14 +272,26 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
             output_type: "pil", "np" or "pt".
             callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": latents})`.
             return_dict: return the dataclass instead of a tuple.
+            max_sequence_length: text tokens of a prompt that is encoded here. Fewer are faster, and are what the
+                weights may not have been trained with.
+            shared_steps: so many first steps are one frame's, at half the largest K, whatever K; an approximation.
+            reference_refresh: the photo's keys and values are computed at every so many steps and kept in between;
+                an approximation above 1.
 
         Returns:
-            `BokehStackOutput`.
+            `BokehStackOutput`, which names the approximations that were asked for.
 
         Raises:
             ValueError: an argument or component cannot be used; nothing has run then.
         """
         # 1. Check inputs
+        photos, is_list = list_photos(image)
+        memories = [photo for photo in photos if isinstance(photo, PhotoMemory)]
+        own = ("num_inference_steps", "guidance_scale", "generator", "prompt", "prompt_embeds", "processing_area_px")
+        values = (num_inference_steps, guidance_scale, generator, prompt, prompt_embeds, processing_area_px)
+        given = [name for name, value in zip(own, values, strict=True) if value is not None]
+        if memories and given:
+            raise ValueError(f"{given[0]} is given with a PhotoMemory; wanted None, since the memory has its own.")
         self.check_inputs(
             image,
             bokeh_strengths=bokeh_strengths,
@@ -290,52 +301,37 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
             needs=("transformer", "vae", "scheduler", "bokeh_adapter"),
         )
         strengths = self.check_bokeh_strengths(bokeh_strengths)
-        photos, is_list = list_photos(image)
         generators = list(generator) if isinstance(generator, list | tuple) else [generator] * len(photos)
         if len(generators) != len(photos):
             raise ValueError(f"generator has {len(generators)} entries; wanted one for each of {len(photos)} photos.")
         steps = int(num_inference_steps or self.config.default_num_inference_steps)
-        area = processing_area_px or self.config.default_processing_area_px
+        for count in {memory.steps for memory in memories} or {steps}:
+            self._check_approximations(count, shared_steps, reference_refresh)
 
         # 2. Condition: the prompt, and K of every frame that is not the photo itself
-        self.bokeh_adapter.attach(self.transformer)
-        device, dtype = self._execution_device, self.transformer.dtype
-        prompt_embeds, pooled = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, device, dtype)
+        if len(memories) < len(photos):
+            prompted = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, *self._place(), max_sequence_length)
         blurred = [k for k in strengths if k > 0]
 
         stacks = []
         for photo, source in zip(photos, generators, strict=True):
-            pixels = to_pixels(photo, "image")  # (1, 3, H, W)
-            multiple = 2 * self.vae_scale_factor
-            h, w, padded = working_size(*pixels.shape[-2:], area, multiple)
-            reference = resize(pixels, h, w)  # (1, 3, h, w)
-            frames = []
+            # 3. What no K changes
+            memory = photo
+            if not isinstance(memory, PhotoMemory):
+                memory = self._remember(photo, steps, guidance_scale, source, *prompted, processing_area_px)
+            frames, (h, w) = [], memory.working.shape[-2:]
+            restored = DetailRestorer(memory.pixels, memory.working) if restore and blurred else None
             if blurred:
-                # 3. Encode the photo once, draw the noise once
-                network_input = fn.pad(reference, (0, 0, 0, padded - h), mode="replicate")
-                tokens, ids = self._encode(network_input, device, dtype)  # (1, N, C), (N, 3)
-                shape = (1, self.transformer.config.in_channels // 4, 2 * padded // multiple, 2 * w // multiple)
-                noise = randn_tensor(shape, generator=source, device=device, dtype=dtype)
-                latents = self._pack_latents(noise, *shape)
                 # 4. Denoise all K together
-                latents = self._denoise(
-                    latents.expand(len(blurred), -1, -1),
-                    tokens.expand(len(blurred), -1, -1),
-                    ids,
-                    blurred,
-                    prompt_embeds.expand(len(blurred), -1, -1),
-                    pooled.expand(len(blurred), -1),
-                    steps,
-                    self.config.default_guidance_scale if guidance_scale is None else guidance_scale,
-                    bokeh_scale,
-                    callback_on_step_end,
+                latents = self._sample(
+                    memory, blurred, bokeh_scale, callback_on_step_end, shared_steps, reference_refresh
                 )
                 # 5. Decode frame by frame, which keeps the peak memory at one frame
                 for frame in latents:
-                    decoded = self._decode(frame[None], padded, w)[..., :h, :]  # (1, 3, h, w)
-                    frames.append(restore_detail(pixels, reference, decoded) if restore else decoded)
+                    decoded = self._decode(frame[None], memory.padded_height, w)[..., :h, :]  # (1, 3, h, w)
+                    frames.append(restored(decoded) if restore else decoded)
             if strengths[0] == 0:
-                frames.insert(0, pixels if restore else reference)
+                frames.insert(0, memory.pixels if restore else memory.working)
             stacks.append(to_output(torch.cat(frames), output_type))
 
         # 6. Offload, and return
@@ -343,105 +339,11 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
         images = stacks if is_list else stacks[0]
         if not return_dict:
             return images, strengths
-        return BokehStackOutput(images=images, bokeh_strengths=strengths)
-
-    def _prompt(
-        self,
-        prompt: str | None,
-        prompt_embeds: torch.Tensor | None,
-        pooled_prompt_embeds: torch.Tensor | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings (1, N_text, C) and (1, C): the caller's, the adapter's, or freshly encoded."""
-        if (prompt_embeds is None) != (pooled_prompt_embeds is None):
-            raise ValueError("prompt_embeds and pooled_prompt_embeds go together; wanted both or neither.")
-        if prompt_embeds is None and prompt is None and self.bokeh_adapter.prompt_embeds is not None:
-            prompt_embeds = self.bokeh_adapter.prompt_embeds[None]
-            pooled_prompt_embeds = self.bokeh_adapter.pooled_prompt_embeds[None]
-        if prompt_embeds is None:
-            if self.text_encoder is None or self.text_encoder_2 is None:
-                raise ValueError("The text encoders are None; wanted prompt_embeds, or an adapter that ships them.")
-            prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(prompt or DEFAULT_PROMPT, None, device=device)
-        return prompt_embeds.to(device, dtype), pooled_prompt_embeds.to(device, dtype)
-
-    def _encode(
-        self, image: torch.Tensor, device: torch.device, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, 3, h, w) in [0, 1] to reference tokens (1, N, C), and ids (2N, 3): noisy tokens, then the reference."""
-        latents = self._encode_vae_image((image * 2 - 1).to(device, self.vae.dtype), None).to(dtype)
-        rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
-        tokens = self._pack_latents(latents, *latents.shape)
-        ids = self._prepare_latent_image_ids(1, rows, columns, device, dtype)
-        reference_ids = ids.clone()
-        reference_ids[:, 0] = 1
-        return tokens, torch.cat([ids, reference_ids])
-
-    def _denoise(
-        self,
-        latents: torch.Tensor,
-        reference: torch.Tensor,
-        ids: torch.Tensor,
-        bokeh_strengths: Sequence[float],
-        prompt_embeds: torch.Tensor,
-        pooled: torch.Tensor,
-        steps: int,
-        guidance_scale: float,
-        bokeh_scale: float | None,
-        callback: Callable[..., dict[str, Any]] | None,
-        **attention_arguments: Any,
-    ) -> torch.Tensor:
-        """Integrates the flow (Eq. 11) from noise (F, N, C) to latents of the same shape."""
-        device, dtype = latents.device, latents.dtype
-        scheduler = copy.deepcopy(self.scheduler)  # its step counter belongs to one call
-        settings = scheduler.config
-        mu = calculate_shift(
-            latents.shape[1],
-            settings.get("base_image_seq_len", 256),
-            settings.get("max_image_seq_len", 4096),
-            settings.get("base_shift", 0.5),
-            settings.get("max_shift", 1.15),
+        return BokehStackOutput(
+            images=images,
+            bokeh_strengths=strengths,
+            approximations=approximations(shared_steps, reference_refresh),
         )
-        sigmas = np.linspace(1.0, 1 / steps, steps)
-        timesteps, _ = retrieve_timesteps(scheduler, steps, device, sigmas=sigmas, mu=mu)
-        strengths = torch.tensor(bokeh_strengths, dtype=torch.float32, device=device)
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full((len(latents),), guidance_scale, device=device, dtype=torch.float32)
-        condition = self.bokeh_adapter.attention_kwargs(strengths, bokeh_scale, reference.shape[1])
-        condition = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in condition.items()} | attention_arguments
-        if "offsets_dpt" in self.transformer.config:
-            condition["bokeh_strengths"] = strengths  # the embedded base scales its disks by K itself
-        pooled = self.bokeh_adapter.modulate(pooled, strengths)
-        text_ids = torch.zeros(prompt_embeds.shape[1], 3, device=device, dtype=dtype)
-
-        with self.progress_bar(total=steps) as progress:
-            for index, timestep in enumerate(timesteps):
-                with self.transformer.cache_context("cond"):
-                    velocity = self.transformer(
-                        hidden_states=torch.cat([latents, reference], dim=1),  # (F, 2N, C)
-                        timestep=(timestep / 1000).expand(len(latents)).to(dtype),
-                        guidance=guidance,
-                        pooled_projections=pooled,
-                        encoder_hidden_states=prompt_embeds,
-                        txt_ids=text_ids,
-                        img_ids=ids,
-                        joint_attention_kwargs=dict(condition),
-                        return_dict=False,
-                    )[0]
-                velocity = velocity[:, : latents.shape[1]]
-                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0].to(dtype)
-                if callback is not None:
-                    latents = callback(self, index, timestep, {"latents": latents}).pop("latents", latents)
-                progress.update()
-        return latents
-
-    def _decode(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Packed latents (1, N, C) to a picture (1, 3, height, width) in [0, 1], float32 on the CPU."""
-        latents = self._unpack_latents(latents, height, width, self.vae_scale_factor)
-        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        decoded = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
 
     # ------------------------------------------------------------------ Stage-2
 
@@ -505,7 +407,7 @@ class BokehDepthPipeline(HubLoading, FluxKontextPipeline):
         depths, cameras, confidences = [], [], []
         for photo, frames in zip(photos, stacks, strict=True):
             # 2. Reference first, then the stack, all at one size
-            pixels = [to_pixels(photo, "image"), *(to_pixels(frames[i], "stack") for i, _ in kept)]
+            pixels = [to_pixels(photo_of(photo), "image"), *(to_pixels(frames[i], "stack") for i, _ in kept)]
             height, width = pixels[0].shape[-2:]
             if own_size:
                 values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)

@@ -1,5 +1,7 @@
 """Points in space from a depth map: distances between them, and PLY and GLB files of them. No torch import.
 
+The files are written by trimesh (extra ``mesh``).
+
 A pixel (column i, row j) with z-depth Z lies at ``((i + 0.5 - W/2) Z / f, (j + 0.5 - H/2) Z / f, Z)`` for a focal
 length of f pixels: x to the right, y down, z away from the camera, metres, as ``Camera.intrinsics`` has it.
 """
@@ -7,9 +9,7 @@ length of f pixels: x to the right, y down, z away from the camera, metres, as `
 from __future__ import annotations
 
 import io
-import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
+from .extras import load_extra
 from .io import check_depth
 from .optics import check_number
 from .rendering.refocus import focus_distance_at
@@ -30,7 +31,7 @@ MAX_VERTICES = 120_000
 
 _TEXTURE_SIDE_PX = 2048
 _TEAR_RATIO = 1.15  # neighbours whose depths differ by more are taken for two things, one before the other
-_TRIANGLES, _CLAMP, _FLOAT, _UINT32, _VERTICES, _INDICES = 4, 33071, 5126, 5125, 34962, 34963  # glTF 2.0's numbers
+_CLAMP_TO_EDGE = 33071  # glTF 2.0, section 3.8.4.4
 
 
 def _check_size(image: Image.Image, depth_m: np.ndarray) -> None:
@@ -117,14 +118,15 @@ def save_ply(
         image: RGB picture of W x H pixels.
         depth_m: z-depth in metres, floating point (H, W), above 0; pixels that are not finite give no point.
         focal_length_px: focal length in pixels of this depth map.
-        max_points: most points; above it only every n-th column and row is taken, and a comment in the file says so.
+        max_points: most points; above it only every n-th column and row is taken.
         overwrite: whether an existing file is replaced.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: sizes or numbers do not fit, no pixel has a finite depth, or the path cannot be used.
+        InputError: trimesh is not installed, sizes or numbers do not fit, no pixel has a finite depth, or the path
+            cannot be used.
     """
     _check_size(image, depth_m)
     step = _step(depth_m, max_points, "max_points")
@@ -132,20 +134,10 @@ def save_ply(
     seen = np.isfinite(points[..., 2])
     if not seen.any():
         raise InputError("depth_m has no finite value, wanted one pixel with a depth or more")
-    vertices = np.empty(int(seen.sum()), dtype=[("place", "<f4", 3), ("color", "u1", 3)])
-    vertices["place"] = points[seen]
-    vertices["color"] = np.asarray(image.convert("RGB"))[::step, ::step][seen]
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        "comment metres; x right, y down, z away from the camera",
-        f"comment every column and row with number divisible by {step} of {depth_m.shape[1]} x {depth_m.shape[0]}",
-        f"element vertex {len(vertices)}",
-        *(f"property float {axis}" for axis in "xyz"),
-        *(f"property uchar {color}" for color in ("red", "green", "blue")),
-        "end_header\n",
-    ]
-    data = "\n".join(header).encode() + vertices.tobytes()
+    trimesh = load_extra("trimesh", "mesh", "a point cloud as PLY")
+    colors = np.asarray(image.convert("RGB"))[::step, ::step][seen]
+    cloud = trimesh.PointCloud(points[seen], colors)
+    data = cloud.export(file_type="ply")
     return write_file(path, lambda file: file.write(data), overwrite=overwrite)
 
 
@@ -175,7 +167,8 @@ def save_glb(
         The path written.
 
     Raises:
-        InputError: sizes or numbers do not fit, no surface is left, or the path cannot be used.
+        InputError: trimesh is not installed, sizes or numbers do not fit, no surface is left, or the path cannot be
+            used.
     """
     _check_size(image, depth_m)
     step = _step(depth_m, max_vertices, "max_vertices")
@@ -183,20 +176,41 @@ def save_glb(
     triangles = _triangles(points[..., 2])
     if not len(triangles):
         raise InputError("depth_m has no surface: wanted neighbours with finite and similar depths")
+    trimesh = load_extra("trimesh", "mesh", "a relief as GLB")
     used, corners = np.unique(triangles, return_inverse=True)
     places = points.reshape(-1, 3)[used] * np.float32([1, -1, -1])
     rows, columns = np.divmod(used, points.shape[1])
-    texture_at = np.stack([columns, rows], axis=-1) * step + 0.5
-    texture_at = (texture_at / image.size).astype(np.float32)
+    across, down = (columns * step + 0.5) / image.width, (rows * step + 0.5) / image.height
+    visual = trimesh.visual.TextureVisuals(
+        uv=np.stack([across, 1 - down], axis=-1),  # trimesh counts v from the lower edge, glTF from the upper one
+        material=trimesh.visual.material.PBRMaterial(
+            baseColorTexture=_texture(image), metallicFactor=0.0, doubleSided=True
+        ),
+    )
+    # Without process=False trimesh looks for corners to merge, of which a grid has none.
+    mesh = trimesh.Trimesh(places, corners.reshape(-1, 3), visual=visual, process=False)
+    scene = trimesh.Scene({"photo": mesh})
+    data = scene.export(file_type="glb", include_normals=False, tree_postprocessor=_as_photo)
+    return write_file(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def _texture(image: Image.Image) -> Image.Image:
+    """The picture as JPEG, which trimesh then takes as it is; as PNG the file would be five times as large."""
     texture = image.convert("RGB")
     texture.thumbnail((_TEXTURE_SIDE_PX, _TEXTURE_SIDE_PX))
     encoded = io.BytesIO()
     texture.save(encoded, format="JPEG", quality=92)
-    parts = [places.astype("<f4").tobytes(), texture_at.astype("<f4").tobytes()]
-    parts += [corners.astype("<u4").tobytes(), encoded.getvalue()]
-    document = _gltf(places, len(used), corners.size, [len(part) for part in parts])
-    data = _glb(document, b"".join(part.ljust(-(-len(part) // 4) * 4, b"\0") for part in parts))
-    return write_file(path, lambda file: file.write(data), overwrite=overwrite)
+    return Image.open(encoded)
+
+
+def _as_photo(tree: dict[str, Any]) -> None:
+    """Shows a texture as it was photographed: no lamp lights it, and its edges do not wrap around."""
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", ()), "KHR_materials_unlit"]
+    for material in tree["materials"]:
+        material["extensions"] = {"KHR_materials_unlit": {}}
+    tree["samplers"] = [{"wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}]
+    for texture in tree["textures"]:
+        texture["sampler"] = 0
 
 
 def _triangles(z_m: np.ndarray) -> np.ndarray:
@@ -215,48 +229,3 @@ def _triangles(z_m: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         whole = np.isfinite(depths).all(axis=1) & (depths.max(axis=1) <= _TEAR_RATIO * depths.min(axis=1))
     return triangles[whole]
-
-
-def _gltf(places: np.ndarray, vertices: int, indices: int, lengths: list[int]) -> dict[str, Any]:
-    """The JSON part of the file, for positions, texture coordinates, indices and the picture in this order."""
-    views, offset = [], 0
-    for length, target in zip(lengths, (_VERTICES, _VERTICES, _INDICES, None), strict=True):
-        view = {"buffer": 0, "byteOffset": offset, "byteLength": length}
-        views.append(view if target is None else view | {"target": target})
-        offset += -(-length // 4) * 4
-    ends = {"min": places.min(axis=0).tolist(), "max": places.max(axis=0).tolist()}
-    floats = {"componentType": _FLOAT, "count": vertices}
-    corner = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "indices": 2, "material": 0, "mode": _TRIANGLES}
-    return {
-        "asset": {"version": "2.0", "generator": "bokehdepth"},
-        "extensionsUsed": ["KHR_materials_unlit"],
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "photo"}],
-        "meshes": [{"primitives": [corner]}],
-        "materials": [
-            {
-                "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFactor": 0},
-                "extensions": {"KHR_materials_unlit": {}},
-                "doubleSided": True,
-            }
-        ],
-        "textures": [{"source": 0, "sampler": 0}],
-        "samplers": [{"wrapS": _CLAMP, "wrapT": _CLAMP}],
-        "images": [{"bufferView": 3, "mimeType": "image/jpeg"}],
-        "accessors": [
-            floats | {"bufferView": 0, "type": "VEC3"} | ends,
-            floats | {"bufferView": 1, "type": "VEC2"},
-            {"bufferView": 2, "componentType": _UINT32, "count": indices, "type": "SCALAR"},
-        ],
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
-    }
-
-
-def _glb(document: dict[str, Any], binary: bytes) -> bytes:
-    """Join both parts as glTF 2.0 (section 4.4) wants them: 12 bytes of header, then JSON and binary chunk."""
-    text = json.dumps(document, allow_nan=False).encode()
-    text = text.ljust(-(-len(text) // 4) * 4)
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks

@@ -34,10 +34,12 @@ class BokehStackOutput(BaseOutput):
         images: F frames at the photo's size, in the order of `bokeh_strengths`: a list of PIL images, an array
             (F, H, W, 3) or a tensor (F, 3, H, W), the latter two float32 in [0, 1].
         bokeh_strengths: (F,) K of each frame at the 512 px reference width.
+        approximations: what was asked for that changes the frames for speed, such as "shared_steps=4"; mostly empty.
     """
 
     images: Frames | list[Frames]
     bokeh_strengths: tuple[float, ...]
+    approximations: tuple[str, ...] = ()
 
 
 @dataclass
@@ -87,45 +89,59 @@ def resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") 
     return fn.interpolate(image, size=(height, width), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
-def restore_detail(photo: torch.Tensor, reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """Brings a generated frame to the photo's size, with the photo's own pixels wherever nothing was blurred.
+class DetailRestorer:
+    """Brings generated frames to the photo's size, with the photo's own pixels wherever nothing was blurred.
 
     The share of fine detail that survived generation is measured by local regression of the frame's detail on the
     reference's. Where all of it survived the photo is returned as it is; where some did, that share of the photo's
-    finest detail is added to the enlarged frame; where none did, the enlarged frame stands.
+    finest detail is added to the enlarged frame; where none did, the enlarged frame stands. What depends on the photo
+    alone is computed once for all frames.
 
     Args:
         photo: (1, 3, H, W) in [0, 1].
         reference: (1, 3, h, w), the photo as the network saw it.
-        generated: (1, 3, h, w).
-
-    Returns:
-        (1, 3, H, W) in [0, 1].
     """
-    size = photo.shape[-2:]
 
-    def detail(image: torch.Tensor) -> torch.Tensor:
-        luma = image.mean(1, keepdim=True)
-        return luma - smooth(luma, 2)
-
-    def smooth(image: torch.Tensor, radius: int) -> torch.Tensor:
-        padded = fn.pad(image, (radius,) * 4, mode="replicate")
-        return fn.avg_pool2d(padded, 2 * radius + 1, stride=1)
-
-    before, after = detail(reference), detail(generated)
-    product, power = before * after, before.square()
     # Flat places ask their wider surroundings; where those are flat too there is no detail to keep or lose.
-    wide, floor = 0.05, 1e-6
-    kept = smooth(product, 2) + wide * smooth(product, 8) + floor
-    share = (kept / (smooth(power, 2) + wide * smooth(power, 8) + floor)).clamp(0, 1)
+    _WIDE, _FLOOR = 0.05, 1e-6
 
-    def ramp(low: float, high: float) -> torch.Tensor:
-        t = ((share - low) / (high - low)).clamp(0, 1)
-        return fn.interpolate(t * t * (3 - 2 * t), size=size, mode="bilinear", align_corners=False)
+    def __init__(self, photo: torch.Tensor, reference: torch.Tensor) -> None:
+        self.photo, self.detail = photo, _detail(reference)
+        self.power = self._surroundings(self.detail.square())
+        self.finest = photo - resize(reference, *photo.shape[-2:])
 
-    enlarged = resize(generated, *size)
-    enlarged = enlarged + ramp(0.5, 1.0) * (photo - resize(reference, *size))
-    return torch.lerp(enlarged, photo, ramp(0.75, 0.95)).clamp(0, 1)
+    def __call__(self, generated: torch.Tensor) -> torch.Tensor:
+        """Generated frames (F, 3, h, w) to (F, 3, H, W) in [0, 1]."""
+        size = self.photo.shape[-2:]
+        share = (self._surroundings(self.detail * _detail(generated)) / self.power).clamp(0, 1)
+
+        def ramp(low: float, high: float) -> torch.Tensor:
+            t = ((share - low) / (high - low)).clamp(0, 1)
+            return fn.interpolate(t * t * (3 - 2 * t), size=size, mode="bilinear", align_corners=False)
+
+        enlarged = resize(generated, *size) + ramp(0.5, 1.0) * self.finest
+        return torch.lerp(enlarged, self.photo, ramp(0.75, 0.95)).clamp(0, 1)
+
+    def _surroundings(self, product: torch.Tensor) -> torch.Tensor:
+        return _smooth(product, 2) + self._WIDE * _smooth(product, 8) + self._FLOOR
+
+
+def _detail(image: torch.Tensor) -> torch.Tensor:
+    """Luma (B, 1, H, W) of a picture (B, 3, H, W) without what is larger than a few pixels."""
+    luma = image.mean(1, keepdim=True)
+    return luma - _smooth(luma, 2)
+
+
+def _smooth(image: torch.Tensor, radius: int) -> torch.Tensor:
+    """Mean over a square around each pixel, rows and columns in turn."""
+    side = 2 * radius + 1
+    padded = fn.pad(image, (radius,) * 4, mode="replicate")
+    return fn.avg_pool2d(fn.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
+
+
+def restore_detail(photo: torch.Tensor, reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """`DetailRestorer` for one call: (1, 3, H, W), (1, 3, h, w) and (F, 3, h, w) to (F, 3, H, W)."""
+    return DetailRestorer(photo, reference)(generated)
 
 
 def list_photos(image: PhotoInput | Sequence[PhotoInput]) -> tuple[list[PhotoInput], bool]:
@@ -148,31 +164,41 @@ def list_stacks(stack: Any, is_list: bool, photos: int, frames: int) -> list[Seq
     return stacks
 
 
-def to_pixels(photo: PhotoInput, name: str) -> torch.Tensor:
-    """A photo as float32 (1, 3, H, W) in [0, 1] on the CPU; ValueError for what is no RGB photo."""
+def photo_size(photo: PhotoInput, name: str) -> tuple[int, int]:
+    """Height and width of a photo in px; ValueError for what is no RGB photo. Whole-numbered values are not copied."""
     if isinstance(photo, PIL.Image.Image):
         if photo.mode != "RGB":
             raise ValueError(f"{name} has PIL mode {photo.mode}; wanted RGB (bokehdepth.imaging converts files).")
-        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
+        height, width = photo.size[::-1]
     elif isinstance(photo, np.ndarray):
         if photo.ndim != 3 or photo.shape[-1] != 3:
             raise ValueError(f"{name} is an array of shape {photo.shape}; wanted (H, W, 3).")
-        if photo.dtype == np.uint8:
-            photo = photo.astype(np.float32) / 255
-        pixels = torch.from_numpy(photo.astype(np.float32)).permute(2, 0, 1)[None]
+        height, width = photo.shape[:2]
     elif isinstance(photo, torch.Tensor):
         if photo.ndim not in (3, 4) or photo.shape[-3] != 3 or (photo.ndim == 4 and len(photo) != 1):
             raise ValueError(f"{name} is a tensor of shape {tuple(photo.shape)}; wanted (3, H, W).")
-        pixels = photo.detach().cpu().float().reshape(1, *photo.shape[-3:])
+        height, width = photo.shape[-2:]
     else:
         raise ValueError(f"{name} is a {type(photo).__name__}; wanted a PIL image, an array or a tensor.")
-    if min(pixels.shape[-2:]) < MIN_SIDE_PX:
-        raise ValueError(
-            f"{name} has {pixels.shape[-1]}x{pixels.shape[-2]} px; wanted at least {MIN_SIDE_PX} px on each side."
-        )
-    if not bool(torch.isfinite(pixels).all()) or pixels.min() < 0 or pixels.max() > 1:
-        raise ValueError(f"{name} has values outside [0, 1]; wanted display values in [0, 1] or uint8.")
-    return pixels
+    if min(height, width) < MIN_SIDE_PX:
+        raise ValueError(f"{name} has {width}x{height} px; wanted at least {MIN_SIDE_PX} px on each side.")
+    if not (isinstance(photo, PIL.Image.Image) or (isinstance(photo, np.ndarray) and photo.dtype == np.uint8)):
+        values = torch.as_tensor(photo)
+        low, high = (values.min(), values.max()) if values.dtype != torch.bool else (0, 1)
+        if not (low >= 0 and high <= 1):  # NaN fails every comparison
+            raise ValueError(f"{name} has values outside [0, 1]; wanted display values in [0, 1] or uint8.")
+    return height, width
+
+
+def to_pixels(photo: PhotoInput, name: str) -> torch.Tensor:
+    """A photo as float32 (1, 3, H, W) in [0, 1] on the CPU; ValueError for what is no RGB photo."""
+    photo_size(photo, name)
+    if isinstance(photo, torch.Tensor):
+        return photo.detach().cpu().float().reshape(1, *photo.shape[-3:])
+    array = np.array(photo) if isinstance(photo, PIL.Image.Image) else photo
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 255
+    return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]
 
 
 def to_output(frames: torch.Tensor, output_type: str) -> Frames:

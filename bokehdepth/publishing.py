@@ -17,7 +17,7 @@ from typing import Any
 from .cards import check_card, model_card, read_facts
 from .errors import InputError
 from .hub import EMBEDDED, EMBEDDED_FOLDER
-from .loading_bokehdepth import explain_hub_error, plain_name, write_code
+from .loading_bokehdepth import explain_hub_error, joined_source, plain_name, write_code
 from .staging import staged
 
 KINDS = ("pipeline", "adapter", "depth", "dataset", "space")
@@ -111,6 +111,15 @@ def _module_file(name: str) -> Path:
     return path
 
 
+def _working_side_px(index: dict[str, Any], config: dict[str, Any]) -> int:
+    """Shorter side at which a depth model works: what its pipeline says, or the middle of the areas that it takes."""
+    if "pixels_min" not in config:
+        return index["depth_processing_px"]
+    # A model that sizes photos itself: any side in between keeps photos of every aspect in its range of areas.
+    low, high = config["pixels_min"], config["pixels_max"] / config["aspect_max"]
+    return config["patch_size"] * max(1, round((low * high) ** 0.25 / config["patch_size"]))
+
+
 def _image_processor(shorter_side_px: int) -> dict[str, Any]:
     """Settings of transformers' image processor that come next to what the pipeline does itself."""
     return {
@@ -146,12 +155,12 @@ def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
     index["_class_name"] = [f"pipeline_bokehdepth{suffix}", "BokehDepthPipeline"]
     _write_json(folder / "model_index.json", index)
     if "depth_estimator" in sources:
-        config = _read_json(folder / "depth_estimator" / "config.json")
-        (folder / "depth_estimator" / "config.json").unlink()
-        _write_json(folder / "depth_estimator" / "config.json", _plain_auto_map(config))
-    if "depth_estimator" in sources and not (folder / "depth_estimator" / "preprocessor_config.json").exists():
-        settings = _image_processor(index["depth_processing_px"])
-        _write_json(folder / "depth_estimator" / "preprocessor_config.json", settings)
+        part = folder / "depth_estimator"
+        config = _read_json(part / "config.json")
+        (part / "config.json").unlink()
+        _write_json(part / "config.json", _plain_auto_map(config))
+        if not (part / "preprocessor_config.json").exists():
+            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(index, config)))
     adapter = _read_json(folder / "bokeh_adapter" / "config.json") if "bokeh_adapter" in sources else {}
     return _pipeline_facts(index, adapter)
 
@@ -187,15 +196,15 @@ def _build_depth(model: Path, folder: Path) -> dict[str, Any]:
     # Whatever the weights are stored in: the depth-estimation task hands its output to NumPy, which knows no bfloat16.
     _write_json(folder / "config.json", {**config, "dtype": "float32"})
     source = _module_file(loader.partition(".")[0])
-    shutil.copyfile(source, folder / source.name)
+    (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     if not (folder / "preprocessor_config.json").exists():
-        if not in_pipeline:
+        if not in_pipeline and "pixels_min" not in config:
             raise InputError(
                 f"model is {str(part)!r} without preprocessor_config.json; wanted it, or the pipeline's folder, which "
                 "says at what size the model works."
             )
-        side_px = _read_json(model / "model_index.json")["depth_processing_px"]
-        _write_json(folder / "preprocessor_config.json", _image_processor(side_px))
+        index = _read_json(model / "model_index.json") if in_pipeline else {}
+        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(index, config)))
     unit = "metres along the optical axis" if config["depth_estimation_type"] == "metric" else "relative disparity"
     return {"max_bokeh_strength": f"{config['bokeh_strength_max']:g}", "depth_unit": unit}
 

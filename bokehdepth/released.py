@@ -7,7 +7,9 @@ those of fogradio/BokehDepth at 0b5a790; the method is arXiv 2512.12425. `memory
 
 from __future__ import annotations
 
+import json
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as fn
 
 from .checkpoints import read_checkpoint
 from .convert import convert_state
 from .errors import InputError
 from .imaging import lab_to_srgb, srgb_to_lab
-from .loading_bokehdepth import fetch_repository
 from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
 from .pipeline_bokehdepth import BokehDepthPipeline
 from .processing_bokehdepth import (
@@ -35,6 +35,7 @@ from .processing_bokehdepth import (
     to_output,
     to_pixels,
 )
+from .released_files import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, fetch_file, unpinned
 
 PROMPT_TEMPLATE = (
     "Set dof_cond = {strength:.2f} (stronger background defocus); preserve subject sharpness; keep composition, "
@@ -70,22 +71,6 @@ PRESETS = {
 }
 """`paper`: the steps of Sec. 12. `released`: the released script's values. `fast`: half of the paper's steps, where
 its Table 5 sees clear degradation. The paper names no guidance; all take the released script's 7."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of the release on the Hub."""
-
-    repo_id: str
-    filename: str
-
-
-BASE_MODEL = "black-forest-labs/FLUX.1-Kontext-dev"
-ADAPTER = Source("fogradio/BokehDepth", "bokeh_lora.bin")
-DEPTH_MODELS = {
-    "unidepth": Source("fogradio/BokehDepth", "UDv2_dsfa_release.pth"),
-    "depth_anything": Source("fogradio/BokehDepth", "DAV2_dsfa_release.pth"),
-}
 
 
 # --- Stage-1 ---------------------------------------------------------------------------------------------------------
@@ -272,33 +257,6 @@ def made_up_camera(height_px: int, width_px: int, focal_share: float = 0.7) -> n
     return np.array([[focal_px, 0, width_px / 2], [0, focal_px, height_px / 2], [0, 0, 1]])
 
 
-def use_released_positions(model: torch.nn.Module) -> torch.nn.Module:
-    """Let a Depth Anything model interpolate its position table by the release's rule, in place.
-
-    That rule scales by ``(patches + 0.1) / side`` where transformers scales to the wanted size. The change belongs to
-    this object and is not saved with it.
-
-    Args:
-        model: `BokehDepthAnythingForDepthEstimation`.
-
-    Returns:
-        The model.
-    """
-    embeddings, patch_px = model.backbone.embeddings, model.config.patch_size
-
-    def interpolate(self: torch.nn.Module, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        table = self.position_embeddings
-        side = round((table.shape[1] - 1) ** 0.5)
-        grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-        factors = ((height // patch_px + 0.1) / side, (width // patch_px + 0.1) / side)
-        if (height // patch_px, width // patch_px) != (side, side):
-            grid = fn.interpolate(grid, scale_factor=factors, mode="bicubic")
-        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1).to(tokens.dtype)
-
-    embeddings.interpolate_pos_encoding = types.MethodType(interpolate, embeddings)
-    return model
-
-
 # --- the pipeline ----------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +267,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         preset: Name in `PRESETS` of how stacks are sampled.
         memory_plan: Where the parts stay.
         revisions: Commit that each repository was loaded at.
+        notes: What a user has to know of these weights, a sentence each: licences, and what was not pinned.
         assume_camera: Give the depth model `made_up_camera` where a photo comes without intrinsics, as the released
             pipeline does; otherwise the depth model predicts the camera.
     """
@@ -316,6 +275,7 @@ class ReleasedPipeline(BokehDepthPipeline):
     preset: str = "paper"
     memory_plan: MemoryPlan | None = None
     revisions: Mapping[str, str] = types.MappingProxyType({})
+    notes: Sequence[str] = ()
     assume_camera: bool = False
 
     def check_bokeh_strengths(self, bokeh_strengths: Sequence[float]) -> tuple[float, ...]:
@@ -467,26 +427,19 @@ class ReleasedPipeline(BokehDepthPipeline):
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
-
-def fetch_file(source: Source, revision: str | None = None, **options: Any) -> tuple[Path, str]:
-    """Fetch one file of a repository, checked against the Hub's checksum.
-
-    Args:
-        source: The file.
-        revision: Commit, tag or branch; None is the main branch.
-        **options: For `huggingface_hub.snapshot_download`: ``token``, ``cache_dir``, ``local_files_only``.
-
-    Returns:
-        The file, and the commit that it came from, by which the same file is found again.
-
-    Raises:
-        HubError: The Hub does not give it.
-        InputError: The repository has no such file at that commit.
-    """
-    folder = Path(fetch_repository(source.repo_id, revision=revision, allow_patterns=[source.filename], **options))
-    if not (folder / source.filename).is_file():
-        raise InputError(f"{source.repo_id} has no file {source.filename} at {folder.name}; wanted another revision.")
-    return folder / source.filename, folder.name
+LICENCE_NOTE = (
+    "FLUX.1-Kontext-dev and what is made for it are non-commercial, UniDepthV2 and Depth Anything V2 Large are "
+    "CC BY-NC 4.0, and so are these weights."
+)
+_ADAPTER_SIZES = {
+    "num_layers": "num_double_blocks",
+    "num_single_layers": "num_single_blocks",
+    "num_attention_heads": "num_attention_heads",
+    "attention_head_dim": "attention_head_dim",
+    "joint_attention_dim": "joint_attention_dim",
+    "pooled_projection_dim": "pooled_projection_dim",
+}
+"""Sizes of a base by the names of its transformer's configuration, and of the adapter's."""
 
 
 def load_released(
@@ -500,7 +453,7 @@ def load_released(
     base_model_id: str = BASE_MODEL,
     adapter: Source = ADAPTER,
     depth_source: Source | None = None,
-    revisions: dict[str, str] | None = None,
+    revisions: Mapping[str, str] | None = None,
     with_base: bool = True,
     **options: Any,
 ) -> ReleasedPipeline:
@@ -516,11 +469,11 @@ def load_released(
         preset: Name in `PRESETS`.
         plan: Name of a memory plan; None chooses by the device's memory, see `memory_plan.plan_memory`.
         assume_camera: See `ReleasedPipeline`; off by default, since a made-up camera makes metric depth wrong.
-        base_model_id: Repository or folder of the base.
+        base_model_id: Repository or folder of the base, whose sizes the adapter has to have.
         adapter: File of the adapter.
         depth_source: File of the depth model; None takes the released one.
-        revisions: Commit of each repository by its name; without one the main branch's newest is taken. Those loaded
-            are in the result's ``revisions``: pass them again to load the same weights.
+        revisions: Commit of each repository by its name, before those of `released_files.REVISIONS`. What is pinned in
+            neither is loaded at its newest, with a warning. The result's ``revisions`` load the same weights again.
         with_base: Load base and adapter too; without them the pipeline reads depth from stacks that the caller brings.
         **options: For the Hub client: ``token``, ``cache_dir``, ``local_files_only``.
 
@@ -536,24 +489,28 @@ def load_released(
         raise InputError(f"depth is {depth!r}; wanted one of {', '.join(DEPTH_MODELS)}.")
     if preset not in PRESETS:
         raise InputError(f"preset is {preset!r}; wanted one of {', '.join(PRESETS)}.")
+    depth_source = depth_source or DEPTH_MODELS[depth]
+    known = {base_model_id, adapter.repo_id, depth_source.repo_id}
+    unknown = sorted(set(revisions or {}) - known)
+    if unknown:
+        raise InputError(f"revisions has {unknown[0]}, which is not loaded; wanted {', '.join(sorted(known))}.")
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    wanted, found = dict(revisions or {}), {}
-    is_local = Path(base_model_id).is_dir()
-    if with_base and not is_local:
-        _, found[base_model_id] = fetch_file(
-            Source(base_model_id, "model_index.json"), wanted.get(base_model_id), **options
-        )
+    wanted = {name: commit for name, commit in {**REVISIONS, **(revisions or {})}.items() if commit is not None}
+    found: dict[str, str] = {}
 
-    def convert(source: Source) -> torch.nn.Module:
-        path, found[source.repo_id] = fetch_file(
-            source, found.get(source.repo_id, wanted.get(source.repo_id)), **options
-        )
-        return convert_state(read_checkpoint(path)[0])[0].to(dtype)
+    def fetch(source: Source) -> Path:
+        revision = found.get(source.repo_id, wanted.get(source.repo_id))
+        path, found[source.repo_id] = fetch_file(source, revision, **options)
+        return path
 
-    bokeh_adapter = convert(adapter) if with_base else None
-    depth_model = convert(depth_source or DEPTH_MODELS[depth])
-    if depth == "depth_anything":
-        use_released_positions(depth_model)
+    def convert(source: Source, **sizes: Any) -> torch.nn.Module:
+        return convert_state(read_checkpoint(fetch(source))[0], **sizes)[0].to(dtype)
+
+    bokeh_adapter, is_local = None, Path(base_model_id).is_dir()
+    if with_base:
+        folder = None if is_local else fetch(Source(base_model_id, BASE_CONFIG)).parents[1]
+        bokeh_adapter = convert(adapter, **base_sizes(base_model_id, folder))
+    depth_model = convert(depth_source)
     pipe = ReleasedPipeline(
         **dict.fromkeys(ReleasedPipeline._base_components),
         bokeh_adapter=bokeh_adapter,
@@ -565,8 +522,50 @@ def load_released(
     if with_base:
         revision = {} if is_local else {"revision": found[base_model_id]}
         pipe.load_base_model(with_text_encoders=True, dtype=dtype, **revision, **options)
-    pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, found
+    pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, types.MappingProxyType(found)
+    loose = unpinned(found, wanted)
+    if loose is not None:
+        warnings.warn(loose, stacklevel=2)
+    pipe.notes = (LICENCE_NOTE, *([] if loose is None else [loose]))
+    place(pipe, device, plan)
+    return pipe
+
+
+def place(pipe: ReleasedPipeline, device: str | torch.device, plan: str | None = None) -> None:
+    """Choose a memory plan for three frames of 512 x 512 px, and put the parts where it says.
+
+    Args:
+        pipe: With all its parts, on the CPU; its ``memory_plan`` is set.
+        device: Where it runs.
+        plan: As in `load_released`.
+
+    Raises:
+        InputError: The plan does not fit, or the device is not there.
+    """
     sizes = {name: module_bytes(part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     pipe.memory_plan = plan_memory(sizes, device_memory_bytes(device), working_bytes(512 * 512, 3), plan)
     apply_plan(pipe, pipe.memory_plan, device)
-    return pipe
+
+
+def base_sizes(base_model_id: str, folder: Path | None = None) -> dict[str, int]:
+    """Fields of the adapter that fits a base.
+
+    Args:
+        base_model_id: Repository or folder of the base, for the message.
+        folder: Where the base's ``transformer/config.json`` lies; None is the base's own folder.
+
+    Returns:
+        Sizes by their names in `BokehAdapter`.
+
+    Raises:
+        InputError: There is no configuration of a FLUX transformer.
+    """
+    path = Path(base_model_id if folder is None else folder) / BASE_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {own: config[name] for name, own in _ADAPTER_SIZES.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"base_model_id is {base_model_id!r}, without the configuration of a FLUX transformer ({error!r}); wanted "
+            "a FLUX.1 model."
+        ) from None

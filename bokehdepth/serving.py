@@ -8,15 +8,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import exr, io, optics, pointcloud
-from .apertures import STANDARD_F_NUMBERS, smallest_f_number, strengths_from_f_numbers
+from .apertures import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
 from .camera import Camera, Value, read_camera
 from .errors import InputError
 from .imaging import Photo, open_photo
 from .jobs import Job, plan_job
-from .viewing import Refocused
+from .refocusing import Refocusing, plan_refocusing
+from .rendering.aperture import Aperture
 
 if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline
@@ -25,6 +26,9 @@ MAX_PHOTO_PX = 16_000_000
 MAX_PHOTO_BYTES = 32 * 1024 * 1024
 """Together they keep a run under 3 GB and two minutes on the two cores of a free Space; phones take 12 megapixels."""
 
+LENS_FIELDS = ("f_number", "focal_length_mm", "sensor_width_mm", "focus_distance_m")
+"""What of a camera the page lets its visitor change."""
+
 MAX_FRAMES = 6
 MAX_STEPS = 50
 
@@ -32,8 +36,13 @@ STRENGTH, F_NUMBER = "Strength", "f-number"
 METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
 STRENGTHS = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
 DEFAULT_STRENGTHS = (10.0, 20.0, 30.0)
-F_STOPS = [stop for stop in STANDARD_F_NUMBERS if 1.4 <= stop <= 22]
-"""Engraved stops: each lets in half the light of the one before, so they are even on a logarithmic scale."""
+F_STOPS = [*THIRD_STOPS]
+"""What the page's aperture slider runs over."""
+
+_STOPS_APART = 2
+MAX_STOP_FRAMES = 1 + (len(F_STOPS) - 1) // (3 * _STOPS_APART)
+
+BLADES = {"Round": 0, "5 blades": 5, "6 blades": 6, "7 blades": 7, "8 blades": 8, "9 blades": 9}
 
 WEAK_STRENGTH = 2.0
 """Below it the widest frame differs from the photo by a pixel or so."""
@@ -60,18 +69,36 @@ def field_value(value: Value) -> float | None:
     return None if value.value == float("inf") else round(value.value, 2)
 
 
-def read_lens(photo: Photo, focal_length_35mm: float | None, focus_distance_m: float | None) -> Camera:
-    """The photo's camera, with the two fields of the page where the visitor changed them."""
-    camera = read_camera(photo)
-    entered = {"focal_length_35mm": focal_length_35mm, "focus_distance_m": focus_distance_m}
-    given = {name: x for name, x in entered.items() if x is not None and x != field_value(getattr(camera, name))}
-    return read_camera(photo, **given) if given else camera
+def lens_fields(camera: Camera) -> list[float | None]:
+    """What the page's lens fields show of a camera, in the order of `LENS_FIELDS`."""
+    return [field_value(getattr(camera, name)) for name in LENS_FIELDS]
+
+
+def read_lens(photo: Photo, entered: Sequence[float | None] | None = None) -> Camera:
+    """The photo's camera, with the lens fields of the page where the visitor changed them."""
+    return read_camera(photo, **({} if entered is None else changed_lens(photo, entered)))
+
+
+def changed_lens(photo: Photo, entered: Sequence[float | None]) -> dict[str, float]:
+    """The lens fields of the page that the visitor changed, as arguments of `camera.read_camera`."""
+    shown = lens_fields(read_camera(photo))
+    pairs = zip(LENS_FIELDS, entered, shown, strict=True)
+    return {name: value for name, value, was in pairs if value is not None and value != was}
 
 
 def default_f_numbers(camera: Camera) -> list[float]:
     """Three engraved f-numbers that fit, wide open first; fewer, or none, where the lens is too long."""
     widest = smallest_f_number(camera)
-    return [f_number for f_number in F_STOPS if f_number >= widest][:5:2]
+    engraved = [f_number for f_number in STANDARD_F_NUMBERS if F_STOPS[0] <= f_number <= F_STOPS[-1]]
+    return [f_number for f_number in engraved if f_number >= widest][: 3 * _STOPS_APART : _STOPS_APART]
+
+
+def f_number_series(at: int, frames: int) -> list[float]:
+    """f-numbers from a place of the aperture slider on, each two stops narrower; fewer where they would pass f/22."""
+    for name, value, most in (("aperture", at, len(F_STOPS) - 1), ("frames", frames, MAX_STOP_FRAMES)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise InputError(f"{name} is {value!r}, wanted a whole number up to {most}.")
+    return F_STOPS[at :: 3 * _STOPS_APART][:frames]
 
 
 def default_kind(camera: Camera) -> str:
@@ -92,6 +119,31 @@ def frame_strengths(camera: Camera, kind: str, values: Sequence[float] | None) -
         optics.check_number(value, "strength")  # 0 is the photo, which the page shows anyway
         optics.check_bokeh_strength(value, "strength")
     return tuple(sorted(map(float, values))), [f"strength {k:.3g}" for k in sorted(values)]
+
+
+def chosen_frames(kind: str, strengths: Sequence[float], at: int, frames: int) -> Sequence[float]:
+    """What the page's controls choose as frames: the ticked strengths, or f-numbers from the slider on."""
+    return strengths if kind == STRENGTH else f_number_series(at, frames)
+
+
+def describe_choice(
+    photo: str | None, kind: str, strengths: Sequence[float], at: int, frames: int, entered: Sequence[float | None]
+) -> tuple[str, str, Sequence[float]]:
+    """What a run will do, in words, the camera's table, and K of the frames.
+
+    While a visitor still chooses, a line says what is wrong, in place of a refusal; table or frames are then empty.
+    """
+    if photo is None:
+        return "", "", ()
+    table = ""
+    try:
+        opened = open_upload(photo)
+        camera = read_lens(opened, entered)
+        table = describe_camera(opened, camera)
+        values, _ = frame_strengths(camera, kind, chosen_frames(kind, strengths, at, frames))
+    except ValueError as error:
+        return f"⚠️ {html.escape(str(error), quote=False)}", table, ()
+    return describe_strengths(camera, values), table, values
 
 
 def describe_strengths(camera: Camera, strengths: Sequence[float]) -> str:
@@ -147,6 +199,7 @@ def plan_bracket(
     for frame in frames:
         open_upload(frame)
     side = "behind" if method == BLUR_BEHIND else None
+    own = lens.pop("f_number", None)
     job = plan_job(
         photo,
         folder,
@@ -155,24 +208,39 @@ def plan_bracket(
         f_numbers=f_numbers or None,
         bokeh_strengths=bokeh_strengths or None,
         sweep_side=side,
+        photo_f_number=own if side else None,
         fill_low_confidence=side is not None,
         **lens,
     )
     return opened, job
 
 
-def describe_refocused(done: Refocused) -> str:
+def plan_refocused(
+    photo: str | None,
+    depth: str | None,
+    focus: dict[str, Any],
+    kind: str,
+    strength: float,
+    at: int,
+    blades: str,
+    turn_deg: float,
+    squeeze: float,
+    *entered: float | None,
+) -> Refocusing:
+    """What the page's controls choose to render: focus as `plan_refocusing` takes it, blur, aperture, lens fields."""
+    opened, values = open_upload(photo), open_depth(depth).depth_m
+    blur = {"bokeh_strength": strength} if kind == STRENGTH else {"f_number": f_number_series(at, 1)[0]}
+    # The focus is chosen anew, and so is the f-number.
+    changed = changed_lens(opened, entered)
+    lens = {name: changed[name] for name in ("focal_length_mm", "sensor_width_mm") if name in changed}
+    aperture = Aperture(BLADES[blades], turn_deg, squeeze)
+    return plan_refocusing(opened, values, aperture=aperture, **focus, **blur, **lens)
+
+
+def describe_refocusing(plan: Refocusing) -> str:
     """One sentence on what a refocused picture was rendered with."""
-    f_number = f"f/{done.camera.f_number_for(done.bokeh_strength):.2g}" if done.bokeh_strength else "a pinhole"
-    return f"Sharp at {done.focus_distance_m:.3g} m; strength {done.bokeh_strength:.3g}, {f_number} on this camera."
-
-
-def write_refocused(folder: Path | str, done: Refocused) -> str:
-    """Writes a refocused picture as PNG that says how it came about; it is rendered, not generated."""
-    text = {"bokeh_strength": f"{done.bokeh_strength:g}", "focus_distance_m": f"{done.focus_distance_m:g}"}
-    text |= {"source": "rendered from depth"}
-    path = Path(folder) / f"refocus_k{done.bokeh_strength:.4g}_{done.focus_distance_m:.4g}m.png"
-    return str(io.save_image(path, done.image, metadata=text, ai_generated=False))
+    f_number = f"f/{plan.camera.f_number_for(plan.bokeh_strength):.2g}" if plan.bokeh_strength else "a pinhole"
+    return f"Sharp at {plan.focus_distance_m:.3g} m; strength {plan.bokeh_strength:.3g}, {f_number} on this camera."
 
 
 def write_exports(folder: Path | str, photo: Photo, depth: io.DepthFile) -> tuple[Path, Path, Path]:

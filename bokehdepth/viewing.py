@@ -5,43 +5,21 @@ Pictures on a screen are smaller than the photo; points on them are given back i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .camera import Camera, read_camera
 from .errors import InputError
-from .imaging import Photo
 from .io import check_depth
-from .optics import check_number
 from .pointcloud import distance_between_m
-from .rendering.aperture import DISK, Aperture
-from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth
+from .rendering.refocus import focus_distance_at
 from .visualization import depth_preview
 
 COLORMAPS = {"Magma": "magma", "Viridis": "viridis", "Cividis": "cividis", "Grey": "gray"}
 """What a visitor may choose: three perceptually even maps, the last of them fit for colour-blind eyes, and grey."""
 
 _CROSS_ARM = 0.022  # of the picture's longer side
-
-
-@dataclasses.dataclass(frozen=True)
-class Refocused:
-    """A photo refocused by its depth.
-
-    Attributes:
-        image: RGB picture.
-        focus_distance_m: S1 in metres.
-        bokeh_strength: K that it was rendered with.
-        camera: the photo's lens settings at this focus.
-    """
-
-    image: Image.Image
-    focus_distance_m: float
-    bokeh_strength: float
-    camera: Camera
 
 
 def size_within(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
@@ -220,56 +198,3 @@ def depth_view(
         return picture
     picture.paste(marked(picture.crop((0, 0, *size_px)), points_px, full_px), (0, 0))
     return picture
-
-
-def refocus(
-    photo: Photo,
-    depth_m: np.ndarray,
-    *,
-    focus_distance_m: float | None = None,
-    focus_at_px: tuple[float, float] | None = None,
-    bokeh_strength: float | None = None,
-    f_number: float | None = None,
-    focal_length_35mm: float | None = None,
-    aperture: Aperture = DISK,
-    max_side_px: int | None = None,
-) -> Refocused:
-    """Render a photo with its depth through another aperture, focused elsewhere (Eq. 1, 15, 26).
-
-    Args:
-        photo: the sharp photo.
-        depth_m: (H, W) z-depth in metres, finite and above 0, of the photo's size.
-        focus_distance_m: S1 in metres, or
-        focus_at_px: (x, y) in pixels of the photo: focus on what is there. Exactly one of the two.
-        bokeh_strength: K, 0 or more, or
-        f_number: the f-number on the photo's own lens. Exactly one of the two.
-        focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
-        aperture: shape of the lens opening.
-        max_side_px: longest side of the result; None keeps the photo's size.
-
-    Returns:
-        The picture, and what it was rendered with.
-
-    Raises:
-        InputError: neither or both of a pair are given, or a value, size or depth is out of range.
-    """
-    if (focus_distance_m is None) == (focus_at_px is None):
-        raise InputError(f"focus_distance_m is {focus_distance_m!r} and focus_at_px {focus_at_px!r}, wanted one.")
-    if (bokeh_strength is None) == (f_number is None):
-        raise InputError(f"bokeh_strength is {bokeh_strength!r} and f_number {f_number!r}, wanted one of them.")
-    size_px = size_within(photo.image.size, max_side_px)
-    if check_depth(depth_m).shape != photo.image.size[::-1]:
-        raise InputError(
-            f"depth_m has {depth_m.shape[1]} x {depth_m.shape[0]} pixels, wanted the photo's {photo.image.width} x "
-            f"{photo.image.height}."
-        )
-    if focus_at_px is not None:
-        focus_distance_m = focus_distance_at(depth_m, *focus_at_px)
-    camera = read_camera(photo, focal_length_35mm=focal_length_35mm, focus_distance_m=focus_distance_m)
-    if f_number is not None:
-        bokeh_strength = camera.bokeh_strength(check_number(f_number, "f_number"))
-    pixels = np.asarray(shrunk_image(photo.image, max_side_px), dtype=np.float32) / 255
-    depth = check_depth_for(shrunk_depth(depth_m, size_px), pixels)
-    rendered = render_from_depth(pixels, depth, bokeh_strength, focus_distance_m, aperture=aperture)
-    image = Image.fromarray(np.round(rendered * 255).astype(np.uint8))
-    return Refocused(image, float(focus_distance_m), float(bokeh_strength), camera)

@@ -1,6 +1,15 @@
 """State dicts in the released layouts, at any size: names and shapes of the fact sheets, values random or none."""
 
+import functools
+
+import test_modeling_bokehdepth as parity
 import torch
+
+
+@functools.cache
+def drawn(keys_file):
+    """Weights by the rule of `../shared/parity`, drawn once for all tests, which must not write to them."""
+    return parity.released_weights(keys_file)
 
 
 def filled(shapes, seed=0, dtype=torch.float32):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
-import zlib
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import httpx
 import numpy as np
 import piexif
 import PIL.Image
@@ -29,33 +24,18 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import app
-from bokehdepth import hub, io, serving
+import tiny
+from bokehdepth import hub, io, page, serving
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
+from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.refocus import render_from_depth
+from bokehdepth.sessions import SessionFiles
+from visits import SIZE_PX, depth_of, serve, write_photo
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE_PX = (96, 64)
-
-
-def write_photo(path: Path, size_px: tuple[int, int] = SIZE_PX, *, orientation: int = 1, f_mm: int = 85) -> Path:
-    """A JPEG of coloured noise over a gradient, with the EXIF of a full-frame camera focused at 1.5 m."""
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 160, size_px[0])[None, :, None]
-    pixels = (ramp + rng.uniform(0, 90, (size_px[1], size_px[0], 3))).astype(np.uint8)
-    exif = {
-        "0th": {piexif.ImageIFD.Orientation: orientation},
-        "Exif": {
-            piexif.ExifIFD.FNumber: (4, 1),
-            piexif.ExifIFD.FocalLength: (f_mm, 1),
-            piexif.ExifIFD.FocalLengthIn35mmFilm: f_mm,
-            piexif.ExifIFD.SubjectDistance: (3, 2),
-        },
-    }
-    PIL.Image.fromarray(pixels).save(path, quality=95, exif=piexif.dump(exif))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +45,10 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory):
-    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(cache))
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.getbasetemp()))
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        pipeline = hub.load_pipeline()
-        pipeline.set_progress_bar_config(disable=True)
-        page = app.build_demo(pipeline)
-        page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.launch_options())
-        yield page
-        page.close()
+        with serve(tmp_path_factory.mktemp("cache"), hub.load_pipeline()) as served:
+            yield served
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +60,6 @@ def client(demo, tmp_path_factory: pytest.TempPathFactory) -> Client:
 def stack(client: Client, photo: Path) -> tuple:
     frames = [2.0, 8.0, 4.0]
     return client.predict(handle_file(photo), None, frames, None, None, 1, 0, api_name="/generate_bokeh_stack")
-
-
-def depth_of(client: Client, photo: Path, frames: list, **rest) -> tuple:
-    given = {"bokeh_strengths": None, "f_numbers": None, "focal_length_35mm": None, "focus_distance_m": None}
-    files = [handle_file(path) for path in frames]
-    given |= {"method": "Network"} | rest
-    return client.predict(photo=handle_file(photo), frames=files, **given, api_name="/estimate_depth")
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +94,17 @@ def test_more_blur_differs_more_from_the_photo(stack: tuple, photo: Path) -> Non
     assert 0 < change[0] < change[1] < change[2]
 
 
-def test_files_wait_in_gradios_cache_alone(demo, stack: tuple, result: tuple) -> None:
-    assert demo.delete_cache == (app.DELETE_AFTER_S, app.DELETE_AFTER_S)
-    assert not list(Path(tempfile.gettempdir()).glob("bokehdepth-*/result"))
-    tracked = {Path(path).name for files in demo.temp_file_sets for path in files}
-    assert {"depth.png", "depth.npz", "run.json", "photo.jpg"} <= tracked
+def test_results_lie_in_the_sessions_folder_alone(demo, stack: tuple, result: tuple) -> None:
+    root = demo.session_files.root
+    results = [path for path in root.rglob("*") if path.name in ("depth.png", "depth.npz", "run.json", "refocus.png")]
+    assert results and all(path.relative_to(root).parts[0].startswith("session-") for path in results)
+    outside = [
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not path.relative_to(root).parts[0].startswith("session-")
+    ]
+    assert {path.suffix for path in outside} <= {".jpg", ".png", ".npz"}  # uploads: photos, frames, depth
+    assert not list(Path(tempfile.gettempdir()).glob("bokehdepth-*"))
 
 
 def test_the_same_seed_repeats_the_stack(client: Client, photo: Path, stack: tuple) -> None:
@@ -188,102 +160,115 @@ def test_wrong_refocusing_is_refused(client: Client, photo: Path, result: tuple)
         client.predict(handle_file(photo), handle_file(photo), 20, 30, None, 9, None, 0, 0, 1, api_name="/refocus")
 
 
-def hostile_files(folder: Path) -> dict[str, bytes]:
-    """Uploads that are no photo: by content, by name, by size, or by what they carry."""
-    good = write_photo(folder / "seed.jpg").read_bytes()
-    png = BytesIO()
-    PIL.Image.new("RGB", SIZE_PX).save(png, format="PNG")
-    header = png.getvalue()
-
-    def claims(width: int, height: int) -> bytes:
-        chunk = b"IHDR" + struct.pack(">II", width, height) + header[24:29]
-        return header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]
-
-    script = b"<script>alert(1)</script>"
-    texts = {
-        "svg": b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "html": b"<html>" + script,
-        "xml": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
-        "php": b"<?php system($_GET[0]); ?>", "sh": b"#!/bin/sh\nrm -rf /", "js": b"alert(1)", "json": b"{}",
-        "pickle": b"\x80\x04cos\nsystem\n(S'id'\ntR.", "pdf": b"%PDF-1.7\n", "elf": b"\x7fELF" + bytes(60),
-        "zip": b"PK\x03\x04" + bytes(60), "gz": gzip.compress(bytes(10**6)), "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-        "mp4": b"\0\0\0\x18ftypmp42" + bytes(40), "npy": b"\x93NUMPY\x01\0", "bmp": b"BM" + bytes(8),
-        "gif": b"GIF89a" + b"\xff" * 6, "webp": b"RIFF\x10\0\0\0WEBPVP8 ", "tif": b"II*\0\xff\xff\xff\x7f",
-        "heic": b"\0\0\0\x18ftypheic" + bytes(40), "psd": b"8BPS\0\1" + bytes(30), "ico": b"\0\0\1\0\xff\xff",
-        "jp2": b"\0\0\0\x0cjP  \r\n\x87\n", "pdfjpg": script + good[20:],
-    }  # fmt: skip
-    files = {f"{name}.jpg": data for name, data in texts.items()}
-    files |= {f"cut{n}.jpg": good[:n] for n in (1, 2, 20, 200, len(good) // 2)}
-    files |= {
-        "empty.jpg": b"",
-        "zeros.jpg": bytes(5000),
-        "noise.jpg": bytes(range(256)) * 20,
-        "bomb.png": claims(60000, 60000),
-    }
-    files |= {"wide.png": claims(2**31 - 1, 1), "none.png": claims(0, 0), "large.png": claims(5000, 5000)}
-    files |= {"short.png": claims(3000, 3000), "tiny.png": claims(8, 8)}
-    files |= {
-        "<img src=x onerror=alert(1)>.jpg": b"no",
-        "..%2f..%2fetc%2fpasswd.jpg": b"no",
-        "; rm -rf ~ #.jpg": b"no",
-    }
-    return files
+def test_the_aperture_slider_is_logarithmic_and_shows_its_strength(photo: Path) -> None:
+    stops = serving.F_STOPS
+    assert (stops[0], stops[-1]) == (1.4, 22)
+    steps = np.diff(np.log2(stops))
+    assert np.abs(steps - np.log2(22 / 1.4) / (len(stops) - 1)).max() < 0.1  # engraved numbers are rounded
+    assert [page.stop_label(i) for i in (0, 6, 24)] == ["Aperture f/1.4", "Aperture f/2.8", "Aperture f/22"]
+    assert serving.f_number_series(3, 3) == [2, 4, 8]
+    assert serving.f_number_series(18, 3) == [11, 22]  # none beyond f/22
+    for at, frames in ((25, 3), (0, 6), (-1, 1), (1.5, 1)):
+        with pytest.raises(InputError, match="wanted a whole number"):
+            serving.f_number_series(at, frames)
+    words, table, values = serving.describe_choice(str(photo), app.F_NUMBER, [], 3, 3, [None] * 4)
+    camera = read_camera(open_photo(photo))
+    assert words.startswith(f"On this camera, f-number = strength: f/8 = {camera.bokeh_strength(8):.3g}")
+    assert "| Focal length | 85 mm | read |" in table and len(values) == 3
+    words, table, values = serving.describe_choice(str(photo), app.F_NUMBER, [], 0, 1, [None] * 4)
+    assert "nearest f-number that fits is f/1.82" in words and table and not values
 
 
-def test_hostile_uploads_are_refused_with_one_plain_sentence(client: Client, tmp_path: Path) -> None:
-    files = hostile_files(tmp_path)
-    assert len(files) >= 40
-    for name, data in files.items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(AppError, match="photo") as refusal:
-            client.predict(handle_file(path), api_name="/read_photo")
-        sentence = str(refusal.value)
-        assert "Traceback" not in sentence and tempfile.gettempdir() not in sentence, name
-        assert "<" not in sentence.split("(")[0], name
+def test_gpu_time_is_told_where_it_is_paid_for(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    do = app._handlers(tiny.pipeline(), hub.EMBEDDED, [], tmp_path)
+    asked = (str(photo), app.STRENGTH, [10.0, 20.0], 0, 1, 7, *[None] * 4)
+    assert "GPU time" not in do.describe(*asked)[0]
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    wanted = serving.gpu_duration_s(2, 7, 64 * 64, SIZE_PX[0] * SIZE_PX[1])
+    assert f"This asks for {wanted} s of your GPU time." in do.describe(*asked)[0]
 
 
-def test_scripts_in_exif_reach_no_answer(client: Client, tmp_path: Path) -> None:
-    script = b"<script>alert(1)</script>"
-    zeroth = {piexif.ImageIFD.Make: script, piexif.ImageIFD.ImageDescription: script, piexif.ImageIFD.Artist: script}
-    exif = piexif.dump({"0th": zeroth, "Exif": {piexif.ExifIFD.LensModel: script}})
-    path = tmp_path / "photo.jpg"
-    PIL.Image.new("RGB", SIZE_PX, "grey").save(path, exif=exif)
-    path.write_bytes(path.read_bytes() + b"<html>" + script)  # a polyglot: a photo and a page
-    assert "script" not in str(client.predict(handle_file(path), api_name="/read_photo"))
-    frames, record = client.predict(handle_file(path), [9], None, None, None, 1, 0, api_name="/generate_bokeh_stack")
-    for written in (*frames, record):
-        assert b"alert(1)" not in Path(written).read_bytes()
+def test_lens_fields_show_exif_and_what_is_changed_counts(photo: Path, tmp_path: Path) -> None:
+    *fields, kind, _, _, at = app._fill_fields(str(photo))
+    assert fields == [4, 85, 36, 1.5] and kind == app.F_NUMBER and serving.F_STOPS[at] == 2
+    opened = open_photo(photo)
+    assert serving.changed_lens(opened, fields) == {}
+    assert serving.changed_lens(opened, [4, 50, 36, None]) == {"focal_length_mm": 50}
+    changed = serving.read_lens(opened, [2.8, 50, 24, 3])
+    assert changed == read_camera(opened, f_number=2.8, focal_length_mm=50, sensor_width_mm=24, focus_distance_m=3)
+    table = serving.describe_choice(str(photo), app.STRENGTH, [10], 0, 1, [4, 50, 36, 1.5])[1]
+    assert "| Focal length | 50 mm | given |" in table and "| Aperture | f/4 | read |" in table
+    depth = tmp_path / "depth.npz"
+    io.save_depth_npz(depth, np.full((64, 96), 2, np.float32), focal_length_px=90.0, bokeh_strengths=[])
+    plan = serving.plan_refocused(
+        str(photo), str(depth), {"focus_distance_m": 2}, app.F_NUMBER, 0, 6, "Round", 0, 1, 4, 50, 36, 1.5
+    )
+    assert plan.bokeh_strength == read_camera(opened, focal_length_mm=50, focus_distance_m=2).bokeh_strength(2.8)
+    assert app._fill_fields(None)[:4] == (None,) * 4
 
 
-def test_eight_visitors_at_once_get_their_own_results(demo, tmp_path: Path) -> None:
-    pipeline = hub.load_pipeline()
+def test_a_bracket_takes_the_place_of_generated_frames(photo: Path, tmp_path: Path) -> None:
+    """Frames rendered at f/2.8 and f/2 of a wall behind the focus: the page reads its distance off their blur."""
+    depth_m = np.full(SIZE_PX[::-1], 3.0, dtype=np.float32)
+    sharp = write_photo(tmp_path / "sharp.jpg")
+    paths = []
+    for f_number in (2.8, 2.0):
+        plan = plan_refocusing(open_photo(sharp), depth_m, focus_distance_m=1.5, f_number=f_number)
+        exif = piexif.dump({"Exif": {piexif.ExifIFD.FNumber: (round(10 * f_number), 10)}})
+        paths.append(tmp_path / f"f{f_number}.jpg")
+        plan.render().save(paths[-1], quality=97, exif=exif)
+    do = app._handlers(hub.load_pipeline(), hub.EMBEDDED, [], tmp_path)
+    lens = [22, None, None, None]  # the photo was taken at f/22
+    for method in app.METHODS:
+        asked = (str(sharp), app.STRENGTH, [10], 0, 1, 1, *lens, 0, [str(path) for path in paths], method)
+        folder = tmp_path / method
+        folder.mkdir()
+        first, last = do.bokeh_depth(*asked, "Magma", True, new_folder=lambda made=folder: made)
+        assert [name for _, name in first[0]] == ["sharp", "f/2.8", "f/2"]
+        npz = Path(last[10])
+        assert npz.name == "depth.npz" and npz.is_relative_to(folder)
+        depth = io.load_depth_npz(npz)
+        np.testing.assert_allclose(
+            depth.bokeh_strengths, [read_camera(open_photo(sharp)).bokeh_strength(n) for n in (2.8, 2)], rtol=1e-3
+        )
+    assert np.median(depth.depth_m) == pytest.approx(3, rel=0.25)  # measured, without a network
+    with pytest.raises(InputError, match="wanted 6 at most"):
+        next(do.bokeh_depth(*asked[:11], [str(paths[0])] * 7, "Network", "Magma", True, new_folder=lambda: folder))
 
-    def visit(number: int) -> bool:
-        path = tmp_path / f"photo{number}.png"
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(path)
-        client = Client(demo.local_url, verbose=False, download_files=str(tmp_path / str(number)))
-        depth = io.load_depth_npz(depth_of(client, path, [])[0]).depth_m
-        wanted = pipeline.estimate_depth(PIL.Image.fromarray(pixels)).depth_m
-        np.testing.assert_allclose(depth, wanted, rtol=1e-5)
-        return True
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(visit, range(8)))
+def test_assumed_lenses_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain.png"
+    PIL.Image.new("RGB", SIZE_PX, "grey").save(plain)
+    warned: list[str] = []
+    monkeypatch.setattr(app.gr, "Warning", warned.append)
+    do = app._handlers(tiny.pipeline(), hub.EMBEDDED, [], tmp_path)
+    asked = (str(plain), app.F_NUMBER, [], 0, 1, 1, *[None] * 4, 0, None, app.METHODS[0], "Magma", True)
+    (tmp_path / "out").mkdir()
+    next(do.bokeh_depth(*asked, new_folder=lambda: tmp_path / "out"))
+    assert any("focus_distance_m = 2 is assumed" in sentence for sentence in warned)
+    assert not any(sentence.startswith("f_number") for sentence in warned)
+
+
+def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("user/model is gated: accept its licence and set HF_TOKEN.")
+
+    shown: list[str] = []
+
+    def launch(demo: app.gr.Blocks) -> None:
+        shown.extend(block.value for block in demo.blocks.values() if isinstance(block, app.gr.Markdown))
+
+    monkeypatch.setattr(hub, "load_pipeline", refuse)
+    monkeypatch.setattr(app.gr.Blocks, "launch", launch)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "unused")
+    monkeypatch.setenv("BOKEHDEPTH_MODEL", "user/model")
+    app.main()
+    assert len(shown) == 1 and "user/model is gated: accept its licence and set HF_TOKEN." in shown[0]
 
 
 def test_no_photo_is_refused(client: Client) -> None:
     with pytest.raises(AppError, match="choose one first"):
         client.predict(None, [10.0], None, None, None, 1, 0, api_name="/generate_bokeh_stack")
-
-
-def test_files_outside_the_upload_folder_are_not_read(demo, photo: Path) -> None:
-    data = [{"path": str(photo), "meta": {"_type": "gradio.FileData"}}]
-    call_url = f"{demo.local_url}gradio_api/call/read_photo"
-    event = httpx.post(call_url, json={"data": data}).json()["event_id"]
-    answer = httpx.get(f"{call_url}/{event}", timeout=30).text
-    assert "event: error" in answer
-    assert "85 mm" not in answer
 
 
 def test_the_camera_is_read_from_exif(client: Client, photo: Path) -> None:
@@ -336,14 +321,16 @@ def test_the_weak_blur_of_a_small_lens_is_announced(tmp_path: Path) -> None:
 
 def test_examples_are_computed_once(tmp_path: Path, photo: Path) -> None:
     pipeline = hub.load_pipeline()
-    do = app._handlers(pipeline, hub.EMBEDDED, [str(photo)], tmp_path)
-    first = [value for parts in do.show_example(0, "Magma", True) for value in parts[1:2]]
-    assert (tmp_path / "0" / "depth.npz").is_file()
+    do = app._handlers(pipeline, hub.EMBEDDED, [str(photo)], tmp_path / "kept")
+    files = SessionFiles(tmp_path / "served")
+    first = [parts[1] for parts in do.show_example(0, "Magma", True, new_folder=partial(files.new_folder, "a"))]
+    assert (tmp_path / "kept" / "0" / "depth.npz").is_file()
     pipeline.transformer = pipeline.depth_estimator = None  # what is kept needs no model
-    again = list(do.show_example(0, "Magma", True))
+    again = list(do.show_example(0, "Magma", True, new_folder=partial(files.new_folder, "b")))
     assert len(again) == 1
     for (one, name), (other, same) in zip(first[0], again[0][1], strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        assert one != other  # each visitor has files of their own
+        np.testing.assert_array_equal(np.asarray(PIL.Image.open(one)), np.asarray(PIL.Image.open(other)))
         assert name == same
 
 
@@ -372,8 +359,22 @@ def test_the_page_names_only_its_own_endpoints(client: Client) -> None:
     ]  # fmt: skip
 
 
+def test_the_readmes_example_runs(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("<!-- client-example -->")[1].split("```python\n")[1].split("```")[0]
+    assert "http://127.0.0.1:7860" in code and "x_px=310, y_px=240" in code
+    monkeypatch.chdir(tmp_path)
+    write_photo(tmp_path / "photo.jpg", (400, 300))
+    got: dict = {}
+    exec(code.replace("http://127.0.0.1:7860", demo.local_url), got)
+    assert [PIL.Image.open(path).size for path in (*got["frames"], got["refocused"])] == [(400, 300)] * 3
+    assert io.load_depth_npz(got["npz"]).depth_m.shape == (300, 400)
+    assert got["lens"]["bokeh_strength"] == 20 and got["words"].startswith("Nearest")
+    assert "mcp-server" in readme.split("---")[1] and "/gradio_api/mcp/" in readme
+
+
 def test_the_page_asks_no_other_host(demo) -> None:
-    options = app.launch_options()
+    options = app.launch_options(demo)
     assert not any("http" in sheet for sheet in options["theme"]._stylesheets)
     assert demo.analytics_enabled is False
     assert options["run_history"] is False

@@ -22,7 +22,10 @@ from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub, io
+from bokehdepth.cli import main
 from bokehdepth.examples import write_example_scenes
+from bokehdepth.serving import F_STOPS
+from visits import serve
 
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU
 WIDTHS_PX = {"desktop": (1280, 1000), "phone": (390, 844)}
@@ -35,15 +38,9 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, photo: Path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        pipeline = hub.load_pipeline()
-        pipeline.set_progress_bar_config(disable=True)
-        page = app.build_demo(pipeline, hub.EMBEDDED, [str(photo)], tmp_path_factory.mktemp("examples"))
-        page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.launch_options())
-        yield page
-        page.close()
+    arguments = hub.EMBEDDED, [str(photo)], tmp_path_factory.mktemp("examples")
+    with serve(tmp_path_factory.mktemp("cache"), hub.load_pipeline(), *arguments) as served:
+        yield served
 
 
 @pytest.fixture
@@ -84,15 +81,22 @@ def read_download(kind: str, path: Path) -> None:
 def test_a_visit_from_upload_to_downloads(demo, browser, photo: Path, tmp_path: Path, width: str) -> None:
     size = dict(zip(("width", "height"), WIDTHS_PX[width], strict=True))
     page = browser.new_page(viewport=size, accept_downloads=True)
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(demo.local_url)
     page.set_input_files("input[type=file] >> nth=0", str(photo))
     # The EXIF names a full-frame lens, so the page sets the blur by f-number.
-    page.get_by_text("f-number of each frame").wait_for()
+    page.get_by_text("Aperture f/").first.wait_for()
     page.get_by_text(re.compile("On this camera, f-number = strength")).wait_for()
+    # One step of the slider is a third of a stop; the strength follows on the server, the f-number at once.
+    widest = float(re.search(r"f/([\d.]+)", page.locator(".block.stop-label:visible").inner_text())[1])
+    page.get_by_label("range slider for From wide open to narrow").first.focus()
+    page.keyboard.press("ArrowRight")
+    narrower = F_STOPS[F_STOPS.index(widest) + 1]
+    page.locator(".block.stop-label:visible", has_text=f"Aperture f/{narrower:g}").wait_for()
+    page.get_by_text(re.compile(rf"f/{narrower:.2g} = [\d.]+")).wait_for()
     page.get_by_role("button", name="Blur and measure").click()
     frame = page.locator(".picture img:visible").first
     frame.wait_for()
@@ -150,13 +154,33 @@ def test_a_visit_from_upload_to_downloads(demo, browser, photo: Path, tmp_path: 
 
 def test_an_example_is_shown_with_its_results(demo, browser) -> None:
     page = browser.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     page.goto(demo.local_url)
     page.locator(".gallery-item").first.click()
     page.get_by_text("strength 30", exact=True).first.wait_for()
     page.get_by_role("tab", name="Depth").click()
     page.get_by_text(re.compile("Nearest .* farthest")).wait_for()
     page.close()
+
+
+def test_the_command_times_a_visit(demo, photo: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("playwright")
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed")
+    assert main(["visit", demo.local_url, str(photo), "--repeats", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    steps = [told[name] for name in ("ready_s", "first_picture_s", "depth_s", "files_s")]
+    assert 0 < steps[0] < steps[1] and steps == sorted(steps) and told["faults"] == []
+    tiny = tmp_path / "tiny.png"
+    PIL.Image.new("RGB", (8, 8)).save(tiny)
+    for arguments, words in (
+        ([demo.local_url, str(tiny)], "8"),
+        (["127.0.0.1", str(photo)], "wanted an address with http"),
+        ([demo.local_url, str(tmp_path / "none.jpg")], "none.jpg"),
+    ):
+        assert main(["visit", *arguments, "--repeats", "1"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_an_mcp_client_calls_every_tool(demo, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +198,9 @@ def test_an_mcp_client_calls_every_tool(demo, photo: Path, monkeypatch: pytest.M
                 await session.initialize()
                 tools = {tool.name: tool for tool in (await session.list_tools()).tools}
                 assert "bokeh_strengths" in str(tools["generate_bokeh_stack"].inputSchema)
+                schemas = str([tool.inputSchema for tool in tools.values()])
+                assert "new_folder" not in schemas and "request" not in schemas
+                assert set(tools) == {"read_photo", "generate_bokeh_stack", "estimate_depth", "refocus"}
                 assert "blurred versions of a photo" in tools["generate_bokeh_stack"].description
                 answers = {}
 
@@ -197,27 +224,28 @@ def test_an_mcp_client_calls_every_tool(demo, photo: Path, monkeypatch: pytest.M
     assert "refocus_k20" in answers["refocus"]
 
 
-def test_an_abandoned_upload_leaves_nothing(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_upload_and_an_ended_session_leave_nothing(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(cache))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(app, "DELETE_AFTER_S", 1)
-    page = app.build_demo(hub.load_pipeline())
-    page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.launch_options())
-    try:
-        with photo.open("rb") as file:
-            uploaded = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": file}).json()[0]
-        assert Path(uploaded).is_file()
-        for _ in range(60):
-            if not Path(uploaded).exists():
-                break
+
+    def wait_for_nothing() -> None:
+        until = time.monotonic() + 20
+        while list(cache.iterdir()):
+            assert time.monotonic() < until, list(cache.rglob("*"))
             time.sleep(0.1)
-        assert not Path(uploaded).exists()
-        Client(page.local_url, verbose=False).predict(handle_file(photo), api_name="/read_photo")
-        time.sleep(3)
-        assert not [path for path in cache.rglob("*") if path.is_file()]
-    finally:
-        page.close()
+
+    with serve(cache, hub.load_pipeline(), DELETE_AFTER_S=2, GRACE_S=1, SWEEP_S=0.2) as served:
+        with photo.open("rb") as file:
+            uploaded = httpx.post(f"{served.local_url}gradio_api/upload", files={"files": file}).json()[0]
+        assert Path(uploaded).is_file()
+        wait_for_nothing()
+        monkeypatch.setattr(served.session_files, "_max_idle_s", 3600)  # from here on the session's end alone cleans
+        client = Client(served.local_url, verbose=False, download_files=str(tmp_path / "downloads"))
+        client.predict(handle_file(photo), [9], None, None, None, 1, 0, api_name="/generate_bokeh_stack")
+        assert list(cache.glob("session-*/*/result/bokeh_k9.png"))
+        client.close()
+        wait_for_nothing()
 
 
 def test_nothing_outside_the_cache_is_served(demo) -> None:

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
-from bokehdepth.benchmarks import render, scenes, timing
+from bokehdepth.benchmarks import gates, pipeline, render, scenes, stage1, stage2, timing, training
+from bokehdepth.benchmarks.memory import peak_bytes
 from bokehdepth.cli import main
 from bokehdepth.errors import InputError
 
@@ -58,3 +60,110 @@ def test_wrong_requests_are_refused(capsys):
         scenes.run(scenes=0)
     with pytest.raises(InputError, match="repeats is 0"):
         render.run(repeats=0)
+
+
+# ---------------------------------------------------------------------- networks
+
+
+def contender_rows(result, group):
+    return {row["contender"]: row for row in result["groups"][group]["rows"]}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """One small run of each bench of networks."""
+    return {
+        "stage1": stage1.run(size_px=64, frames=2, steps=2, repeats=1),
+        "stage2": stage2.run(size_px=56, frames=3, repeats=1),
+        "training": training.run(size_px=64, repeats=1),
+    }
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "training"])
+def test_benches_of_networks_measure_count_and_check(networks, name):
+    result = networks[name]
+    rows = [row for group in result["groups"].values() for row in group["rows"]]
+    assert gates.passed(result)
+    for row in rows:
+        assert row["seconds"] > 0 and row["gflop"] > 0 and row["peak_mb"] > 0 and row["time_over_floor"] > 0, row
+    assert any(row["passed"] for row in rows) and any(row["passed"] is None for row in rows)
+    for group in result["groups"].values():
+        assert {row["time_over_rival"] for row in group["rows"] if row["contender"] == group["rival"]} == {1.0}
+    text = {"stage1": stage1, "stage2": stage2, "training": training}[name].as_text(result)
+    assert "passed:" in text and "approximat" in text
+
+
+def test_counted_work_is_what_each_saving_leaves_out(networks):
+    """Times depend on the machine; work does not."""
+    stack, one = contender_rows(networks["stage1"], "stack"), contender_rows(networks["stage1"], "pass")
+    assert stack[stage1.KEPT]["gflop"] < 0.75 * stack[stage1.SHORT]["gflop"]
+    assert stack[stage1.SECOND]["gflop"] < stack[stage1.FIRST]["gflop"] < stack[stage1.ALONE]["gflop"]
+    assert stack[stage1.SHARED]["gflop"] < stack[stage1.KEPT]["gflop"]
+    assert one[stage1.BAKED]["gflop"] < one[stage1.FOLDED]["gflop"] < one[stage1.TRAINED]["gflop"]
+    fifty = stack[f"{stage1.RELEASED}, 50 steps"]["gflop"] / stack[stage1.RELEASED]["gflop"]
+    assert 15 < fifty < 25
+    assert one[stage1.FOLDED]["gflop"] == pytest.approx(one[stage1.PLAIN]["gflop"], rel=1e-3)
+    focus, depth = contender_rows(networks["stage2"], "focus"), contender_rows(networks["stage2"], "depth")
+    assert focus[stage2.ONE_QUERY]["gflop"] < 0.5 * focus[stage2.ALL_QUERIES]["gflop"]
+    assert depth[stage2.HALF_EARLY]["gflop"] < depth[stage2.EARLY]["gflop"] < depth[stage2.EARLY_WHOLE]["gflop"]
+
+
+def test_counted_work_of_a_product_and_of_attention():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert gates.counted_flop(lambda: a @ b)[1] == 2 * 3 * 5 * 7
+    q, k = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 11, 16)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert gates.counted_flop(lambda: attention(q, k, k))[1] == 4 * 2 * 9 * 11 * 16
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    before, cpu = torch.ones(1000), torch.device("cpu")
+
+    def run():
+        first = before * 2  # 4000 bytes
+        second = first + 1  # 8000
+        del first
+        third = second[:500] * 3  # 4000 + 2000, the view is free
+        before.add_(third.sum() * 0)
+        return third
+
+    assert peak_bytes(run, cpu) == 8000
+    assert peak_bytes(lambda: before.add_(1), cpu) == 0
+
+
+def test_a_fast_variant_that_is_off_fails_the_bench(capsys, monkeypatch):
+    monkeypatch.setattr(stage2, "_TOLERANCE", dict.fromkeys(stage2._TOLERANCE, -1.0))
+    assert main(["bench", "stage2", "--size", "28", "--frames", "2", "--repeats", "1"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    wrong = gates.Contender(lambda: torch.tensor([1.0, 2.0, 4.0]), "right", 1e-3)
+    right = gates.Contender(lambda: torch.tensor([1.0, 2.0, 3.0]) @ torch.eye(3))
+    rows = gates.compare({"right": right, "wrong": wrong}, "right", 1, torch.device("cpu"), torch.float32)
+    assert rows[1]["passed"] is False and rows[1]["difference"] == pytest.approx(0.5**0.5, rel=1e-5)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        nan = gates.Contender(lambda: torch.tensor([float("nan")]))
+        gates.compare({"nan": nan}, "nan", 1, torch.device("cpu"), torch.float32)
+
+
+def test_pipeline_bench_prints_plans_and_the_embedded_model(capsys):
+    options = ["--size", "64", "--frames", "2", "--steps", "2", "--repeats", "1", "--json", "-q"]
+    assert main(["bench", "pipeline", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    plans = {row["plan"]: row for row in result["plans"]}
+    # FLUX.1-Kontext in bfloat16: 23.8 GB, of which 6.5 GB make the modulation.
+    assert 26 < plans["resident"]["gb"] < 29 and 6.2 < plans["resident"]["gb"] - plans["resident"]["baked_gb"] < 6.8
+    assert contender_rows(result, "embedded")[pipeline.EMBEDDED_DEPTH]["gflop"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage1", "--size", "100"], "size_px is 100, wanted 64 or more, a multiple of 16"),
+        (["stage2", "--size", "100"], "size_px is 100, wanted a multiple of 14"),
+        (["pipeline", "--size", "70"], "size_px is 70, wanted a multiple of 16"),
+        (["training", "--size", "70"], "size_px is 70, wanted a multiple of 16"),
+        (["stage1", "--frames", "1"], "'1' is no whole number from 2"),
+    ],
+)
+def test_wrong_requests_to_benches_of_networks_are_refused(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err

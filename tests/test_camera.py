@@ -49,6 +49,12 @@ def test_strength_and_its_inverse_are_those_of_optics():
         camera.bokeh_strength(0)
 
 
+def test_intrinsics_are_known_only_with_a_focal_length_that_is_not_assumed():
+    assert read_camera(picture()).known_intrinsics is None
+    camera = read_camera(picture(), focal_length_35mm=50.0)
+    assert np.array_equal(camera.known_intrinsics, camera.intrinsics)
+
+
 def test_intrinsics_are_those_of_a_pinhole_at_the_centre():
     camera = read_camera(picture(**FULL_LENS))
     intrinsics = camera.intrinsics

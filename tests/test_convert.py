@@ -12,11 +12,15 @@ from safetensors.torch import save_file
 from transformers import AutoModelForDepthEstimation
 
 import tiny
-from bokehdepth import BokehAdapter
+from bokehdepth import (
+    BokehAdapter,
+    BokehDepthAnythingForDepthEstimation,
+    BokehDepthAnythingV2Config,
+    BokehDepthAnythingV2ForDepthEstimation,
+)
 from bokehdepth.checkpoints import read_checkpoint
 from bokehdepth.convert import convert_checkpoint, convert_state, identify
 from bokehdepth.errors import InputError
-from bokehdepth.released import use_released_positions
 
 parity_root = parity.parity_root
 HEADS, HEAD_DIM, RANK = 4, 16, 8
@@ -316,8 +320,7 @@ def test_doubled_backbone_is_folded_into_the_queries():
 @torch.no_grad()
 def test_numbers_of_the_released_depth_anything(parity_root, file, heads, options):
     arrays = np.load(parity_root / "open" / f"{file}.npz")
-    model, _ = convert_state(parity.released_weights(parity_root / "D_dsfa_vits_keys.json"), **options)
-    use_released_positions(model)
+    model, _ = convert_state(layouts.drawn(parity_root / "D_dsfa_vits_keys.json"), **options)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     reference, stack = (
         (torch.from_numpy(parity.draw(f"in:D.{name}").random(shape, dtype=np.float32)) - mean) / std
@@ -353,7 +356,10 @@ def test_converted_folders_load_again(tmp_path):
         assert close(depth, model(frames, strengths).predicted_depth, 1e-5)
         written = json.loads((tmp_path / kind / "conversion.json").read_text())
         assert written["written"] == report.written and written["source"] == "w.pth"
-        assert "'module.' was stripped" in report.notes[1]
+        assert report.notes[:2] == [
+            "The weights stood under 'model', beside step",
+            f"The prefix 'module.' was stripped from all {len(state)} names",
+        ]
     save_file(released_adapter(), tmp_path / "a.safetensors")
     convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "adapter", dtype=torch.bfloat16, **TINY_ADAPTER)
     adapter = BokehAdapter.from_pretrained(tmp_path / "adapter", torch_dtype=torch.bfloat16)
@@ -361,11 +367,52 @@ def test_converted_folders_load_again(tmp_path):
     assert torch.equal(adapter.blocks["1"].to_v_bokeh.up.weight, value)
 
 
+@torch.no_grad()
+def test_rule_of_positions_is_saved_with_depth_anything(tmp_path):
+    """DINOv2's first rule, written again for one patch grid: bicubic (A = -0.75), scaled by (patches + 0.1) / side."""
+    state = released_depth_anything(torch.float64)
+    model, _ = convert_state(state, dsfa_num_heads=4)
+    side, rows, columns = 3, 4, 5
+
+    def along(count):
+        weights = np.zeros((count, side))
+        for i in range(count):
+            position = (i + 0.5) * side / (count + 0.1) - 0.5
+            first = math.floor(position)
+            for j in range(first - 1, first + 3):
+                t = abs(position - j)
+                near, far = 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+                weights[i, min(max(j, 0), side - 1)] += near if t <= 1 else far
+        return weights
+
+    table = state["pretrained.pos_embed"][0].numpy()
+    grid = np.einsum("ra,cb,abd->rcd", along(rows), along(columns), table[1:].reshape(side, side, -1))
+    expected = torch.from_numpy(np.concatenate([table[:1], grid.reshape(rows * columns, -1)]))
+    tokens = torch.empty(1, 1 + rows * columns, 64)
+    found = model.backbone.embeddings.interpolate_pos_encoding(tokens, 14 * rows, 14 * columns)[0]
+    assert close(found, expected, 1e-6)  # the table is interpolated in float32
+
+    model.float().save_pretrained(tmp_path)
+    again = AutoModelForDepthEstimation.from_pretrained(tmp_path)
+    assert type(again) is type(model) and again.config.position_offset == 0.1
+    frames = torch.rand(1, 2, 3, 14 * rows, 14 * columns, generator=torch.Generator().manual_seed(9))
+    strengths = torch.tensor([[0.0, 0.5]])
+    depth = model(frames, strengths).predicted_depth
+    assert close(again(frames, strengths).predicted_depth, depth, 1e-6)
+    plain = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path)
+    assert not close(plain(frames, strengths).predicted_depth, depth, 1e-4)
+    with pytest.raises(Exception, match="position_offset is 1.5"):
+        BokehDepthAnythingV2Config(position_offset=1.5)
+    with pytest.raises(NotImplementedError, match="no from_base"):
+        BokehDepthAnythingV2ForDepthEstimation.from_base(plain)
+
+
 def test_averaged_weights_take_the_place_of_the_last_ones(tmp_path):
     state = released_adapter()
     averaged = [value + 1 for value in state.values()]
     torch.save({"state_dict": state, "ema": {"shadow_params": averaged}}, tmp_path / "list.pth")
-    torch.save({"state_dict": state, "ema": {"shadow_params": {list(state)[3]: averaged[3]}}}, tmp_path / "dict.pth")
+    shadow = {f"module.{list(state)[3]}": averaged[3]}
+    torch.save({"state_dict": state, "ema": {"shadow_params": shadow}}, tmp_path / "dict.pth")
     for name, replaced in (("list", range(len(state))), ("dict", [3])):
         read, notes = read_checkpoint(tmp_path / f"{name}.pth")
         assert f"{len(replaced)} averaged weights" in notes[-1]
@@ -395,6 +442,12 @@ def wrong_files(folder):
     torch.save({}, folder / "empty.bin")
     torch.save({"x.lora_A.weight": torch.ones(2, 2)}, folder / "peft.bin")
     torch.save({**state, f"module.{first}": state[first]}, folder / "both.bin")
+    torch.save({f"module.{n}" if n == first else n: v for n, v in state.items()}, folder / "mixed.bin")
+    torch.save({f"module.module.{name}": value for name, value in state.items()}, folder / "doubled.bin")
+    torch.save({"model": {f"module.module.{name}": value for name, value in state.items()}}, folder / "doubled2.bin")
+    torch.save({"model": state, "state_dict": state}, folder / "two.bin")
+    torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [], "step": 3}, folder / "optimizer.bin")
+    torch.save({"model": {"state_dict": state}}, folder / "nested.bin")
     torch.save({f"_orig_mod.{name}": value for name, value in state.items()}, folder / "compiled.bin")
     torch.save({**state, first: state[first] * float("nan")}, folder / "nan.bin")
     torch.save({**state, first: torch.ones(10, 1, dtype=torch.int8)}, folder / "int.bin")
@@ -417,7 +470,13 @@ def wrong_files(folder):
         "list.bin": "holds a list",
         "empty.bin": "holds no tensors",
         "peft.bin": "matches no release",
-        "both.bin": "with and without the prefix 'module.'",
+        "both.bin": "the prefix 'module.' before 1 of 21 names",
+        "mixed.bin": "the prefix 'module.' before 1 of 20 names",
+        "doubled.bin": "the prefix 'module.' twice",
+        "doubled2.bin": "the prefix 'module.' twice",
+        "two.bin": "weights under model and under state_dict",
+        "optimizer.bin": "no weights, only param_groups, state, step",
+        "nested.bin": "a dict at state_dict",
         "compiled.bin": "which no released bokeh adapter has",
         "nan.bin": "not finite",
         "int.bin": "torch.int8",

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tiny
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
-from train import evaluate_bokeh, evaluate_depth, predict
+from train import controls, evaluate_bokeh, evaluate_depth, predict
 from train.config import PhaseConfig, PoolConfig, Stage1Config, Stage2Config
 from train.data import fill_pool
 from train.methods import MethodOptions
@@ -213,12 +213,20 @@ def test_controls_of_the_embedded_stage1(pool):
     cfg = Stage1Config("unused", [PhaseConfig(SIZE, 1, 1, 1e-3)], pool=pool)
     pipeline = load_pipeline("embedded")
     pipeline.set_progress_bar_config(disable=True)
-    report = evaluate_bokeh.evaluate(pipeline, cfg, 4, 1, SIZE)
+    report = controls.evaluate(pipeline, cfg, 4, 1, SIZE)
     rows = report["rows"]
-    assert list(rows) == ["model", "identity", "best uniform blur", "position only", "true radii, same disks"]
-    assert rows["identity"]["K30"]["selectivity"]["defocused"] == 0
+    assert list(rows) == [
+        "model",
+        "identity",
+        "best uniform blur",
+        "position only",
+        "renderer, Stage-2's depth",
+        "renderer, true depth",
+        "true radii, same disks",
+    ]
+    assert rows["identity"]["K30"]["selectivity"]["all"]["defocused"] == 0
     assert rows["true radii, same disks"]["K30"]["whole"][0] > rows["identity"]["K30"]["whole"][0]
-    assert all(f"| {name} | 30 |" in evaluate_bokeh.table(report) for name in rows)
+    assert all(f"| {name} | 30 |" in controls.table(report) for name in rows)
 
 
 def test_controls_of_stage2(pool, tmp_path):

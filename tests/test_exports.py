@@ -1,8 +1,12 @@
-"""Depth for other programs and for the screen: read back by OpenEXR and trimesh, checked against closed formulas."""
+"""Depth for other programs and for the screen: files read back byte by byte, checked against closed formulas."""
 
 from __future__ import annotations
 
+import json
 import math
+import struct
+import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from bokehdepth.examples import write_example_scenes
 from bokehdepth.exr import save_depth_exr
 from bokehdepth.imaging import open_photo
 from bokehdepth.pointcloud import distance_between_m, points_from_depth, save_glb, save_ply
+from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.refocus import render_from_depth
 from bokehdepth.viewing import (
     COLORMAPS,
@@ -22,7 +27,6 @@ from bokehdepth.viewing import (
     describe_depth,
     marked,
     photo_point,
-    refocus,
     shrunk_depth,
     size_within,
 )
@@ -72,38 +76,97 @@ def test_the_distance_is_that_of_the_wall_and_of_depth() -> None:
     assert centre == pytest.approx(2, abs=1e-6)
 
 
-def test_trimesh_reads_the_points(tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
+def read_ply(path: Path) -> np.ndarray:
+    """Vertices of a binary PLY file by its own header."""
+    header, data = path.read_bytes().split(b"end_header\n", 1)
+    lines = header.decode().splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    kinds = {"float": "<f4", "uchar": "u1"}
+    fields = [(words[2], kinds[words[1]]) for words in map(str.split, lines) if words[0] == "property"]
+    count = next(int(line.split()[2]) for line in lines if line.startswith("element vertex"))
+    vertices = np.frombuffer(data, dtype=fields)
+    assert len(vertices) == count
+    return vertices
+
+
+def read_glb(path: Path) -> tuple[dict, list[bytes]]:
+    """The document of a binary glTF file and what each of its buffer views holds."""
+    data = path.read_bytes()
+    magic, version, length, text_length, kind = struct.unpack_from("<4sIII4s", data)
+    assert (magic, version, length, kind) == (b"glTF", 2, len(data), b"JSON")
+    document = json.loads(data[20 : 20 + text_length])
+    binary_length, kind = struct.unpack_from("<I4s", data, 20 + text_length)
+    assert kind == b"BIN\0"
+    binary = data[28 + text_length :]
+    assert len(binary) == binary_length
+    views = [binary[(at := view.get("byteOffset", 0)) : at + view["byteLength"]] for view in document["bufferViews"]]
+    return document, views
+
+
+def test_a_point_cloud_has_a_coloured_point_for_every_depth(tmp_path: Path) -> None:
     depth_m, image = slanted(), noise()
     depth_m[0, 0] = np.nan
-    path = save_ply(tmp_path / "points.ply", image, depth_m, focal_length_px=FOCAL_PX)
-    cloud = trimesh.load(path)
-    assert len(cloud.vertices) == depth_m.size - 1
+    vertices = read_ply(save_ply(tmp_path / "points.ply", image, depth_m, focal_length_px=FOCAL_PX))
+    assert len(vertices) == depth_m.size - 1
     points = points_from_depth(depth_m, FOCAL_PX).reshape(-1, 3)[1:]
-    np.testing.assert_allclose(cloud.vertices, points, rtol=1e-6)
-    np.testing.assert_array_equal(cloud.colors[:, :3], np.asarray(image).reshape(-1, 3)[1:])
-    fewer = trimesh.load(save_ply(tmp_path / "few.ply", image, depth_m, focal_length_px=FOCAL_PX, max_points=500))
-    assert 250 < len(fewer.vertices) <= 500
+    np.testing.assert_allclose(np.stack([vertices[axis] for axis in "xyz"], axis=1), points, rtol=1e-6)
+    colors = np.stack([vertices[color] for color in ("red", "green", "blue")], axis=1)
+    np.testing.assert_array_equal(colors, np.asarray(image).reshape(-1, 3)[1:])
+    fewer = read_ply(save_ply(tmp_path / "few.ply", image, depth_m, focal_length_px=FOCAL_PX, max_points=500))
+    assert 250 < len(fewer) <= 500
 
 
-def test_trimesh_reads_the_relief_and_it_is_torn_at_a_jump(tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
+def test_a_relief_is_the_photo_in_space_torn_at_a_jump(tmp_path: Path) -> None:
     depth_m = np.full((30, 40), 2.0, dtype=np.float32)
     depth_m[:, 20:] = 4
-    path = save_glb(tmp_path / "relief.glb", noise(30, 40), depth_m, focal_length_px=FOCAL_PX)
-    mesh = trimesh.load(path, force="mesh")
-    assert len(mesh.faces) == 2 * 29 * (19 + 19)
-    assert set(np.round(-mesh.vertices[:, 2], 5)) == {2.0, 4.0}
-    assert mesh.vertices[:, 1].max() == pytest.approx(4 * 14.5 / FOCAL_PX)  # y is up
-    faces = mesh.vertices[mesh.faces]
-    normals = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
+    picture = noise(30, 40).resize((4000, 3000))
+    picture.paste((255, 0, 0), (0, 0, 400, 300))  # red at the upper left
+    depth_m = depth_m.repeat(100, axis=0).repeat(100, axis=1)
+    path = save_glb(tmp_path / "relief.glb", picture, depth_m, focal_length_px=5000, max_vertices=1200)
+    document, views = read_glb(path)
+    (primitive,) = document["meshes"][0]["primitives"]
+    material = document["materials"][primitive["material"]]
+    assert "KHR_materials_unlit" in material["extensions"] and "KHR_materials_unlit" in document["extensionsUsed"]
+    assert material["doubleSided"] is True
+    texture = document["textures"][material["pbrMetallicRoughness"]["baseColorTexture"]["index"]]
+    assert document["samplers"][texture["sampler"]] == {"wrapS": 33071, "wrapT": 33071}
+
+    def values(number: int) -> np.ndarray:
+        accessor = document["accessors"][number]
+        width = {"VEC3": 3, "VEC2": 2, "SCALAR": 1}[accessor["type"]]
+        raw = np.frombuffer(views[accessor["bufferView"]], dtype={5126: "<f4", 5125: "<u4"}[accessor["componentType"]])
+        return raw[: accessor["count"] * width].reshape(-1, width)
+
+    places, at = values(primitive["attributes"]["POSITION"]), values(primitive["attributes"]["TEXCOORD_0"])
+    faces = values(primitive["indices"]).reshape(-1, 3)
+    assert len(faces) == 2 * 29 * (19 + 19)
+    assert set(np.round(-places[:, 2], 5)) == {2.0, 4.0}
+    assert places[:, 1].max() == pytest.approx(4 * 1499.5 / 5000, rel=1e-5)  # y is up
+    corners = places[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     assert (normals[:, 2] > 0).all()  # all seen from the camera's side
-    at = mesh.visual.uv
-    assert at.shape == (len(mesh.vertices), 2) and 0 < at.min() and at.max() < 1
-    depth_m[:] = np.nan
+    assert at.shape == (len(places), 2) and 0 < at.min() and at.max() < 1
+    # The texture coordinate of a corner is the pixel that it is seen at; glTF counts from the upper left.
+    seen = np.stack([places[:, 0], -places[:, 1]], axis=1) / -places[:, 2:] * 5000 / picture.size + 0.5
+    np.testing.assert_allclose(at, seen, atol=1e-5)
+    with PIL.Image.open(BytesIO(views[document["images"][texture["source"]]["bufferView"]])) as shown:
+        assert shown.format == "JPEG" and shown.size == (2048, 1536)
+        red, green, _ = shown.getpixel((50, 50))
+        assert red > 200 and green < 60
     with pytest.raises(InputError, match="no surface"):
-        save_glb(tmp_path / "none.glb", noise(30, 40), depth_m, focal_length_px=FOCAL_PX)
+        save_glb(tmp_path / "none.glb", noise(), np.full((37, 51), np.nan, np.float32), focal_length_px=FOCAL_PX)
     assert not (tmp_path / "none.glb").exists()
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    for save in (save_ply, save_glb):
+        with pytest.raises(InputError, match=r"trimesh, which is not installed; pip install 'bokehdepth\[mesh\]'"):
+            save(tmp_path / "a", noise(), slanted(), focal_length_px=FOCAL_PX)
+    with pytest.raises(InputError, match=r"OpenEXR, which is not installed; pip install 'bokehdepth\[exr\]'"):
+        save_depth_exr(tmp_path / "a", slanted(), focal_length_px=FOCAL_PX)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_input_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -158,20 +221,20 @@ def test_refocusing_agrees_with_the_renderer_and_refuses_contradictions(tmp_path
     camera = read_camera(photo)
     assert camera.focus_distance_m.source == camera.focal_length_mm.source == "read"
     depth_m = np.tile(np.linspace(1, 6, 900, dtype=np.float32), (600, 1))
-    done = refocus(photo, depth_m, focus_at_px=(450, 300), f_number=1.4, max_side_px=None)
-    assert done.focus_distance_m == pytest.approx(3.5, abs=0.01)
-    assert done.bokeh_strength == pytest.approx(
-        read_camera(photo, focus_distance_m=done.focus_distance_m).bokeh_strength(1.4)
+    plan = plan_refocusing(photo, depth_m, focus_at_px=(450, 300), f_number=1.4)
+    assert plan.focus_distance_m == pytest.approx(3.5, abs=0.01)
+    assert plan.bokeh_strength == pytest.approx(
+        read_camera(photo, focus_distance_m=plan.focus_distance_m).bokeh_strength(1.4)
     )
     pixels = np.asarray(photo.image, dtype=np.float32) / 255
-    wanted = render_from_depth(pixels, depth_m, done.bokeh_strength, done.focus_distance_m)
-    np.testing.assert_array_equal(np.asarray(done.image), np.round(wanted * 255).astype(np.uint8))
-    small = refocus(photo, depth_m, focus_distance_m=2, bokeh_strength=10, max_side_px=300)
-    assert small.image.size == (300, 200)
+    wanted = render_from_depth(pixels, depth_m, plan.bokeh_strength, plan.focus_distance_m)
+    np.testing.assert_array_equal(np.asarray(plan.render()), np.round(wanted * 255).astype(np.uint8))
+    small = plan_refocusing(photo, depth_m, focus_distance_m=2, bokeh_strength=10).render(300)
+    assert small.size == (300, 200)
     for wrong in ({}, {"focus_distance_m": 2, "focus_at_px": (1, 1)}):
         with pytest.raises(InputError, match="wanted one"):
-            refocus(photo, depth_m, bokeh_strength=10, **wrong)
+            plan_refocusing(photo, depth_m, bokeh_strength=10, **wrong)
     with pytest.raises(InputError, match="wanted one of them"):
-        refocus(photo, depth_m, focus_distance_m=2, bokeh_strength=10, f_number=2)
-    with pytest.raises(InputError, match="wanted the photo's 900 x 600"):
-        refocus(photo, depth_m[:-1], focus_distance_m=2, bokeh_strength=10)
+        plan_refocusing(photo, depth_m, focus_distance_m=2, bokeh_strength=10, f_number=2)
+    with pytest.raises(InputError, match="wanted the picture's 900 x 600"):
+        plan_refocusing(photo, depth_m[:-1], focus_distance_m=2, bokeh_strength=10)

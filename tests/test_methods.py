@@ -6,19 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
 from PIL import Image
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
     DPTImageProcessorPil,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
 import tiny
@@ -223,24 +216,7 @@ def test_our_stages_are_the_pipeline(folders):
 
 def test_kontext_is_driven_by_its_prompt_alone(tmp_path):
     """A tiny FLUX.1-Kontext of the true classes, text encoders and all."""
-    characters = [chr(code) for code in range(33, 127)]
-    words = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), *((c, -2.0) for c in characters)]
-    tokenizer_2 = T5Tokenizer(vocab=pieces, extra_ids=0)
-    torch.manual_seed(0)
-    clip = CLIPTextConfig(vocab_size=len(words), hidden_size=24, intermediate_size=24, num_hidden_layers=1,
-                          num_attention_heads=2, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
-                          pad_token_id=len(words) - 1)  # fmt: skip
-    t5 = T5Config(vocab_size=len(tokenizer_2), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    FluxKontextPipeline(
-        scheduler=tiny.scheduler(),
-        vae=tiny.autoencoder(),
-        transformer=tiny.transformer(),
-        text_encoder=CLIPTextModel(clip),
-        tokenizer=CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77),
-        text_encoder_2=T5EncoderModel(t5),
-        tokenizer_2=tokenizer_2,
-    ).save_pretrained(tmp_path)
+    tiny.kontext().save_pretrained(tmp_path)
     sample = scene()
     options = replace(OPTIONS, steps=2, processing_area_px=64 * 64)
     method = made(f"kontext:{tmp_path}", Given(sample), options)

@@ -843,3 +843,68 @@ def test_full_model_parity(parity_root, path, monkeypatch):
         name = f"f32/{path}/refined_level{level}_patch"
         assert_stored(arrays, name, refined[level][:, 1:], 1e-4, by="std")
     assert_stored(arrays, f"f32/{path}/no_stack", model(reference).predicted_depth, 1e-4, by="std")
+
+
+# --- what the stack costs --------------------------------------------------------------------------------------------
+
+
+def counted_layers(model, call):
+    """Frames (or frames x patches) that each backbone layer saw."""
+    seen = []
+    handles = [
+        layer.register_forward_pre_hook(lambda m, args: seen.append(tuple(args[0].shape[:2])))
+        for layer in model.backbone.encoder.layer
+    ]
+    out = call()
+    for handle in handles:
+        handle.remove()
+    return out, seen
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("measure", [False, True])
+def test_stack_frames_stop_after_the_last_fused_map(base, frames, measure):
+    model = trained_like(base, dsfa_levels=[0, 1], focus_measure=measure)
+    out, seen = counted_layers(model, lambda: model(frames, STRENGTHS).predicted_depth)
+    assert [rows for rows, _ in seen] == [8, 8, 2, 2]
+    # Asked for the states of all layers the backbone runs whole.
+    whole, seen = counted_layers(model, lambda: model(frames, STRENGTHS, output_hidden_states=True))
+    assert [rows for rows, _ in seen] == [8, 8, 8, 8]
+    assert len(whole.hidden_states) == 5 and all(len(state) == 2 for state in whole.hidden_states)
+    assert close(out, whole.predicted_depth, 1e-5)
+
+
+@torch.no_grad()
+def test_smaller_stack_frames_cost_less_and_change_little(base, frames):
+    model = trained_like(base, dsfa_levels=[1, 2])
+    exact = model(frames, STRENGTHS).predicted_depth
+    model.config.stack_scale = 0.5
+    out, seen = counted_layers(model, lambda: model(frames, STRENGTHS).predicted_depth)
+    grid = [side // 14 for side in frames.shape[-2:]]
+    full, small = 1 + grid[0] * grid[1], 1 + round(grid[0] / 2) * round(grid[1] / 2)
+    assert seen == 4 * [(2, full)] + 3 * [(6, small)]
+    stackless = model(frames[:, 0]).predicted_depth
+    off, effect = (out - exact).abs().mean(), (exact - stackless).abs().mean()
+    assert 0 < off < effect, (off, effect)
+    model.config.stack_scale = 1.0
+    assert torch.equal(model(frames, STRENGTHS).predicted_depth, exact)
+
+
+def test_stack_scale_is_checked():
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(Exception, match="stack_scale is .*wanted a number above 0 and up to 1"):
+            tiny_config(stack_scale=wrong)
+
+
+def test_gradients_are_the_same_where_stack_frames_stop(base, frames):
+    gradients = []
+    for whole in (False, True):
+        model = trained_like(base, dsfa_levels=[0, 1]).double()
+        model.zero_grad()
+        depth = model(frames.double(), STRENGTHS, output_hidden_states=whole).predicted_depth
+        depth.mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).abs().max() < 1e-6 * largest, name

@@ -8,7 +8,7 @@ from bokehdepth.modeling_mini_flux import (
     PatchAutoencoder,
     blend_disks,
     level_weights,
-    median_offset,
+    quantile_offset,
 )
 from bokehdepth.rendering.disk import disk_blur
 
@@ -116,26 +116,28 @@ def test_velocity_leads_to_the_blend_in_one_step():
     x0 = model._unpack(given["hidden_states"][:, :count] - velocity[:, :count], 2, 3)
     weights = torch.nn.functional.interpolate(logits, size=(32, 48), mode="bilinear").softmax(1)
     levels = torch.tensor(model.config.offsets_dpt)
-    weights = level_weights(median_offset(weights, levels), levels)
+    weights = level_weights(quantile_offset(weights, levels), levels)
     blend = blend_disks(image / 2 + 0.5, weights, levels, torch.tensor([20.0]))
     torch.testing.assert_close(x0, blend * 2 - 1, atol=1e-5, rtol=0)
     assert not velocity[:, count:].any()
     assert logits.shape == (1, len(model.config.offsets_dpt), 16, 24)
 
 
-def test_median_offset_by_hand():
+def test_quantile_offset_by_hand():
     levels = torch.tensor([0.0, 0.1, 0.4])
     cases = [[0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0], [0.1, 0.1, 0.8], [0.4, 0.6, 0.0]]
     weights = torch.tensor(cases).T.view(1, 3, 1, 6)
     # edges of the levels: 0, 0.05, 0.25, 0.55
     wanted = torch.tensor([0.0, 0.0, 0.15, 0.4, 0.25 + 0.3 * 3 / 8, 0.05 + 0.2 / 6])
-    torch.testing.assert_close(median_offset(weights, levels)[0, 0, 0], wanted)
+    torch.testing.assert_close(quantile_offset(weights, levels)[0, 0, 0], wanted)
+    lower = torch.tensor([0.0, 0.0, 0.0, 0.25 + 0.3 / 4, 0.25 + 0.3 * 5 / 80, 0.0])
+    torch.testing.assert_close(quantile_offset(weights, levels, 0.25)[0, 0, 0], lower)
 
 
 def test_a_sure_level_comes_back_as_itself():
     levels = torch.tensor([0.0, 0.1, 0.4])
     weights = level_weights(torch.tensor([0.0, 0.4]).view(1, 1, 1, 2), levels)
-    torch.testing.assert_close(median_offset(weights, levels)[0, 0, 0], torch.tensor([0.0, 0.4]))
+    torch.testing.assert_close(quantile_offset(weights, levels)[0, 0, 0], torch.tensor([0.0, 0.4]))
 
 
 def test_batch_equals_singles():
@@ -181,3 +183,71 @@ def test_saved_and_loaded(tmp_path):
     with torch.no_grad():
         # Mapped weights lie at other addresses, for which some convolutions round otherwise.
         torch.testing.assert_close(again(**given).sample, model(**given).sample, atol=1e-5, rtol=0)
+
+
+def test_mirrored_means_the_same_for_a_photo_and_its_mirror_image():
+    plain, mirrored = tiny(), tiny(mirrored=True)
+    for name, value in plain.state_dict().items():  # a start that prefers one level hides differences
+        if name.startswith("decoder.proj_out"):
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    mirrored.load_state_dict(plain.state_dict())
+    image = picture()
+    given = arguments(plain, image, [20.0])
+    count = given["hidden_states"].shape[1] // 2
+    turned = {
+        **given,
+        "hidden_states": torch.cat(
+            [plain._pack(plain._unpack(part, 2, 3).flip(-1)) for part in given["hidden_states"].split(count, 1)], dim=1
+        ),
+    }
+    with torch.no_grad():
+        both = [mirrored(**kwargs, return_weights=True)[1] for kwargs in (given, turned)]
+        each = [plain(**kwargs, return_weights=True)[1].softmax(1) for kwargs in (given, turned)]
+    assert (both[0].softmax(1) - both[1].flip(-1).softmax(1)).abs().max() < 1e-5
+    assert (both[0].softmax(1) - (each[0] + each[1].flip(-1)) / 2).abs().max() < 1e-5
+    assert (each[0] - each[1].flip(-1)).abs().max() > 1e-3  # otherwise nothing was tested
+    mirrored.train(), plain.train()
+    assert torch.equal(mirrored(**given, return_weights=True)[1], plain(**given, return_weights=True)[1])
+
+
+def test_a_picture_head_adds_to_the_photo_and_has_no_levels():
+    model, image = tiny(head="picture"), picture()
+    given = arguments(model, image, [20.0])
+    with torch.no_grad():
+        model.decoder.proj_out.weight.zero_()
+        model.decoder.proj_out.bias.fill_(0.25)
+        velocity, logits = model(**given, return_weights=True)
+    count = given["hidden_states"].shape[1] // 2
+    x0 = model._unpack(given["hidden_states"][:, :count] - velocity[:, :count], 2, 3)
+    assert logits is None and (x0 - image - 0.25).abs().max() < 1e-5
+
+
+def test_tokens_of_eight_pixels():
+    model = tiny(in_channels=192, stem_channels=(8, 8, 16), stem_depths=(1, 1, 1))
+    image, coder = picture(), PatchAutoencoder(4, 48, (1, 1, 1))
+    latents = coder.encode(image).latent_dist.mode()
+    packed = FluxKontextPipeline._pack_latents(latents, *latents.shape)
+    assert torch.equal(model._pack(image), packed) and torch.equal(model._unpack(packed, 4, 6), image)
+    ids = FluxKontextPipeline._prepare_latent_image_ids(1, 4, 6, "cpu", torch.float32)
+    given = arguments(tiny(), image, [20.0]) | {
+        "hidden_states": torch.cat([torch.randn(1, 24, 192), packed], dim=1),
+        "img_ids": torch.cat([ids, ids + torch.tensor([1.0, 0, 0])]),
+    }
+    with torch.no_grad():
+        velocity, logits = model(**given, return_weights=True)
+    assert velocity.shape == (1, 48, 192) and logits.shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"in_channels": 192}, "in_channels is 192 with 4 stem_channels"),
+        ({"stem_depths": (1, 1)}, r"stem_depths is \(1, 1\)"),
+        ({"quantile": 1.0}, "quantile is 1.0"),
+        ({"head": "luck"}, "head is 'luck'"),
+        ({"head": "picture", "mirrored": True}, "mirrored is True with head 'picture'"),
+    ],
+)
+def test_bad_heads_are_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(**changes)

@@ -37,7 +37,7 @@ def test_pipeline_folder_has_the_layout_of_the_design(tmp_path):
     assert len(suffix) == 9 and index["vae"] == [f"modeling_mini_flux{suffix}", "PatchAutoencoder"]
     assert {"README.md", "LICENSE", "depth_estimator/preprocessor_config.json", "pipeline.py"} <= names
     assert "card.yaml" not in names and not any("pycache" in name or "__init__" in name for name in names)
-    for name in ("pipeline_bokehdepth", "processing_bokehdepth", "loading_bokehdepth"):
+    for name in ("pipeline_bokehdepth", "sampling_bokehdepth", "processing_bokehdepth", "loading_bokehdepth"):
         text = (folder / f"{name}{suffix}.py").read_text()
         assert text.replace(f"bokehdepth{suffix} import", "bokehdepth import") == (PACKAGE / f"{name}.py").read_text()
     for part, name in (("bokeh_adapter", "modeling_bokeh_adapter"), ("transformer", "modeling_mini_flux"),

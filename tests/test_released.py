@@ -1,7 +1,7 @@
+import functools
+import hashlib
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,15 +9,22 @@ import released_layouts as layouts
 import test_modeling_bokehdepth as parity
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from hub_server import HubServer, Repository
 from PIL import Image
 
 import tiny
 from bokehdepth import audit, released
+from bokehdepth.acceleration import bake_modulation, modulation_layers
 from bokehdepth.cli import main
 from bokehdepth.convert import convert_state
 from bokehdepth.errors import InputError
-from bokehdepth.memory_plan import module_bytes, needed_bytes, plan_memory, store_transformer_float8, working_bytes
+from bokehdepth.memory_plan import (
+    baked_bytes,
+    module_bytes,
+    needed_bytes,
+    plan_memory,
+    store_transformer_float8,
+    working_bytes,
+)
 from bokehdepth.released import (
     ReleasedPipeline,
     generate_released_stack,
@@ -25,7 +32,6 @@ from bokehdepth.released import (
     released_prompt,
     transfer_color_8bit,
 )
-from doors import call_local, run_remote_door
 
 parity_root = parity.parity_root
 SIZES = {"attention_head_dim": 16, "num_attention_heads": 4}
@@ -226,22 +232,10 @@ def test_pipeline_reads_depth_camera_and_confidence_from_unidepth():
         made_up_camera(50, 0)
 
 
-def test_saved_pipeline_with_unidepth_loads_without_the_package(tmp_path):
-    """The depth model's file imports two more, which diffusers must find beside it."""
-    model, _ = convert_state(layouts.filled(layouts.unidepth(64, 12, 32, 4, side=3), seed=2), dsfa_num_heads=4)
-    model.config.pixels_min, model.config.pixels_max = 2000, 6000
-    pipe = tiny.pipeline(depth_estimator=model)
-    pipe.save_pretrained(tmp_path / "model")
-    run_remote_door(tmp_path / "model", tmp_path)
-    wanted = call_local(pipe, Image.open(tmp_path / "photo.png"))
-    with np.load(tmp_path / "out.npz") as out:
-        np.testing.assert_allclose(out["depth"], wanted.depth_m, rtol=1e-4)
-
-
 @torch.no_grad()
 def test_numbers_of_the_released_depth_script(parity_root):
     arrays = np.load(parity_root / "open" / "E3_pipeline_stage2_vits.npz")
-    model, _ = convert_state(parity.released_weights(parity_root / "E_dsfa_vits_keys.json"))
+    model, _ = convert_state(layouts.drawn(parity_root / "E_dsfa_vits_keys.json"))
     for height, width in ((128, 160), (64, 208)):
         pixels = torch.stack(
             [torch.from_numpy(np.floor(parity.draw(f"in:E3.{name}_{height}x{width}").random(
@@ -297,6 +291,13 @@ def test_true_sizes_and_the_plans_that_fit_them():
     assert count["vae"] == pytest.approx(83.8e6, rel=1e-3)
     sizes = {name: module_bytes(part.to(torch.bfloat16)) for name, part in parts.items()}
     assert sizes["transformer"] == pytest.approx(23.80e9, rel=1e-3)
+    # Section 3.9 of perf.md: weights in bfloat16 baked and in float8 baked, and what they come to with three frames.
+    assert baked_bytes(transformer) == pytest.approx(17.3e9, rel=5e-3)
+    assert baked_bytes(transformer) / 2 == pytest.approx(8.7e9, rel=1e-2)
+    assert baked_bytes(transformer) + working_bytes(512 * 512, 3) == pytest.approx(20e9, rel=1e-2)
+    assert 22e9 < baked_bytes(transformer) + working_bytes(1024 * 1024, 3) < 24.5e9
+    assert baked_bytes(transformer) / 2 + working_bytes(512 * 512, 3) < 12e9
+    assert baked_bytes(transformer) / 4 < 5e9
     base = sum(sizes[name] for name in ("transformer", "text_encoder_2", "text_encoder", "vae"))
     assert base == pytest.approx(33.7e9, rel=3e-3)
     work = working_bytes(512 * 512, 3)
@@ -305,7 +306,7 @@ def test_true_sizes_and_the_plans_that_fit_them():
     gib = 2**30
     plans = {memory: plan_memory(sizes, memory * gib, work).name for memory in (141, 80, 48, 32, 24, 16, 12, 8)}
     assert plans == {
-        141: "resident", 80: "resident", 48: "resident", 32: "offload", 24: "float8", 16: "float8", 12: "stream",
+        141: "resident", 80: "resident", 48: "resident", 32: "offload", 24: "float8", 16: "stream", 12: "stream",
         8: "stream",
     }  # fmt: skip
     assert plan_memory(sizes, None, work).name == "resident"
@@ -316,6 +317,14 @@ def test_true_sizes_and_the_plans_that_fit_them():
         plan_memory(sizes, None, work, "magic")
     with pytest.raises(InputError, match="wanted 'resident' on the CPU"):
         plan_memory(sizes, None, work, "offload")
+
+
+def test_baking_leaves_the_bytes_that_were_counted():
+    pipe = tiny.pipeline()
+    counted = baked_bytes(pipe.transformer)
+    bake_modulation(pipe)
+    tables = sum(module_bytes(layer.linear) for layer in modulation_layers(pipe.transformer).values())
+    assert module_bytes(pipe.transformer) - tables - module_bytes(pipe.transformer.time_text_embed) == counted
 
 
 @torch.no_grad()
@@ -339,53 +348,17 @@ def test_float8_storage_halves_the_transformer_and_keeps_the_picture():
 
 # --- loading, auditing, the command ----------------------------------------------------------------------------------
 
-LOADER = """
-import json, sys
-from bokehdepth import BokehDepthPipeline
-from bokehdepth.released import Source
-arguments = json.loads(sys.argv[1])
-for name in ("adapter", "depth_source"):
-    if name in arguments:
-        arguments[name] = Source(*arguments[name])
-try:
-    pipe = BokehDepthPipeline.from_released(**arguments)
-    print(json.dumps({"revisions": dict(pipe.revisions), "plan": pipe.memory_plan.name, "preset": pipe.preset}))
-except ValueError as error:
-    print(json.dumps({"error": str(error)}))
-"""
-
-
-def test_loading_pins_commits_and_explains_the_gate(tmp_path):
-    state = layouts.filled(layouts.unidepth(64, 12, 32, 4, side=3, dsfa=False), seed=2)
-    torch.save(state, tmp_path / "depth.pth")
-    with HubServer(tmp_path / "hub") as hub:
-        content = (tmp_path / "depth.pth").read_bytes()
-        depth = hub.repositories[("model", "author/depth")] = Repository()
-        sha = depth.commit({"depth.pth": hub.keep(content, lfs=True)})
-        depth.commit({"other.txt": hub.keep(b"gone")})
-        base = hub.repositories[("model", "maker/base")] = Repository(gated=True)
-        base.commit({"model_index.json": hub.keep(b"{}")})
-        environment = hub.environment(tmp_path / "home")
-
-        def load(**arguments):
-            command = [sys.executable, "-c", LOADER, json.dumps(arguments)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-            assert done.returncode == 0, done.stderr[-2000:]
-            return json.loads(done.stdout.splitlines()[-1])
-
-        source = {"depth_source": ("author/depth", "depth.pth"), "with_base": False}
-        pinned = load(**source, revisions={"author/depth": sha})
-        assert pinned == {"revisions": {"author/depth": sha}, "plan": "resident", "preset": "paper"}
-        assert "has no file depth.pth" in load(**source)["error"]
-        refused = load(base_model_id="maker/base")["error"]
-        assert "maker/base is gated; accept its licence" in refused and "token" in refused
-
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"depth": "magic"}, "depth is 'magic'"), ({"preset": "best"}, "preset is 'best'")],
+    [
+        ({"depth": "magic"}, "depth is 'magic'"),
+        ({"preset": "best"}, "preset is 'best'"),
+        ({"revisions": {"a/b": "v1"}}, "revisions has a/b, which is not loaded"),
+        ({"base_model_id": "."}, "base_model_id is '.', without the configuration of a FLUX transformer"),
+    ],
 )
-def test_loading_refuses_unknown_names(change, message):
+def test_loading_refuses_what_it_cannot_use(change, message):
     with pytest.raises(InputError, match=message):
         released.load_released(**change)
 
@@ -398,14 +371,14 @@ def test_audit_tells_an_untrained_file_and_how_k_reaches_the_picture(tmp_path):
             state[name] = 1.9 * torch.rand(16, 1, generator=generator) - 0.95
     torch.save(state, tmp_path / "fresh.pth")
     findings = audit.audit_checkpoint(tmp_path / "fresh.pth", size_px=(56, 70), dsfa_num_heads=4)
-    assert all(finding.ok for finding in findings) and len(findings) == 5
+    assert all(finding.ok and finding.asked for finding in findings) and len(findings) == 6
     says = {finding.question: finding.says for finding in findings}
     assert "never to have been trained" in says["is K trained"]
     values = next(finding.values for finding in findings if "stack" in finding.question)
     assert values["noise, raw K"] < 0.1 * values["noise, K / 30"]
     torch.save({name: value for name, value in state.items() if "norm.bias" not in name}, tmp_path / "hole.pth")
-    (first,) = audit.audit_checkpoint(tmp_path / "hole.pth", size_px=(56, 70), dsfa_num_heads=4)
-    assert not first.ok and "lacks" in first.says
+    pin, first = audit.audit_checkpoint(tmp_path / "hole.pth", size_px=(56, 70), dsfa_num_heads=4)
+    assert pin.ok and not first.ok and "lacks" in first.says
     found = audit.audit_generation(random_pipeline(), photo(), encoded, num_inference_steps=2, size_px=(64, 48))
     assert set(found.values) == {"K sweeps, prompt held", "prompt sweeps, K held", "K = 1 against no bokeh branch"}
     assert all(value > 0.1 for value in found.values.values())
@@ -425,4 +398,45 @@ def test_command_converts_and_audits(tmp_path, capsys):
     capsys.readouterr()
     torch.save({**state, "pretrained.odd": torch.ones(1)}, tmp_path / "odd.pth")
     assert main(["convert", str(tmp_path / "odd.pth"), "--audit", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][0]["ok"] is False
+    pin, keys = json.loads(capsys.readouterr().out)["findings"]
+    assert pin["ok"] is True and keys["ok"] is False
+
+
+def test_audit_prints_what_to_pin(tmp_path, monkeypatch):
+    commit, state = "0123456789" * 4, layouts.filled(layouts.adapter(blocks=5, dim=64, rank=8))
+    folder = tmp_path / "models--fogradio--BokehDepth" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    torch.save(state, tmp_path / "blob")
+    (folder / "bokeh_lora.bin").symlink_to(tmp_path / "blob")
+    digest = hashlib.sha256((tmp_path / "blob").read_bytes()).hexdigest()
+    sizes = {"rank": 8, "alpha": 8.0, "num_double_blocks": 2, "num_single_blocks": 3, "joint_attention_dim": 32,
+             "pooled_projection_dim": 16, **SIZES}  # fmt: skip
+    pins = {None: "not pinned yet", commit: "pinned so already", "9" * 40: f"pinned is {'9' * 40}"}
+    for pinned, words in pins.items():
+        monkeypatch.setattr(audit, "REVISIONS", {"fogradio/BokehDepth": pinned})
+        pin, keys, parts, unasked = audit.audit_checkpoint(folder / "bokeh_lora.bin", **sizes)
+        says = f"fogradio/BokehDepth@{commit}, {words}; bokeh_lora.bin there has SHA-256 {digest}."
+        assert pin.says == says and pin.ok == (pinned in (None, commit))
+        assert keys.ok and parts.ok and not unasked.asked and "needs a base" in unasked.says
+    outside = audit.audit_checkpoint(tmp_path / "blob", **sizes)[0]
+    assert f"blob has SHA-256 {digest}; it is not in the Hub's cache" in outside.says
+
+
+def test_command_asks_an_adapter_on_its_base(tmp_path, capsys, monkeypatch):
+    transformer = tiny.transformer(**SIZES, num_single_layers=3, axes_dims_rope=(4, 6, 6))
+    tiny.kontext(transformer=transformer).save_pretrained(tmp_path / "base")
+    torch.save(layouts.filled(layouts.adapter(blocks=5, dim=64)), tmp_path / "a.bin")
+    small = functools.partial(audit.audit_adapter, num_inference_steps=1, size_px=(64, 48))
+    monkeypatch.setattr(audit, "audit_adapter", small)
+    command = ["convert", str(tmp_path / "a.bin"), "--base", str(tmp_path / "base"), "--device", "cpu"]
+    assert main([*command, "--audit"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in lines if not line.startswith(" ")] == ["ok  "] * 4
+    numbers = {line.split(":")[0].strip(): float(line.split(":")[1]) for line in lines[-3:]}
+    assert list(numbers) == ["K sweeps, prompt held", "prompt sweeps, K held", "K = 1 against no bokeh branch"]
+    assert all(value > 0 for value in numbers.values())
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert "--base is" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    torch.save(layouts.filled(layouts.unidepth(64, 12, 32, 4, side=3, dsfa=False)), tmp_path / "d.pth")
+    with pytest.raises(InputError, match="no adapter; wanted one, which has a base"):
+        audit.audit_adapter(tmp_path / "d.pth", tmp_path / "base")

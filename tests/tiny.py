@@ -1,8 +1,16 @@
 """Tiny random models of the true classes."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import Dinov2Config
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from bokehdepth import BokehAdapter, BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation, BokehDepthPipeline
 
@@ -126,3 +134,33 @@ def pipeline(**changes) -> BokehDepthPipeline:
     pipe = BokehDepthPipeline(**{**parts, **changes})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def kontext(seed: int = 4, **parts) -> FluxKontextPipeline:
+    """A FLUX.1-Kontext with text encoders, which read printable ASCII a character at a time."""
+    characters = [chr(code) for code in range(33, 127)]
+    words = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), *((c, -2.0) for c in characters)]
+    tokenizer_2 = T5Tokenizer(vocab=pieces, extra_ids=0)
+    torch.manual_seed(seed)
+    clip = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=24,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
+    )
+    t5 = T5Config(vocab_size=len(tokenizer_2), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    own = {
+        "scheduler": scheduler(),
+        "vae": autoencoder(),
+        "transformer": transformer(),
+        "text_encoder": CLIPTextModel(clip).eval(),
+        "tokenizer": CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77),
+        "text_encoder_2": T5EncoderModel(t5).eval(),
+        "tokenizer_2": tokenizer_2,
+    }
+    return FluxKontextPipeline(**{**own, **parts})

@@ -48,6 +48,10 @@ class PoolConfig:
     """Glob patterns of photos used as textures and backgrounds; empty for procedural textures alone."""
     mattes: list[str] = field(default_factory=list)
     """Glob patterns of RGBA foregrounds; empty for procedural silhouettes alone."""
+    backdrops: list[str] = field(default_factory=list)
+    """Glob patterns of photos that are seen whole behind a subject; empty: the photos."""
+    portraits: list[str] = field(default_factory=list)
+    """Glob patterns of RGBA files, whole photographs with their subject as alpha (train.materials)."""
     hold_out: float = 0.2
     """Share of photos and mattes (by file name) that only the held-out split sees."""
     scenes: int = 4000

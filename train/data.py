@@ -32,11 +32,16 @@ SPLITS = ("train", "held_out")
 
 
 def split_files(patterns: list[str], hold_out: float, split: str) -> list[Path]:
-    """Files that match the patterns, divided by a hash of their names, so that both splits are fixed."""
+    """Files that match the patterns, divided by a hash of their names, so that both splits are fixed.
+
+    What stands before `--` or the suffix decides: a photograph and what was cut out of it are in one split.
+    """
     files = sorted(Path(p) for pattern in patterns for p in glob.glob(os.path.expandvars(pattern)))
     if patterns and not files:
-        raise InputError(f"photos or mattes is {patterns}, which no file matches; wanted patterns of files.")
-    held = [zlib.crc32(f.name.encode()) % 1000 < hold_out * 1000 for f in files]
+        raise InputError(
+            f"photos, mattes, backdrops or portraits is {patterns}, which no file matches; wanted patterns of files."
+        )
+    held = [zlib.crc32(f.stem.split("--")[0].encode()) % 1000 < hold_out * 1000 for f in files]
     return [f for f, h in zip(files, held, strict=True) if h == (split == "held_out")]
 
 
@@ -55,6 +60,8 @@ def render_shard(pool: PoolConfig, split: str, index: int) -> None:
         (pool.size_px, pool.size_px),
         photos=split_files(pool.photos, pool.hold_out, split),
         mattes=split_files(pool.mattes, pool.hold_out, split),
+        backdrops=split_files(pool.backdrops, pool.hold_out, split),
+        portraits=split_files(pool.portraits, pool.hold_out, split),
         seed=pool.seed + (0 if split == "train" else 1_000_003),
     )
     rows: dict[str, list] = {k: [] for k in ("image", "bokeh", "strength", "depth_m", "focus_distance_m", "kind")}
@@ -90,6 +97,16 @@ def _render_job(job: tuple[PoolConfig, str, int]) -> None:
     render_shard(*job)
 
 
+def _scenes_in(path: Path) -> int:
+    with np.load(path, allow_pickle=False) as shard:
+        return len(shard["focus_distance_m"])
+
+
+def _roomy(dtype: np.dtype) -> np.dtype:
+    """Names of kinds are as wide as the longest of their shard."""
+    return np.dtype("U32") if dtype.kind == "U" else dtype
+
+
 class ScenePool:
     """Scenes of one split in memory, and random batches of them.
 
@@ -103,11 +120,15 @@ class ScenePool:
         paths = sorted(Path(pool.folder).glob(f"{split}_{pool.size_px}px_*.npz"))
         if not paths:
             raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
-        shards = []
-        for path in paths:
+        counts = [_scenes_in(path) for path in paths]
+        self.arrays: dict[str, np.ndarray] = {}
+        for path, end, count in zip(paths, np.cumsum(counts), counts, strict=True):
             with np.load(path, allow_pickle=False) as shard:
-                shards.append({key: shard[key] for key in shard.files})
-        self.arrays = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+                for key in shard.files:
+                    values = shard[key]
+                    if key not in self.arrays:  # one block for all: a large pool is never in memory twice
+                        self.arrays[key] = np.empty((sum(counts), *values.shape[1:]), _roomy(values.dtype))
+                    self.arrays[key][end - count : end] = values
 
     def __len__(self) -> int:
         return len(self.arrays["image"])

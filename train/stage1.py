@@ -69,7 +69,10 @@ class MiniNetwork(_Stage1Network):
 
     def __init__(self, transformer: dict[str, Any], adapter: dict[str, Any], level_weight: float) -> None:
         base = MiniFluxTransformer2DModel(**transformer)
-        super().__init__(build_adapter(base, {"prompt_length": 1, **adapter}), base, PatchAutoencoder())
+        patch_px = base.token_px // 2
+        blocks = (1,) * (patch_px.bit_length())
+        autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, blocks)
+        super().__init__(build_adapter(base, {"prompt_length": 1, **adapter}), base, autoencoder)
         self.level_weight = level_weight
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -79,7 +82,7 @@ class MiniNetwork(_Stage1Network):
         sigmas, noises = zip(*(draw_mini_noise(int(seed), clean.shape[1:]) for seed in batch["seed"]), strict=True)
         sigma, noise = (torch.stack(x).to(clean) for x in (sigmas, noises))
         noisy = add_noise(clean, noise, sigma)
-        rows, columns = image.shape[-2] // 16, image.shape[-1] // 16
+        rows, columns = (side // self.transformer.token_px for side in image.shape[-2:])
         tokens, reference = self.transformer._pack(noisy), self.transformer._pack(image)
         prompt, pooled = self.prompt(batch)
         condition = self.adapter.attention_kwargs(strength, reference_tokens=reference.shape[1])
@@ -96,8 +99,10 @@ class MiniNetwork(_Stage1Network):
         x0 = self.transformer._unpack(tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float(),
                                       rows, columns)  # fmt: skip
         radius = strength[:, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"]
-        levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
         pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target, radius)
+        if logits is None:  # a generated picture: nothing but the picture teaches it
+            return {"loss": pixel, "pixel": pixel}
+        levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
         level = losses.level_loss(logits, batch["offset_dpt"], levels)
         return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}
 

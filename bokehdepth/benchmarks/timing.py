@@ -23,26 +23,52 @@ def interleaved(
     Returns:
         Name to the median of its seconds.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
+    return {name: values["s"] for name, values in measured(contenders, repeats, {"s": clock}).items()}
+
+
+def measured(
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clocks: Mapping[str, Callable[[], float]],
+    prepare: Callable[[str], object] = lambda name: None,
+) -> dict[str, dict[str, float]]:
+    """As `interleaved`, by several clocks at once.
+
+    Args:
+        contenders: Name to what is timed.
+        repeats: Rounds, 1 or more.
+        clocks: Name to a clock in seconds.
+        prepare: Called with a contender's name before its run, outside of what is timed.
+
+    Returns:
+        Contender to clock to the median of its seconds.
+    """
+    seconds: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    for name, run in contenders.items():
+        prepare(name)
         run()
     for turn in range(repeats):
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
-            started = clock()
+            prepare(name)
+            started = [clock() for clock in clocks.values()]
             contenders[name]()
-            seconds[name].append(clock() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append([clock() - start for clock, start in zip(clocks.values(), started, strict=True)])
+    return {
+        name: {clock: statistics.median(times) for clock, times in zip(clocks, zip(*rows, strict=True), strict=True)}
+        for name, rows in seconds.items()
+    }
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on: processor, cores, Python."""
+    """What the figures were measured on: processor, cores, other work (load of the last minute), Python."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
             model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         pass  # no Linux: the platform's own word stays
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"processor": model, "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
 
 
 def table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> str:

@@ -55,6 +55,76 @@ def add_bench(commands: Any) -> None:
     sweep.add_argument("--noises", metavar="S", nargs="+", type=float, default=[0.0, 0.01, 0.03])
     add_talk_options(sweep)
 
+    stage1 = _stage(
+        kinds,
+        "stage1",
+        "a bokeh stack, beside FLUX.1-Kontext called the documented way",
+        "Time, work and memory of a bokeh stack with random weights: Kontext, the released procedure, and each saving "
+        "of ours with the difference that it makes.",
+    )
+    stage1.add_argument("--frames", metavar="F", type=whole_number(2), default=3, help="K of a stack (default: 3)")
+    stage1.add_argument("--steps", metavar="N", type=whole_number(2), default=6, help="default: %(default)s")
+    stage1.add_argument("--compile", action="store_true", help="also compiled blocks, a minute more for each shape")
+    stage2 = _stage(
+        kinds,
+        "stage2",
+        "depth from a stack, beside Depth Anything on the photo alone",
+        "Time, work and memory of depth from photo and stack with random weights, and of the step across frames.",
+    )
+    stage2.add_argument("--frames", metavar="F", type=whole_number(2), default=4, help="photo included (default: 4)")
+    pipeline = _stage(
+        kinds,
+        "pipeline",
+        "both stages, the embedded model, and memory plans",
+        "Time, work and memory of a photo to stack and depth, with random weights and with the embedded model; memory "
+        "plans at FLUX's size by counting.",
+        true_size=False,
+    )
+    pipeline.add_argument("--frames", metavar="F", type=whole_number(2), default=3, help="K of a stack (default: 3)")
+    pipeline.add_argument("--steps", metavar="N", type=whole_number(2), default=4, help="default: %(default)s")
+    training = _stage(
+        kinds,
+        "training",
+        "a step of adapter training, with and without each saving",
+        "Time and peak memory of a step of adapter training with random weights.",
+    )
+    training.add_argument("--batch", metavar="B", type=whole_number(1), default=2, help="photos (default: 2)")
+
+
+_SIZES_PX = {"stage1": 160, "stage2": 196, "pipeline": 128, "training": 160}
+
+
+def _stage(kinds: Any, name: str, what: str, description: str, true_size: bool = True) -> argparse.ArgumentParser:
+    """A bench of networks: its handler takes every option that its ``run`` has."""
+    parser = kinds.add_parser(name, help=what, description=description)
+    parser.set_defaults(handler=_networks, bench=name)
+    parser.add_argument(
+        "--size", metavar="PX", type=whole_number(1), default=_SIZES_PX[name], help="default: %(default)s"
+    )
+    parser.add_argument("--repeats", metavar="N", type=whole_number(1), default=3, help="rounds (default: 3)")
+    parser.add_argument("--device", type=device_name, default="cpu", help="default: %(default)s")
+    if true_size:
+        parser.add_argument("--true-size", action="store_true", help="FLUX.1-Kontext and ViT-L at their own size")
+    add_talk_options(parser)
+    return parser
+
+
+def _networks(arguments: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    from ..benchmarks import gates
+
+    bench = import_module(f"..benchmarks.{arguments.bench}", __package__)
+    options = {"size": "size_px", "compile": "compiled"}
+    known = ("size", "frames", "steps", "batch", "repeats", "device", "true_size", "compile")
+    given = {options.get(name, name): getattr(arguments, name) for name in known if hasattr(arguments, name)}
+    result = bench.run(**given)
+    if arguments.json:
+        write_json(result)
+    else:
+        sys.stdout.write(bench.as_text(result) + "\n")
+    return EXIT_DONE if gates.passed(result) else EXIT_FAILED
+
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from ..benchmarks import sweep

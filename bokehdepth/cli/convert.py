@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import add_talk_options, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, logger, write_json
+from .options import add_talk_options, available_device, device_name, whole_number
+from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, write_json
 
 
 def add_convert(commands: Any) -> None:
@@ -30,8 +30,16 @@ def add_convert(commands: Any) -> None:
     parser.add_argument(
         "--audit",
         action="store_true",
-        help="write nothing; check keys, whether K was trained, whether the stack moves the depth, the scaling of "
-        "attention and the camera",
+        help="write nothing; print the commit and checksum to pin, then check keys, whether K was trained, whether "
+        "the stack moves the depth, the scaling of attention and the camera",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="ID_OR_FOLDER",
+        help="with --audit of an adapter: load this FLUX.1 base too, and ask which way K reaches the picture",
+    )
+    parser.add_argument(
+        "--device", type=device_name, default="auto", help="with --base: as in `bokehdepth run` (default: %(default)s)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the written weights")
     parser.add_argument("--rank", metavar="N", type=whole_number(1), help="LoRA rank of an adapter (default: 128)")
@@ -64,6 +72,8 @@ def convert(arguments: argparse.Namespace) -> int:
     """
     if arguments.audit == (arguments.output is not None):
         raise InputError("--output and --audit are " + ("both" if arguments.audit else "not") + " given; wanted one.")
+    if arguments.base is not None and not arguments.audit:
+        raise InputError(f"--base is {arguments.base!r}; wanted it with --audit.")
     options = {
         "rank": arguments.rank,
         "alpha": None if arguments.rank is None else float(arguments.rank),
@@ -100,13 +110,24 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
-    from ..audit import audit_checkpoint
+    from ..audit import audit_adapter, audit_checkpoint
 
-    findings = audit_checkpoint(arguments.checkpoint, **options)
+    if arguments.base is None:
+        findings = audit_checkpoint(arguments.checkpoint, **options)
+    else:
+        from ..loading_bokehdepth import HubError
+
+        try:
+            with quiet_libraries(arguments.verbose, show_progress=False):
+                device = available_device(arguments.device)
+                findings = audit_adapter(arguments.checkpoint, arguments.base, device=device, **options)
+        except HubError as error:
+            raise InputError(str(error)) from error
     if arguments.json:
         write_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            sys.stdout.write(f"{'ok ' if finding.ok else 'BAD'} {finding.question}: {finding.says}\n")
+            mark = "BAD" if not finding.ok else "ok " if finding.asked else "-- "
+            sys.stdout.write(f"{mark} {finding.question}: {finding.says}\n")
             sys.stdout.writelines(f"      {name}: {value:.4g}\n" for name, value in finding.values.items())
     return EXIT_DONE if all(finding.ok for finding in findings) else EXIT_FAILED

@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
+from ..errors import InputError
+from .talk import logger
+
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -38,6 +41,20 @@ def device_name(text: str) -> str:
     if not _DEVICE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def available_device(name: str) -> str:
+    """Turn ``auto`` into a device of this machine; InputError for one that it does not have."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        logger.info("device: %s", name)
+    kind, _, index = name.partition(":")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+    if not there or int(index or 0) >= (torch.cuda.device_count() if kind == "cuda" else 1):
+        raise InputError(f"--device is {name!r}, which this machine or this build of torch does not have.")
+    return name
 
 
 def add_lens_options(parser: argparse.ArgumentParser, focus: argparse._ActionsContainer | None = None) -> None:

@@ -12,6 +12,7 @@ from .options import Parser
 from .photos import add_photo_commands
 from .publish import add_publish
 from .render import add_render
+from .visit import add_visit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_render(commands)
     add_optics(commands)
     add_bench(commands)
+    add_visit(commands)
     add_publish(commands)
     add_convert(commands)
     return parser

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import add_lens_options, add_talk_options, device_name, whole_number
+from .options import add_lens_options, add_talk_options, available_device, device_name, whole_number
 from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, sentence, write_json
 
 if TYPE_CHECKING:
@@ -111,9 +111,13 @@ def _add_command(
         "--model",
         metavar="ID_OR_FOLDER",
         default="embedded",
-        help="'embedded' (the small model inside the package), a folder, or a Hub repository (default: %(default)s)",
+        help="'embedded' (the small model inside the package), 'released' (the authors' weights), a folder, or a Hub "
+        "repository (default: %(default)s)",
     )
-    parser.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    parser.add_argument(
+        "--revision",
+        help="commit, tag or branch of the Hub repository; of 'released' REPOSITORY@COMMIT, several with commas",
+    )
     blur = parser.add_mutually_exclusive_group()
     default = "" if name == "depth" else f" (default: {' '.join(f'{k:g}' for k in DEFAULT_BOKEH_STRENGTHS)})"
     blur.add_argument(
@@ -208,7 +212,7 @@ def _work(arguments: argparse.Namespace) -> int:
             pipeline = _load(arguments, jobs)
             timings_s = {"load_model": round(time.perf_counter() - started, 3)}
             pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
-            weights = weights_record(arguments.model, arguments.revision)
+            weights = weights_record(arguments.model, arguments.revision, jobs[0].makes_stack)
         for index, job in enumerate(jobs, 1):
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
@@ -260,20 +264,6 @@ def _entry(done: JobResult) -> dict[str, Any]:
     }
 
 
-def _device(name: str) -> str:
-    """Turn ``auto`` into a device of this machine; InputError for one that it does not have."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        logger.info("device: %s", name)
-    kind, _, index = name.partition(":")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
-    if not there or int(index or 0) >= (torch.cuda.device_count() if kind == "cuda" else 1):
-        raise InputError(f"--device is {name!r}, which this machine or this build of torch does not have.")
-    return name
-
-
 def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipeline:
     """Load the model and let it check what only it knows."""
     import torch
@@ -281,7 +271,7 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
     from ..hub import load_pipeline
     from ..imaging import open_photo
 
-    device = _device(arguments.device)
+    device = available_device(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
@@ -295,6 +285,8 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
         pipeline.check_inputs(first, num_inference_steps=arguments.steps, needs=jobs[0].components)
     except ValueError as error:
         raise InputError(str(error)) from error
+    for note in getattr(pipeline, "notes", ()):  # of 'released'
+        logger.warning("model %r: %s", arguments.model, note)
     return pipeline
 
 

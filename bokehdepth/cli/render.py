@@ -64,53 +64,43 @@ def _point(text: str) -> tuple[float, float]:
 
 def _render(arguments: argparse.Namespace) -> int:
     """Check everything, render, and write the picture and its record, both or none."""
-    import numpy as np
-    from PIL import Image
-
     from .. import io
-    from ..camera import read_camera
+    from ..apertures import lens_assumptions
     from ..imaging import open_photo
-    from ..optics import check_number
+    from ..refocusing import plan_refocusing
     from ..rendering.aperture import Aperture
-    from ..rendering.refocus import check_depth_for, focus_distance_at, render_from_depth
     from ..results import check_folder
     from ..staging import staged
 
     photo = open_photo(arguments.photo)
-    aperture = Aperture(arguments.blades, arguments.rotation, arguments.squeeze)
-    image = np.asarray(photo.image, dtype=np.float32) / 255
-    depth_m = check_depth_for(io.load_depth(arguments.depth), image)
-    focus_m = arguments.focus_distance
-    if focus_m is None:
-        focus_m = focus_distance_at(depth_m, *arguments.focus_at)
-    camera = read_camera(
+    plan = plan_refocusing(
         photo,
+        io.load_depth(arguments.depth),
+        focus_distance_m=arguments.focus_distance,
+        focus_at_px=arguments.focus_at,
+        bokeh_strength=arguments.bokeh_strength,
+        f_number=arguments.f_number,
         focal_length_mm=arguments.focal_length,
         focal_length_35mm=arguments.focal_length_35mm,
-        focus_distance_m=focus_m,
+        aperture=Aperture(arguments.blades, arguments.rotation, arguments.squeeze),
     )
-    if arguments.f_number is not None:
-        strength = float(f"{camera.bokeh_strength(check_number(arguments.f_number, 'f_number')):.4g}")
-    else:
-        strength = check_number(arguments.bokeh_strength, "bokeh_strength", zero=True)
-    stem = f"refocus_k{strength:.6g}_{focus_m:.4g}m"
-    names = [f"{stem}.png", f"{stem}.json"]
+    names = [f"{plan.stem}.png", f"{plan.stem}.json"]
     folder = arguments.output / arguments.photo.stem
     check_folder(folder, names, overwrite=arguments.overwrite)
-    assumed = [] if arguments.f_number is None else [s for s in camera.assumptions() if not s.startswith("f_number ")]
+    assumed = [] if arguments.f_number is None else lens_assumptions(plan.camera)
     for sentence in assumed:
         logger.warning("photo %r: %s", arguments.photo.name, sentence)
 
     started = time.perf_counter()
-    rendered = render_from_depth(image, depth_m, strength, focus_m, aperture=aperture)
+    picture = plan.render()
     timings_s = {"render": round(time.perf_counter() - started, 3)}
     left_out = ("handler", "json", "verbose", "quiet")
     record = io.run_record(
         arguments={name: value for name, value in vars(arguments).items() if name not in left_out},
         seed=None,
         weights={},
-        camera=camera.record(),
-        bokeh_strengths=[strength],
+        camera=plan.camera.record(),
+        bokeh_strengths=[plan.bokeh_strength],
         sizes_px={"photo": photo.image.size},
         timings_s=timings_s,
         assumptions=assumed,
@@ -118,13 +108,12 @@ def _render(arguments: argparse.Namespace) -> int:
     )
     record["files"] = names
     with staged(folder, names=names, overwrite=arguments.overwrite) as staging:
-        text = {"bokeh_strength": f"{strength:g}", "focus_distance_m": f"{focus_m:g}", "source": "rendered from depth"}
-        picture = Image.fromarray(np.round(rendered * 255).astype(np.uint8))
-        io.save_image(staging / names[0], picture, metadata=text, ai_generated=False)
+        plan.save(staging, picture)
         io.save_json(staging / names[1], record)
     if arguments.json:
-        done = {"photo": arguments.photo, "files": [folder / name for name in names], "bokeh_strength": strength}
-        write_json({"command": "render", **done, "focus_distance_m": focus_m, "timings_s": timings_s})
+        done = {"photo": arguments.photo, "files": [folder / name for name in names]}
+        done |= {"bokeh_strength": plan.bokeh_strength, "focus_distance_m": plan.focus_distance_m}
+        write_json({"command": "render", **done, "timings_s": timings_s})
     else:
         sys.stdout.write(f"{folder / names[0]}\n")
     return EXIT_DONE

@@ -2,9 +2,11 @@
 
 ``depth``: AbsRel, SqRel, delta, RMSE and its log, the scale-invariant log error, boundary F1. ``pictures``: PSNR and
 SSIM. ``perceptual``: LPIPS and DISTS, which load torch when asked for. ``controls``: selectivity and K response.
-``protocols``: crops, caps and alignments by name. ``statistics``: intervals and tests clustered by scene.
+``blur_response``: the measured radius of a blur against K. ``protocols``: crops, caps and alignments by name.
+``statistics``: intervals and tests clustered by scene.
 """
 
+from bokehdepth.metrics.blur_response import BlurResponse, blur_response
 from bokehdepth.metrics.controls import KResponse, Selectivity, k_response, selectivity
 from bokehdepth.metrics.depth import (
     abs_rel,
@@ -30,6 +32,7 @@ from bokehdepth.metrics.protocols import (
 from bokehdepth.metrics.statistics import Interval, PairedTest, cluster_interval, paired_test
 
 __all__ = [
+    "BlurResponse",
     "DEPTH_KEYS",
     "DEPTH_MEASURES",
     "PERCEPTUAL",
@@ -41,6 +44,7 @@ __all__ = [
     "Selectivity",
     "abs_rel",
     "aligned_depth_m",
+    "blur_response",
     "boundary_f1",
     "cluster_interval",
     "delta",

@@ -46,6 +46,7 @@ class Materials:
         side_px: The longer side of the scenes: files are kept at twice that.
         seed: Seed of the drawn textures.
         backdrops: Picture files for whole backgrounds; none: the photos.
+        portraits: RGBA files of whole photographs, the subject as their alpha.
 
     Raises:
         InputError: If a path is not a file.
@@ -59,16 +60,23 @@ class Materials:
         seed: int,
         *,
         backdrops: Sequence[Path] = (),
+        portraits: Sequence[Path] = (),
     ) -> None:
         self._photos, self._mattes = _checked_files("photos", photos), _checked_files("mattes", mattes)
         self._backdrops = _checked_files("backdrops", backdrops) or self._photos
+        self._portraits = _checked_files("portraits", portraits)
         self._side_px, self._seed = side_px, seed
-        self._cache: dict[Path | int | tuple[str, int], np.ndarray | Sprite] = {}
+        self._cache: dict[Path | int | tuple[Path | str, int | str], np.ndarray | Sprite] = {}
 
     @property
     def has_photos(self) -> bool:
         """Whether photographs were given, as textures or as backgrounds."""
         return bool(self._backdrops)
+
+    @property
+    def has_portraits(self) -> bool:
+        """Whether photographs with their subject as alpha were given."""
+        return bool(self._portraits)
 
     @property
     def has_mattes(self) -> bool:
@@ -93,15 +101,32 @@ class Materials:
         """Draw one of the backgrounds: as `photo`, from ``backdrops`` where these were given."""
         return self._read(self._backdrops, rng)
 
-    def _read(self, paths: Sequence[Path], rng: np.random.Generator) -> np.ndarray:
+    def portrait(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw one of the whole photographs with a subject.
+
+        Args:
+            rng: Source of chance.
+
+        Returns:
+            uint8 ``(h, w, 4)``, alpha not premultiplied and above 0 on the subject, shared: not to be changed.
+
+        Raises:
+            InputError: If none were given, or the file cannot be read as a picture.
+        """
+        return self._read(self._portraits, rng, "RGBA")
+
+    def _read(self, paths: Sequence[Path], rng: np.random.Generator, mode: str = "RGB") -> np.ndarray:
         if not paths:
             raise InputError("photos is empty, wanted picture files for a scene with a photograph")
         path = paths[rng.integers(len(paths))]
-        if path not in self._cache:
-            picture = _opened(path, "RGB", 2 * self._side_px)
-            picture = picture.resize(_size_for_short_side(picture.size, 2 * self._side_px), Image.Resampling.LANCZOS)
-            self._cache[path] = np.asarray(picture)
-        return self._cache[path]
+        key = (path, mode)
+        if key not in self._cache:
+            picture = _opened(path, mode, 2 * self._side_px)
+            size = _size_for_short_side(picture.size, 2 * self._side_px)
+            # Band by band: of RGBA, Pillow would forget the colours of what is transparent.
+            bands = [band.resize(size, Image.Resampling.LANCZOS) for band in picture.split()]
+            self._cache[key] = np.asarray(Image.merge(mode, bands))
+        return self._cache[key]
 
     def tile(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a square texture: a piece of a photograph, or a drawn pattern in random colours.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
@@ -23,6 +24,8 @@ from bokehdepth.rendering.materials import Materials
 from bokehdepth.rendering.staging import MAX_DEPTH_M, MIN_DEPTH_M, Plane, Stage, Surface
 
 KIND_WEIGHTS = {"portrait": 0.38, "ground": 0.17, "room": 0.13, "table": 0.12, "wall": 0.12, "landscape": 0.08}
+PHOTOGRAPH_SHARE = 0.2
+"""Of scenes, where whole photographs with a subject are given: the kind ``photograph``."""
 _SUBJECT_SHARES = (0.025, 0.85)  # of the frame, smallest and largest
 _THINGS = ("box", "blob", "bottle", "figure")
 _OUTDOOR_THINGS = ("figure", "tree", "box", "blob", "bar", "foliage")
@@ -38,7 +41,7 @@ class Scene:
         depth_m: z-depth of what is seen, float32 ``(H, W)`` in metres.
         focus_distance_m: S1, the depth of the subject in metres.
         focal_length_px: Focal length in pixels; the principal point is the middle of the frame.
-        kind: A key of `KIND_WEIGHTS`.
+        kind: A key of `KIND_WEIGHTS`, or ``photograph``.
         subject_mask: Where the subject is seen, bool ``(H, W)``.
     """
 
@@ -77,6 +80,8 @@ class SceneGenerator:
         seed: 0 or more.
         backdrops: Photos to be seen whole behind a subject: best views without a large face in them, which would be
             blurred there and teach that faces are. None: all photos.
+        portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). One
+            scene in five is then such a photograph itself, its subject where it was.
 
     Raises:
         InputError: If ``size_px`` or ``seed`` is out of range or a path is not a file.
@@ -90,20 +95,22 @@ class SceneGenerator:
         seed: int = 0,
         *,
         backdrops: Sequence[Path] = (),
+        portraits: Sequence[Path] = (),
     ) -> None:
         if len(size_px) != 2 or not all(isinstance(n, int | np.integer) and 32 <= n <= 2048 for n in size_px):
             raise InputError(f"size_px is {size_px!r}, wanted (H, W), each a whole number from 32 to 2048")
         if not (isinstance(seed, int | np.integer) and seed >= 0):
             raise InputError(f"seed is {seed!r}, wanted a whole number, 0 or more")
         self.size_px, self.seed = (int(size_px[0]), int(size_px[1])), int(seed)
-        self._materials = Materials(photos, mattes, max(self.size_px), self.seed, backdrops=backdrops)
+        self._materials = Materials(photos, mattes, max(self.size_px), self.seed, backdrops=backdrops,
+                                    portraits=portraits)  # fmt: skip
 
     def generate(self, index: int, kind: str | None = None) -> Scene:
         """Make one scene.
 
         Args:
             index: Which one, 0 or more.
-            kind: A key of `KIND_WEIGHTS`; drawn by these weights when absent.
+            kind: A key of `KIND_WEIGHTS`, or ``photograph`` where portraits were given; drawn when absent.
 
         Returns:
             The scene.
@@ -113,10 +120,13 @@ class SceneGenerator:
         """
         if not (isinstance(index, int | np.integer) and index >= 0):
             raise InputError(f"index is {index!r}, wanted a whole number, 0 or more")
-        if kind is not None and kind not in KIND_WEIGHTS:
-            raise InputError(f"kind is {kind!r}, wanted one of {sorted(KIND_WEIGHTS)}")
+        kinds = [*KIND_WEIGHTS, *(["photograph"] if self._materials.has_portraits else [])]
+        if kind is not None and kind not in kinds:
+            raise InputError(f"kind is {kind!r}, wanted one of {sorted(kinds)}")
         rng = np.random.default_rng([self.seed, 0, int(index)])
         drawn_kind = str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
+        if self._materials.has_portraits and rng.random() < PHOTOGRAPH_SHARE:
+            drawn_kind = "photograph"
         while True:  # a subject can end up hidden, outside or filling the frame: few in a hundred, so this ends
             draft = _Draft(self.size_px, self._materials, rng, kind or drawn_kind)
             getattr(draft, f"build_{draft.kind}")()
@@ -153,6 +163,39 @@ class _Draft(Stage):
             base = self.uniform(0.55, 1.1) * self.height
         centre = self.width * float(np.clip(self.rng.normal(0.5, 0.14), 0.2, 0.8))
         self.place(sprite, centre, base, tall, depth, is_subject=True)
+        self.add_foreground(depth)
+
+    def build_photograph(self) -> None:
+        """Build a real photograph from its subject and, behind it, the rest, which is given a plausible depth."""
+        photo = self.materials.portrait(self.rng)
+        if self.happens(0.5):
+            photo = photo[:, ::-1]
+        rows, columns = photo.shape[:2]
+        scale = self.uniform(0.62, 1.0) * min(rows / self.height, columns / self.width)
+        tall, wide = self.height * scale, self.width * scale
+        left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
+        box = (left, top, left + wide, top + tall)
+        bands = [
+            Image.fromarray(np.ascontiguousarray(photo[..., i])).resize(
+                (self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0
+            )
+            for i in range(4)
+        ]
+        rgba = np.stack([np.asarray(band, dtype=np.float32) / 255 for band in bands], axis=-1)
+        rgb, alpha = rgba[..., :3], rgba[..., 3]
+        depth = self.spread(0.7, 5.0)
+        behind = min(depth * self.spread(1.6, 8.0), MAX_DEPTH_M)
+        disparity = self.slope(behind, self.uniform(0, 0.35))
+        filled = np.flatnonzero((alpha > 0.5).any(axis=1))
+        foot = int(filled[-1]) if filled.size else self.height - 1
+        if foot < 0.97 * self.height or self.happens(0.4):  # it stands on ground that rises to a horizon behind it
+            foot = foot if foot < 0.97 * self.height else self.height * self.uniform(1.0, 1.6)
+            horizon = foot - self.uniform(0.15, 0.7) * self.height
+            ramp = (np.arange(self.height, dtype=np.float32)[:, None] - horizon) / (foot - horizon)
+            disparity = np.maximum(disparity, np.minimum(ramp / depth, 1 / MIN_DEPTH_M))
+        self.add_backdrop(disparity, _continued(rgb, alpha))
+        flat = np.full(self.size_px, 1 / depth, dtype=np.float32)
+        self.things.append(Surface(rgb.copy(), alpha.copy(), flat, True))
         self.add_foreground(depth)
 
     def build_ground(self) -> None:
@@ -375,6 +418,22 @@ class _Draft(Stage):
                 focus_m = float(1 / np.float64(surface.disparity_dpt[0, 0]))
         image, disparity = composite(layers)
         return Scene(tuple(layers), image, 1 / disparity, focus_m, self.focal_px, self.kind, subject_mask)
+
+
+def _continued(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Continue what is around a cut-out smoothly behind it: float32 ``(H, W, 3)``, from that and alpha ``(H, W)``."""
+    known = (ndimage.grey_dilation(alpha, size=5) < 0.02).astype(np.float32)
+    result, missing = rgb * known[..., None], known < 0.5
+    sigma_px = 2.0
+    while missing.any() and sigma_px < 4 * max(alpha.shape):
+        weight = ndimage.gaussian_filter(known, sigma_px, truncate=3)
+        mean = ndimage.gaussian_filter(rgb * known[..., None], (sigma_px, sigma_px, 0), truncate=3)
+        reached = missing & (weight > 1e-2)
+        result[reached] = mean[reached] / weight[reached][:, None]
+        missing &= ~reached
+        sigma_px *= 2
+    result[missing] = rgb.mean((0, 1))
+    return result.astype(np.float32)
 
 
 def _visible(alpha: np.ndarray) -> tuple[slice, slice]:

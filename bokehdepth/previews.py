@@ -1,0 +1,83 @@
+"""Small pictures of a result for the screen, written into the result's folder. No torch import.
+
+The downloads have the photo's own size; what is shown is smaller, and JPEG where nothing sharp-edged is in it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from . import io, viewing
+from .results import DEPTH_NAMES
+
+SHOWN_SIDE_PX = 1600
+"""Longest side of what the page shows."""
+
+REFOCUSED_SIDE_PX = 1024
+"""Longest side of a refocused preview, which follows a click within a second or so."""
+
+
+def write_preview(folder: Path, name: str, picture: Image.Image, max_side_px: int = SHOWN_SIDE_PX) -> str:
+    """Write a picture for the screen.
+
+    Args:
+        folder: where it goes; it exists.
+        name: of the file, without ending.
+        picture: RGB picture of any size.
+        max_side_px: longest side of the file's picture.
+
+    Returns:
+        Path of the JPEG.
+    """
+    path = folder / f"{name}.jpg"
+    viewing.shrunk_image(picture, max_side_px).save(path, quality=90)
+    return str(path)
+
+
+def write_frames(folder: Path, pictures: Sequence[Image.Image]) -> list[str]:
+    """Write the frames of a stack for the screen, as `write_preview` does; their paths in the same order."""
+    return [write_preview(folder, f"frame{number}", picture) for number, picture in enumerate(pictures)]
+
+
+def write_depth_view(
+    folder: Path, depth: io.DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
+) -> tuple[str, str]:
+    """Write a depth map for the screen.
+
+    Args:
+        folder: where it goes; it exists.
+        depth: what is shown.
+        colormap: a name of `viewing.COLORMAPS`.
+        near_bright: whether near is bright; otherwise dark.
+        points_px: up to two (x, y) to mark, in pixels of the depth map.
+
+    Returns:
+        Path of the PNG, and sentences on the depth and the points.
+
+    Raises:
+        InputError: as `viewing.depth_view` and `viewing.describe_depth` say.
+    """
+    looks = {"colormap": colormap, "near_bright": near_bright, "max_side_px": SHOWN_SIDE_PX}
+    picture = viewing.depth_view(depth.depth_m, points_px=points_px, **looks)
+    words = viewing.describe_depth(depth.depth_m, depth.focal_length_px, points_px)
+    path = folder / f"depth_view{len(list(folder.glob('depth_view*')))}.png"  # the one before may just be on its way
+    picture.save(path, compress_level=1)
+    return str(path), words
+
+
+def pack_result(folder: Path) -> tuple[str, str, str, str]:
+    """Pack a result's folder beside it, and name the files that are offered one by one.
+
+    Args:
+        folder: as `results.write_results` filled it.
+
+    Returns:
+        Paths of the ZIP, the 16-bit PNG, the NPZ and the run record.
+    """
+    archive = shutil.make_archive(str(folder.parent / "bokehdepth"), "zip", folder)
+    npz, png, _ = (str(folder / name) for name in DEPTH_NAMES)
+    return archive, png, npz, str(folder / "run.json")

@@ -1,0 +1,138 @@
+"""A photo refocused by its depth, for the command line and the Space: checked, rendered, written. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import io
+from .camera import Camera, read_camera
+from .errors import InputError
+from .imaging import Photo
+from .optics import check_number
+from .rendering.aperture import DISK, Aperture
+from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth
+from .viewing import shrunk_depth, shrunk_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Refocusing:
+    """A photo, its depth and the lens that it is rendered through, all checked; made by `plan_refocusing`.
+
+    Attributes:
+        photo: the sharp photo.
+        depth_m: (H, W) z-depth in metres, finite and above 0, of the photo's size.
+        focus_distance_m: S1 in metres.
+        bokeh_strength: K, 0 or more.
+        camera: the photo's lens settings at this focus.
+        aperture: shape of the lens opening.
+    """
+
+    photo: Photo
+    depth_m: np.ndarray
+    focus_distance_m: float
+    bokeh_strength: float
+    camera: Camera
+    aperture: Aperture
+
+    @property
+    def stem(self) -> str:
+        """Name of its files: ``refocus_k20_2.4m``."""
+        return f"refocus_k{self.bokeh_strength:.4g}_{self.focus_distance_m:.4g}m"
+
+    def render(self, max_side_px: int | None = None) -> Image.Image:
+        """Render it with occlusion (Eq. 15, 26).
+
+        Args:
+            max_side_px: longest side of the picture, 1 or more; None keeps the photo's size.
+
+        Returns:
+            RGB picture.
+
+        Raises:
+            InputError: `max_side_px` is below 1.
+        """
+        shown = shrunk_image(self.photo.image, max_side_px)
+        pixels = np.asarray(shown, dtype=np.float32) / 255
+        rendered = render_from_depth(
+            pixels,
+            shrunk_depth(self.depth_m, shown.size),
+            self.bokeh_strength,
+            self.focus_distance_m,
+            aperture=self.aperture,
+        )
+        return Image.fromarray(np.round(rendered * 255).astype(np.uint8))
+
+    def save(self, folder: Path | str, picture: Image.Image) -> Path:
+        """Write a rendered picture as PNG that says how it came about: it is rendered, not generated.
+
+        Args:
+            folder: where ``<stem>.png`` goes.
+            picture: as `render` returned it.
+
+        Returns:
+            The path written.
+
+        Raises:
+            InputError: the file exists, or the path cannot be used.
+        """
+        text = {"bokeh_strength": f"{self.bokeh_strength:g}", "focus_distance_m": f"{self.focus_distance_m:g}"}
+        text |= {"source": "rendered from depth"}
+        return io.save_image(Path(folder) / f"{self.stem}.png", picture, metadata=text, ai_generated=False)
+
+
+def plan_refocusing(
+    photo: Photo,
+    depth_m: np.ndarray,
+    *,
+    focus_distance_m: float | None = None,
+    focus_at_px: tuple[float, float] | None = None,
+    bokeh_strength: float | None = None,
+    f_number: float | None = None,
+    focal_length_mm: float | None = None,
+    focal_length_35mm: float | None = None,
+    sensor_width_mm: float | None = None,
+    aperture: Aperture = DISK,
+) -> Refocusing:
+    """Check everything that a refocused picture is rendered from, before any rendering (Eq. 1).
+
+    Args:
+        photo: the sharp photo.
+        depth_m: (H, W) z-depth in metres, finite and above 0, of the photo's size.
+        focus_distance_m: S1 in metres, or
+        focus_at_px: (x, y) in pixels of the photo: focus on what is there. Exactly one of the two.
+        bokeh_strength: K, 0 or more, or
+        f_number: the f-number on the photo's own lens. Exactly one of the two.
+        focal_length_mm: in mm, in place of EXIF's.
+        focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
+        sensor_width_mm: sensor width in mm along the upright photo, in place of EXIF's.
+        aperture: shape of the lens opening.
+
+    Returns:
+        What is to be rendered.
+
+    Raises:
+        InputError: neither or both of a pair are given, or a value, size or depth is out of range.
+    """
+    if (focus_distance_m is None) == (focus_at_px is None):
+        raise InputError(f"focus_distance_m is {focus_distance_m!r} and focus_at_px {focus_at_px!r}, wanted one.")
+    if (bokeh_strength is None) == (f_number is None):
+        raise InputError(f"bokeh_strength is {bokeh_strength!r} and f_number {f_number!r}, wanted one of them.")
+    pixels = np.broadcast_to(np.float32(0), (photo.image.height, photo.image.width, 3))  # its size alone is checked
+    depth = check_depth_for(depth_m, pixels)
+    if focus_at_px is not None:
+        focus_distance_m = focus_distance_at(depth, *focus_at_px)
+    camera = read_camera(
+        photo,
+        focal_length_mm=focal_length_mm,
+        focal_length_35mm=focal_length_35mm,
+        sensor_width_mm=sensor_width_mm,
+        focus_distance_m=focus_distance_m,
+    )
+    if f_number is not None:
+        bokeh_strength = camera.bokeh_strength(check_number(f_number, "f_number"))
+    strength = check_number(bokeh_strength, "bokeh_strength", zero=True)
+    return Refocusing(photo, depth, float(focus_distance_m), float(strength), camera, aperture)

@@ -1,0 +1,93 @@
+"""What the embedded model's scenes are made of, from photographs that the test draws itself."""
+
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw, ImageFilter
+
+from bokehdepth.errors import InputError
+from bokehdepth.rendering.scenes import SceneGenerator
+from train.data import split_files
+
+cv2 = pytest.importorskip("cv2", reason="needs OpenCV, of the extra train")
+from train import materials  # noqa: E402 - after the check for OpenCV
+
+
+def draw_photo(path):
+    """A green field with a red disk in the middle."""
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray((rng.random((160, 160, 3)) * 40 + np.array([20, 120, 20])).astype(np.uint8))
+    ImageDraw.Draw(picture).ellipse((50, 50, 110, 110), fill=(220, 30, 30))
+    picture.filter(ImageFilter.GaussianBlur(0.7)).save(path)
+    truth = Image.new("L", (160, 160))
+    ImageDraw.Draw(truth).ellipse((50, 50, 110, 110), fill=255)
+    return np.asarray(truth) > 127
+
+
+def test_a_subject_is_cut_out_of_its_box(tmp_path):
+    truth = draw_photo(tmp_path / "disk.png")
+    alpha = materials.cut_out(np.asarray(Image.open(tmp_path / "disk.png")), (0.25, 0.25, 0.75, 0.75))
+    found = alpha > 0.5
+    assert (found & truth).sum() / (found | truth).sum() > 0.93  # a pixel all round costs 0.07
+    assert alpha.dtype == np.float32 and 0 <= alpha.min() and alpha.max() <= 1
+
+
+def run(monkeypatch, marks, tmp_path, *arguments):
+    (tmp_path / "marks.yaml").write_text(yaml.safe_dump(marks))
+    command = ["materials", "--marks", str(tmp_path / "marks.yaml"), "--output", str(tmp_path / "out"), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    materials.main()
+
+
+def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for name in ("disk", "view", "chart"):
+        draw_photo(tmp_path / "photos" / f"{name}.png")
+    marks = {
+        "photos": [str(tmp_path / "photos" / "*.png")],
+        "subjects": {"disk": [[0.25, 0.25, 0.75, 0.75], [0.3, 0.3, 0.7, 0.7]]},
+        "backdrops": ["view"],
+        "left_out": ["chart"],
+    }
+    run(monkeypatch, marks, tmp_path, "--figures", "2")
+    out = tmp_path / "out"
+    found = {folder.name: sorted(file.name for file in folder.iterdir()) for folder in out.iterdir()}
+    assert found["cutouts"] == ["disk--2.png", "disk.png"] and found["backdrops"] == ["view.png"]
+    assert found["textures"] == ["disk.png", "view.png"] and len(found["figures"]) == 2
+    cutout = np.asarray(Image.open(out / "cutouts" / "disk.png"))
+    photo = np.asarray(Image.open(tmp_path / "photos" / "disk.png"))
+    assert np.array_equal(cutout[..., :3], photo)  # the photograph itself stays whole behind its alpha
+    # A photograph, what was cut out of it, and its second subject are always in one split.
+    for share in (0.2, 0.5, 0.8):
+        files = [str(tmp_path / "photos" / "disk.png"), str(out / "cutouts" / "disk*.png")]
+        assert len(split_files(files, share, "train")) in (0, 3)
+    with pytest.raises(InputError, match="output is .*, which exists"):
+        run(monkeypatch, marks, tmp_path)
+    with pytest.raises(InputError, match="marks names 'nobody'"):
+        run(monkeypatch, {**marks, "backdrops": ["nobody"]}, tmp_path)
+    with pytest.raises(InputError, match="which no file matches"):
+        run(monkeypatch, {**marks, "photos": [str(tmp_path / "none*")]}, tmp_path)
+
+
+def test_photographs_become_scenes_with_their_subject_in_place(tmp_path):
+    truth = draw_photo(tmp_path / "photo.png")
+    photo = np.asarray(Image.open(tmp_path / "photo.png"))
+    Image.fromarray(np.dstack([photo, truth.astype(np.uint8) * 255])).save(tmp_path / "disk.png")
+    generator = SceneGenerator((64, 64), seed=2, portraits=[tmp_path / "disk.png"])
+    kinds = [generator.generate(index).kind for index in range(60)]
+    assert 0.08 < kinds.count("photograph") / 60 < 0.35
+    for index in range(6):
+        scene = generator.generate(index, "photograph")
+        red = scene.image[..., 0] > 1.5 * scene.image[..., 1]
+        inside = red & scene.subject_mask
+        assert scene.subject_mask.any() and inside.sum() > 0.8 * scene.subject_mask.sum()
+        assert np.allclose(scene.depth_m[scene.subject_mask], scene.focus_distance_m, rtol=1e-5)
+        assert (np.abs(scene.depth_m / scene.focus_distance_m - 1) > 0.2).mean() > 0.2
+        hidden = scene.layers[0].rgb  # behind the disk the field goes on
+        assert (hidden[..., 0] > 1.5 * hidden[..., 1]).mean() < 0.02
+    with pytest.raises(InputError, match="kind is 'photograph'"):
+        SceneGenerator((64, 64)).generate(0, "photograph")
+    with pytest.raises(InputError, match="portraits names"):
+        SceneGenerator((64, 64), portraits=[tmp_path / "none.png"])
