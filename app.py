@@ -38,7 +38,7 @@ from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
 from bokehdepth.examples import bundled_photos, write_example_scenes
 from bokehdepth.imaging import Photo
-from bokehdepth.jobs import Job, run_job
+from bokehdepth.jobs import Job, predicted_focal_px, run_job
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.results import DEPTH_NAMES, write_results
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
@@ -223,8 +223,9 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
         return pipeline.generate_stack(image, strengths, steps, generator=noise, callback_on_step_end=report).images
 
     @spaces.GPU(duration=30)
-    def read_depth(image: PIL.Image.Image, frames: Sequence, strengths: Sequence[float], matrix: Any) -> Any:
-        return pipeline.estimate_depth(image, frames, strengths, intrinsics=matrix).depth_m
+    def read_depth(image: PIL.Image.Image, frames: Sequence, strengths: Sequence[float], matrix: Any) -> tuple:
+        found = pipeline.estimate_depth(image, frames, strengths, intrinsics=matrix)
+        return found.depth_m, predicted_focal_px(found, matrix)
 
     @spaces.GPU(duration=60)
     def run_bracket(job: Job, arguments: dict[str, Any]) -> None:
@@ -277,14 +278,14 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8
             progress((steps, steps), desc="Measuring depth", unit="steps")
             start_s = time.perf_counter()
-            depth_m = read_depth(opened.image, images, values, camera.known_intrinsics)
+            depth_m, focal_px = read_depth(opened.image, images, values, camera.known_intrinsics)
             timings_s = {"stack": stack_s, "depth": time.perf_counter() - start_s}
-            seen = io.DepthFile(depth_m, camera.focal_length_px.value, np.ndarray(0))
+            seen = io.DepthFile(depth_m, focal_px or camera.focal_length_px.value, np.ndarray(0))
             picture, _ = previews.write_depth_view(scratch, seen, colormap, near_bright)
             yield *[gr.skip()] * 5, picture, page.WRITING, *[gr.skip()] * 6
             arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
             rest = {"images": images, "depth_m": depth_m, "arguments": arguments, "seed": seed}
-            write(folder, opened, camera, values, **rest, timings_s=timings_s)
+            write(folder, opened, camera, values, **rest, focal_length_px=focal_px, timings_s=timings_s)
         yield *[gr.skip()] * 5, *_show_depth(folder, opened, colormap, near_bright)
         if keep_in is not None and not keep_in.exists():
             with staged(keep_in) as staging:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from .pipeline_bokehdepth import BokehDepthPipeline
+    from .processing_bokehdepth import BokehDepthOutput
 
 DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 """K of the frames where none is asked for."""
@@ -375,6 +376,7 @@ def run_job(
     photo = open_photo(job.photo_path)
     frames = [open_photo(path).image for path in job.frame_paths]
     timings, images, depth_m, confidence, details = dict(timings_s or {}), None, None, None, None
+    focal_px = None
     if job.makes_stack:
         import torch
 
@@ -392,12 +394,14 @@ def run_job(
         timings["depth"] = round(time.perf_counter() - started, 3)
     elif job.makes_depth:
         started = time.perf_counter()
-        depth_m = pipeline.estimate_depth(
+        output = pipeline.estimate_depth(
             photo.image,
             stack=frames or None,
             bokeh_strengths=job.bokeh_strengths or None,
             intrinsics=job.camera.known_intrinsics,
-        ).depth_m
+        )
+        depth_m = output.depth_m
+        focal_px = predicted_focal_px(output, job.camera.known_intrinsics)
         timings["depth"] = round(time.perf_counter() - started, 3)
     files = write_results(
         job.folder,
@@ -408,6 +412,7 @@ def run_job(
         depth_m=depth_m,
         confidence=confidence,
         depth_details=details,
+        focal_length_px=focal_px,
         arguments=arguments,
         seed=seed if job.makes_stack else None,
         weights=weights,
@@ -417,6 +422,16 @@ def run_job(
     )
     depth_range_m = None if depth_m is None else (float(np.nanmin(depth_m)), float(np.nanmax(depth_m)))
     return JobResult(job, tuple(files), timings, depth_range_m, details)
+
+
+def predicted_focal_px(output: BokehDepthOutput, intrinsics: np.ndarray | None) -> float | None:
+    """Focal length in pixels that the depth model predicted; None where it was told one or predicts none.
+
+    Args:
+        output: of `BokehDepthPipeline.estimate_depth`.
+        intrinsics: what that was given.
+    """
+    return None if output.intrinsics is None or intrinsics is not None else float(output.intrinsics[0, 0])
 
 
 def _depth_from_sweep(

@@ -102,6 +102,7 @@ def write_results(
     depth_m: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
     depth_details: Mapping[str, Any] | None = None,
+    focal_length_px: float | None = None,
     arguments: Mapping[str, Any],
     seed: int | None,
     weights: Mapping[str, Mapping[str, str | None]],
@@ -120,6 +121,8 @@ def write_results(
         depth_m: (H, W) metres, floating point, above 0, at the photo's size; None writes no depth map.
         confidence: (H, W) in [0, 1], how far ``depth_m`` is to be believed; None writes no map of it.
         depth_details: what the record says under ``depth`` of how the depth came about; None says nothing.
+        focal_length_px: focal length that belongs to ``depth_m``, where the depth model predicted it; None takes the
+            camera's.
         arguments: arguments of the command or call, for the record.
         seed: seed of the noise; None if there was none.
         weights: as ``hub.weights_record`` returns it.
@@ -171,6 +174,9 @@ def write_results(
     )
     if depth_details is not None:
         record["depth"] = io.to_json_value(depth_details, "depth_details")
+    if focal_length_px is not None:
+        predicted = {"focal_length_px": focal_length_px, "focal_length_source": "predicted by the depth model"}
+        record["depth"] = {**record.get("depth", {}), **predicted}
     record["files"] = names
     with staged(folder, names=names, overwrite=overwrite) as staging:
         if images is not None:
@@ -180,7 +186,7 @@ def write_results(
             io.save_depth_npz(
                 staging / DEPTH_NAMES[0],
                 depth_m,
-                focal_length_px=camera.focal_length_px.value,
+                focal_length_px=focal_length_px or camera.focal_length_px.value,
                 bokeh_strengths=bokeh_strengths,
             )
             io.save_depth_png(staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m))

@@ -170,6 +170,9 @@ def test_depth_alone_loads_one_pinned_file_says_its_licence_and_takes_a_known_le
         # Without a lens the model's own camera is used, not the one that is assumed for the record.
         depth = model.infer(pixels, intrinsics=intrinsics).predicted_depth[0]
         np.testing.assert_allclose(load_depth(folder / "depth.npz"), depth, rtol=1e-3)
+        found = (model.infer(pixels).intrinsics if intrinsics is None else intrinsics)[0, 0, 0]
+        with np.load(folder / "depth.npz") as saved:  # the camera that belongs to this depth
+            np.testing.assert_allclose(saved["focal_length_px"], found, rtol=1e-3)
 
 
 def test_what_is_not_pinned_is_said_in_one_sentence(did, hub):

@@ -26,8 +26,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER)
     parser.add_argument("--steps", type=int, default=1, help="default number of inference steps")
     parser.add_argument("--area", type=int, default=192 * 192, help="pixels at work in Stage-1")
+    parser.add_argument("--mirrored", action="store_true", help="Stage-1 looks at the mirror image too")
+    parser.add_argument("--quantile", type=float, default=0.5, help="of the levels, which each pixel takes")
     parser.add_argument("--side", type=int, default=140, help="shorter side at work in Stage-2")
     arguments = parser.parse_args()
+    decision = {"mirrored": arguments.mirrored, "quantile": arguments.quantile}
     pipeline = BokehDepthPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(arguments.stage1 / "scheduler"),
         vae=PatchAutoencoder.from_pretrained(arguments.stage1 / "vae"),
@@ -35,7 +38,7 @@ def main() -> None:
         tokenizer=None,
         text_encoder_2=None,
         tokenizer_2=None,
-        transformer=MiniFluxTransformer2DModel.from_pretrained(arguments.stage1 / "transformer"),
+        transformer=MiniFluxTransformer2DModel.from_pretrained(arguments.stage1 / "transformer", **decision),
         bokeh_adapter=BokehAdapter.from_pretrained(arguments.stage1 / "bokeh_adapter"),
         depth_estimator=BokehDepthAnythingForDepthEstimation.from_pretrained(arguments.stage2),
         default_num_inference_steps=arguments.steps,
