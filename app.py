@@ -1,8 +1,8 @@
 """The Space: a photo in, a bokeh stack and a depth map in metres out, in a browser, by API and by MCP.
 
 `python app.py` serves the page; `BOKEHDEPTH_MODEL` names another model than the embedded one, a folder or a Hub
-repository. All numbers are computed by the library: the page asks, shows and hands out files. Nothing of a visitor is
-kept in the program: an event gets the photo and the depth that it works on as files of that visitor's session.
+repository, `BOKEHDEPTH_CONTENT_FILTER` another classifier that its frames have to pass. The library computes all
+numbers; the page asks, shows, hands out files and keeps nothing: an event works on files of that visitor's session.
 """
 
 import spaces  # isort: skip  (ZeroGPU patches torch, so it comes before everything that imports torch)
@@ -34,6 +34,7 @@ from gradio.utils import get_upload_folder
 from bokehdepth import hub, io, page, previews, serving, viewing
 from bokehdepth.apertures import lens_assumptions
 from bokehdepth.camera import Camera
+from bokehdepth.content_filter import CLASSIFIER, load_content_filter
 from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
 from bokehdepth.examples import bundled_photos, write_example_scenes
@@ -200,7 +201,9 @@ def _export(photo: str | None, npz: str | None, *, new_folder: Callable) -> tupl
     return tuple(gr.DownloadButton(value=str(path), interactive=True) for path in files)
 
 
-def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path) -> SimpleNamespace:
+def _handlers(
+    pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path, screened: Callable = list
+) -> SimpleNamespace:
     """What needs the models, for one pipeline that is read and never changed."""
     weights = hub.weights_record(model)
     check = partial(serving.check_run, pipeline)
@@ -220,7 +223,9 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
             return tensors
 
         noise = torch.Generator().manual_seed(seed)
-        return pipeline.generate_stack(image, strengths, steps, generator=noise, callback_on_step_end=report).images
+        made = pipeline.generate_stack(image, strengths, steps, generator=noise, callback_on_step_end=report)
+        with _refusals():  # as in run_bracket
+            return screened(made.images)
 
     @spaces.GPU(duration=30)
     def read_depth(image: PIL.Image.Image, frames: Sequence, strengths: Sequence[float], matrix: Any) -> tuple:
@@ -292,17 +297,15 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
                 shutil.copytree(folder, staging, dirs_exist_ok=True)
 
     def show_example(
-        index: int, colormap: str, near_bright: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        index: int, colormap: str, near_bright: bool, progress: gr.Progress = gr.Progress(),  # noqa: B008
         *, new_folder: Callable,
     ) -> Iterator[tuple]:  # fmt: skip
         """Shows an example, computed the first time that anybody asks for it."""
         scratch, kept = new_folder(), cache / str(index)
         photo = shutil.copy(examples[index], scratch)
         if not kept.exists():
-            usual = photo, STRENGTH, [*DEFAULT_STRENGTHS], 0, 1, usual_steps, *[None] * 4, 0, None, METHODS[0]
-            looks = colormap, near_bright
-            for parts in bokeh_depth(*usual, *looks, progress, new_folder=lambda: scratch, keep_in=kept):
+            args = photo, STRENGTH, [*DEFAULT_STRENGTHS], 0, 1, usual_steps, *[None] * 4, 0, None, METHODS[0]
+            for parts in bokeh_depth(*args, colormap, near_bright, progress, new_folder=lambda: scratch, keep_in=kept):
                 yield photo, *parts
             return
         opened = serving.open_upload(photo)
@@ -317,8 +320,9 @@ def _handlers(pipeline: BokehDepthPipeline, model: str, examples: Sequence[str],
 
 
 def build_demo(
-    pipeline: BokehDepthPipeline, model: str = hub.EMBEDDED, examples: Sequence[str] = (), cache: Path = Path()
-) -> gr.Blocks:
+    pipeline: BokehDepthPipeline, model: str = hub.EMBEDDED, examples: Sequence[str] = (), cache: Path = Path(),
+    screened: Callable = list,
+) -> gr.Blocks:  # fmt: skip
     """Builds the page.
 
     Args:
@@ -326,11 +330,12 @@ def build_demo(
         model: its name, for run records; the embedded one is announced as what it is.
         examples: photos that are offered.
         cache: folder of this process alone, in which the results of examples are kept.
+        screened: returns the generated frames that it is given, or refuses to (`load_content_filter`).
 
     Returns:
         The page with its queue set up, to be launched with `launch_options`.
     """
-    do = _handlers(pipeline, model, examples, cache)
+    do = _handlers(pipeline, model, examples, cache, screened)
     files = SessionFiles(get_upload_folder(), grace_s=GRACE_S, max_idle_s=DELETE_AFTER_S)
     mine = partial(_for_visitors, files)
     private = {"api_visibility": "private"}
@@ -338,8 +343,7 @@ def build_demo(
     hidden = private | {"show_progress": "hidden"}
     picture = {"interactive": False, "buttons": ["fullscreen"], "elem_classes": "picture"}
 
-    cleaning = GRACE_S, DELETE_AFTER_S
-    with gr.Blocks(title="BokehDepth", analytics_enabled=False, delete_cache=cleaning) as demo:
+    with gr.Blocks(title="BokehDepth", analytics_enabled=False, delete_cache=(GRACE_S, DELETE_AFTER_S)) as demo:
         demo.session_files = files
         gr.Markdown(page.INTRO)
         if model == hub.EMBEDDED:
@@ -431,12 +435,10 @@ def build_demo(
                     make_full = gr.Button("Make the refocused picture at full size")
                     full = gr.DownloadButton("Refocused (PNG)", size="md", interactive=False)
 
-        stack = [gallery, frame, scrubber, caption, compare]
-        results = [*stack, depth, depth_words, points, *files_out, refocused]
+        results = [gallery, frame, scrubber, caption, compare, depth, depth_words, points, *files_out, refocused]
         stale = [relief, *extra, full, focus_m, focus_point, refocus_words]
         blank = [None, None, gr.skip(), "", None, None, "", [], *[None] * 5]
         settings = [photo, kind, strengths, at, frames, steps, *lens]
-        fields = [*lens, kind, strengths, by_lens, at]
         look, npz = [colormap, near_bright], _plain(files_out[2])
 
         def clear_stale() -> list:
@@ -445,15 +447,14 @@ def build_demo(
 
         for event in (photo.input, photo.clear):
             event(lambda: [*blank, *clear_stale()], None, [*results, *stale], queue=False, **hidden)
-        photo.change(mine(_fill_fields), photo, fields, **light, **hidden)
+        photo.change(mine(_fill_fields), photo, [*lens, kind, strengths, by_lens, at], **light, **hidden)
         kind.input(_choices, kind, [strengths, by_lens], **light, **hidden)
         changes = [component.change for component in settings]
         told = [readout, camera_table]
         gr.on(changes, mine(do.describe), settings, told, trigger_mode="always_last", **light, **hidden)
         new_seed.click(None, None, seed, js=page.NEW_SEED_JS, **hidden)
-        inputs = [*settings, seed, bracket, method, *look]
         busy = {"show_progress_on": [frame, depth], "concurrency_id": "models", "concurrency_limit": 1}
-        run.click(mine(do.bokeh_depth), inputs, results, **busy, **private)
+        run.click(mine(do.bokeh_depth), [*settings, seed, bracket, method, *look], results, **busy, **private)
         run.click(clear_stale, None, stale, queue=False, **hidden)
         if offered is not None:
             offered.click(mine(do.show_example), [offered, *look], [photo, *results], **busy, **private)
@@ -461,8 +462,7 @@ def build_demo(
         scrubber.input(None, [scrubber, gallery], [frame, caption, compare], js=page.SHOW_FRAME_JS, **hidden)
         for control in look:
             control.input(mine(_repaint), [npz, *look, points], [depth, depth_words], **light, **hidden)
-        picked = [depth, depth_words, points]
-        depth.select(mine(_pick_depth), [npz, *look, points], picked, **light, **hidden)
+        depth.select(mine(_pick_depth), [npz, *look, points], [depth, depth_words, points], **light, **hidden)
         choice = [by, strength, f_stop, blades, turn, squeeze, *lens]
         shown = [refocused, focus_m, refocus_words]
         given = [photo, npz, focus_point, focus_m, *choice]
@@ -584,6 +584,7 @@ def main() -> None:
         os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "served"))
         try:
             pipeline = hub.load_pipeline(model, device="cuda" if torch.cuda.is_available() else "cpu")
+            screened = load_content_filter(pipeline, os.environ.get("BOKEHDEPTH_CONTENT_FILTER", CLASSIFIER))
         except InputError as error:  # such as a gated base without a token: said on the page, not in a log alone
             with gr.Blocks(title="BokehDepth") as demo:
                 gr.Markdown(f"# BokehDepth\nThe model {model!r} cannot be loaded. {html.escape(str(error))}")
@@ -591,7 +592,7 @@ def main() -> None:
             return
         pipeline.set_progress_bar_config(disable=True)
         offered = [str(path) for path in (*bundled_photos(), *write_example_scenes(folder))]
-        demo = build_demo(pipeline, model, offered, Path(folder))
+        demo = build_demo(pipeline, model, offered, Path(folder), screened)
         demo.launch(**launch_options(demo))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.models import attention_dispatch
 from torch import nn
 
 from .errors import InputError
@@ -198,7 +199,9 @@ def set_attention(pipe: BokehDepthPipeline, backend: str | None = None) -> str |
     pipe.bokeh_adapter.attach(pipe.transformer)
     backend = attention_backend(pipe.transformer.device) if backend is None else backend
     if backend is not None:
-        pipe.transformer.set_attention_backend(backend)
+        # diffusers also makes it the kernel of every other model in the process, which the manager takes back.
+        with attention_dispatch.attention_backend(backend):
+            pipe.transformer.set_attention_backend(backend)
     return backend
 
 

@@ -27,7 +27,8 @@ CSS = """
 .gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important; box-sizing: border-box}
 .gradio-container .main {max-width: 100% !important; box-sizing: border-box}
 .note, .note table {font-size: var(--text-sm); width: 100%}
-.note, .note p {color: var(--body-text-color-subdued)}
+.note, .note p {color: var(--neutral-500)}
+.dark .note, .dark .note p {color: var(--body-text-color-subdued)}
 .note th, .note td {padding: 4px 8px !important; border-color: var(--border-color-primary) !important}
 .readout p {font-size: var(--text-md)}
 .picture img {max-height: 560px; object-fit: contain}
@@ -40,6 +41,7 @@ CSS = """
 .tab-container button.selected {color: var(--body-text-color) !important; font-weight: 600}
 @media (max-width: 640px) {
     .gradio-container, .gradio-container .main {padding: 4px !important}
+    .frames .caption-label {white-space: normal !important; text-align: right}
     .tab-container button {padding: 0 8px !important; font-size: var(--text-sm) !important}
 }
 """

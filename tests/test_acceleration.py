@@ -124,6 +124,8 @@ def test_attention_kernel_goes_to_the_adapters_processors():
          *(b.attn.processor for b in pipe.transformer.single_transformer_blocks)]
     ))  # fmt: skip
     torch.testing.assert_close(frames(pipe), wanted, atol=1e-4, rtol=0)
+    # A model that was not asked keeps its kernel: the same to the last bit.
+    assert torch.equal(frames(tiny.pipeline()), wanted)
 
 
 @pytest.mark.parametrize("adapter", [{}, FIXED], ids=["full", "fixed keys"])

@@ -33,7 +33,7 @@ LEVELS = [
     {"modeling_bokehdepth_dav2", "modeling_bokehdepth_unidepth", "processing_bokehdepth"},
     {"loading_bokehdepth", "sampling_bokehdepth"},
     {"pipeline_bokehdepth"},
-    {"acceleration", "blur_fit", "cards", "convert", "released_files"},
+    {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
     {"memory_plan"},
     {"released", "sweep"},
     {"audit", "hub"},

@@ -214,8 +214,10 @@ def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps:
     """
     scenes = Scenes(pipeline, cfg, count, steps, size_px)
     strengths = scenes.strengths
-    responses = [scenes.stack(i, RESPONSE_STRENGTHS) for i in range(len(scenes.sharp))]
-    stacks = [scenes.stack(i, strengths) for i in range(len(scenes.sharp))]
+    every = sorted({*RESPONSE_STRENGTHS, *strengths})
+    made = [scenes.stack(i, every) for i in range(len(scenes.sharp))]
+    stacks = [frames[[every.index(k) for k in strengths]] for frames in made]
+    responses = [frames[[every.index(k) for k in RESPONSE_STRENGTHS]] for frames in made]
     mean_offset, best = scenes.mean_offset(), scenes.best_radii()
     rows: dict[str, Render] = {
         "model": lambda i, k: stacks[i][strengths.index(k)],
@@ -240,7 +242,10 @@ def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps:
     report["measured_blur"] = {
         "model": measured_blur(scenes, lambda i: responses[i]),
         "uniform blur": measured_blur(
-            scenes, lambda i: np.stack([disk_blur(scenes.sharp[i], r, gamma=2.2) for r in uniform]).astype(np.float32)
+            scenes,
+            lambda i: (
+                np.stack([disk_blur(scenes.sharp[i], r, gamma=2.2) for r in uniform]).clip(0, 1).astype(np.float32)
+            ),
         ),
     }
     report["k_response"] = _k_response(scenes, stacks)

@@ -45,6 +45,9 @@ def main() -> None:
         default_processing_area_px=arguments.area,
         depth_processing_px=arguments.side,
     )
+    # Weights of an earlier export in another number of shards would be loaded in place of the new ones.
+    for stale in arguments.output.glob("*/*.safetensors*"):
+        stale.unlink()
     pipeline.to(dtype=torch.bfloat16).save_pretrained(arguments.output, max_shard_size=SHARD)
     # The package holds the code once; a published folder gets its own copy.
     for copy in [*arguments.output.glob("*.py"), *arguments.output.glob("*/*.py")]:
