@@ -70,7 +70,7 @@ def models(home):
     save_file(
         {k: v * 3 for k, v in weights.items()}, changed / "bokeh_adapter" / "diffusion_pytorch_model.safetensors"
     )
-    facts = (changed / "card.yaml").read_text().replace("version: 0.1.0", "version: 0.2.0")
+    facts = (changed / "card.yaml").read_text().replace("version: 0.2.0", "version: 0.3.0")
     (changed / "card.yaml").write_text(facts)
     whole = tiny.pipeline()
     whole.save_pretrained(home / "second")
@@ -159,7 +159,7 @@ readme_scope = {}
 exec(Path("example_readme.py").read_text(), readme_scope)
 keep("readme", call(readme_scope["pipe"]))
 
-pinned = DiffusionPipeline.from_pretrained("tester/bokehdepth", revision="v0.1.0", trust_remote_code=True)
+pinned = DiffusionPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0", trust_remote_code=True)
 keep("pinned", call(pinned))
 
 # Three repositories in one process, one of other code, each with its own result; the first one again at the end.
@@ -330,7 +330,7 @@ except ValueError as error:
     Path("damaged.txt").write_text(str(error))
 keep("second_try", call(BokehDepthPipeline.from_pretrained("tester/second")))
 keep("xet", call(BokehDepthPipeline.from_pretrained("tester/xet")))
-pinned = BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.1.0")
+pinned = BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0")
 keep("package_pinned", call(pinned))
 order(grant="tester/base")
 light = BokehDepthPipeline.from_pretrained("tester/light")
@@ -364,7 +364,7 @@ try:
 except ValueError as error:
     Path("unreachable.txt").write_text(str(error))
 huggingface_hub.constants.HF_HUB_OFFLINE = True
-keep("offline", call(BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.1.0")))
+keep("offline", call(BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0")))
 try:
     load_pipeline("tester/bokeh-adapter-2")
 except ValueError as error:
