@@ -150,12 +150,12 @@ class BlendDecoder(nn.Module):
         self.proj_out = nn.Conv2d(wide[-1], out_channels, 3, padding=1)
 
     def forward(self, tokens: torch.Tensor, levels: list[torch.Tensor]) -> torch.Tensor:
-        """(B, D, h, w) tokens and the stem's levels to (B, out_channels, H / 2, W / 2)."""
+        """(B, D, h, w) tokens and the stem's levels of B photos or of one to (B, out_channels, H / 2, W / 2)."""
         features = self.proj_in(tokens)
         for merge, block, level in zip(self.merge, self.blocks, reversed(levels), strict=True):
             if features.shape[-1] != level.shape[-1]:
                 features = fn.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = block(merge(torch.cat([features, level], dim=1)))
+            features = block(merge(torch.cat([features, level.expand(len(features), -1, -1, -1)], dim=1)))
         return self.proj_out(fn.silu(features))
 
 
@@ -335,36 +335,40 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         """Predicts the velocity of the noisy tokens.
 
         Args:
-            hidden_states: (B, 2N, in_channels) noisy tokens, then as many reference tokens.
+            hidden_states: (B, 2N, in_channels) noisy tokens, then as many reference tokens; only the ones or only the
+                others where the photo is encoded apart.
             encoder_hidden_states: (B, N_text, joint_attention_dim).
             pooled_projections: (B, pooled_projection_dim).
-            timestep: (B,) sigma in (0, 1].
-            img_ids: (2N, 3) stream, row, column; stream 1 is the reference.
+            timestep: (B,) sigma in (0, 1]; of reference tokens alone the noise level that they are told.
+            img_ids: (2N or N, 3) stream, row, column; stream 1 is the reference.
             txt_ids: (N_text, 3).
             guidance: (B,) where the base has guidance embeddings.
-            joint_attention_kwargs: for the attention processors, with `bokeh_strengths` (B,) for the head: K.
+            joint_attention_kwargs: for the attention processors. With `bokeh_strengths` (B,) for the head: K. Beside
+                noisy tokens alone, `reference_photo` (B or 1, N, in_channels), and `reference_keys` and
+                `reference_values` of all blocks, for the photo's mirror image again where that is looked at.
             return_dict: return the dataclass instead of a tuple.
             return_weights: append the blend weights' logits (B, J, H/2, W/2), for training; None with a picture head.
 
         Returns:
-            (B, 2N, in_channels); the reference part is zero.
+            (B, 2N or N, in_channels), zero for reference tokens.
 
         Raises:
             ValueError: there is no reference, or no K.
         """
         attention_kwargs = dict(joint_attention_kwargs or {})
         bokeh_strengths = attention_kwargs.pop("bokeh_strengths", None)
-        if bokeh_strengths is None:
+        photo = attention_kwargs.pop("reference_photo", None)
+        length = hidden_states.shape[1]
+        count = int((img_ids[:, 0] == 1).sum())
+        own = length - count
+        if own and bokeh_strengths is None:
             raise ValueError(
                 "joint_attention_kwargs has no bokeh_strengths; this transformer wants K for each sample."
             )
-        reference = img_ids[:, 0] == 1
-        count = int(reference.sum())
-        if count == 0 or hidden_states.shape[1] != 2 * count:
-            raise ValueError(
-                f"hidden_states has {hidden_states.shape[1]} tokens, {count} of them reference tokens; wanted half."
-            )
-        rows, columns = (int(img_ids[reference, axis].max()) + 1 for axis in (1, 2))
+        if own != count and (own if photo is None else count):
+            raise ValueError(f"hidden_states has {length} tokens, {count} of them reference tokens; wanted half.")
+        rows, columns = (int(img_ids[:, axis].max()) + 1 for axis in (1, 2))
+        photo = hidden_states[:, own:] if photo is None else photo
 
         scaled = timestep.to(hidden_states.dtype) * 1000
         if guidance is None:
@@ -376,42 +380,56 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         )
         rotary = self.pos_embed(torch.cat([txt_ids.to(positions), positions]))
 
-        def see(tokens: torch.Tensor) -> torch.Tensor:
-            return self._maps(tokens, rows, columns, encoder_hidden_states, temb, rotary, attention_kwargs)
+        def mirror(tokens: torch.Tensor) -> torch.Tensor:
+            parts = tokens.split(rows * columns, dim=1)
+            return torch.cat([self._pack(self._unpack(part, rows, columns).flip(-1)) for part in parts], dim=1)
 
-        maps = see(hidden_states)
-        image = self._unpack(hidden_states[:, count:], rows, columns)
+        views = [(hidden_states, photo)]
         if self.config.mirrored and not self.training:
-            mirror = [self._pack(self._unpack(part, rows, columns).flip(-1)) for part in hidden_states.split(count, 1)]
-            other = see(torch.cat(mirror, dim=1)).flip(-1)
-            maps = torch.stack([maps, other]).log_softmax(2).logsumexp(0)  # the mean of both probabilities
+            views.append((mirror(hidden_states), mirror(photo)))
+        blocks, seen = len(self.transformer_blocks) + len(self.single_transformer_blocks), []
+        for view, (tokens, picture) in enumerate(views):
+            kept = {
+                name: attention_kwargs[name][view * blocks : (view + 1) * blocks]
+                for name in ("reference_keys", "reference_values")
+                if name in attention_kwargs
+            }
+            levels = self.stem(self._unpack(picture, rows, columns))
+            tokens = self._attend(tokens, levels, encoder_hidden_states, temb, rotary, {**attention_kwargs, **kept})
+            if own:
+                grid = self.norm_out(tokens[:, :own], temb).transpose(1, 2).unflatten(2, (rows, columns))
+                seen.append(self.decoder(grid, levels).float())
+        if not own:
+            nothing = torch.zeros_like(hidden_states)
+            return Transformer2DModelOutput(sample=nothing) if return_dict else (nothing,)
+
+        maps = seen[0]
+        if len(seen) > 1:  # the mean of both probabilities
+            maps = torch.stack([maps, seen[1].flip(-1)]).log_softmax(2).logsumexp(0)
+        image = self._unpack(photo, rows, columns).expand(len(hidden_states), -1, -1, -1)
         if self.config.head == "disks":
             blend = self._blend(image.float() / 2 + 0.5, maps, bokeh_strengths) * 2 - 1
         else:
             blend = image.float() + fn.pixel_shuffle(maps, 2)
         x0 = self._pack(blend)
-        noisy = hidden_states[:, :count]
-        velocity = ((noisy.float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
-        sample = torch.cat([velocity, torch.zeros_like(velocity)], dim=1)
+        velocity = ((hidden_states[:, :own].float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
+        sample = torch.cat([velocity, velocity.new_zeros(len(velocity), count, velocity.shape[-1])], dim=1)
         if return_weights:
             return sample, maps if self.config.head == "disks" else None
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _maps(
+    def _attend(
         self,
         hidden_states: torch.Tensor,
-        rows: int,
-        columns: int,
+        levels: list[torch.Tensor],
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         attention_kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """What the decoder says (B, out_channels, H / 2, W / 2), float32, of noisy and reference tokens (B, 2N, C)."""
-        count = rows * columns
-        levels = self.stem(self._unpack(hidden_states[:, count:], rows, columns))
-        seen = self.stem_proj(levels[-1].flatten(2).transpose(1, 2)).repeat(1, 2, 1)  # target and reference alike
-        tokens = self.x_embedder(hidden_states) + seen
+        """The blocks on tokens (B, N or 2N, in_channels), with the stem's levels of B photos or of one; (B, ., D)."""
+        seen = self.stem_proj(levels[-1].flatten(2).transpose(1, 2))
+        tokens = self.x_embedder(hidden_states) + seen.repeat(1, hidden_states.shape[1] // seen.shape[1], 1)
         text = self.context_embedder(encoder_hidden_states)
         for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -424,8 +442,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
                     image_rotary_emb=rotary,
                     joint_attention_kwargs=attention_kwargs,
                 )
-        tokens = self.norm_out(tokens[:, :count], temb).transpose(1, 2).unflatten(2, (rows, columns))
-        return self.decoder(tokens, levels).float()
+        return tokens
 
     def _blend(self, image: torch.Tensor, logits: torch.Tensor, bokeh_strengths: torch.Tensor) -> torch.Tensor:
         """Blends disks by the logits (B, J, H/2, W/2) of their levels; photo (B, 3, H, W) in [0, 1], K (B,)."""

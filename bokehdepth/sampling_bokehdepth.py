@@ -99,7 +99,8 @@ def encode_reference(
         guidance: (B,) where the base has guidance embeddings.
 
     Returns:
-        `reference_keys` and `reference_values`, each (L, B, N, heads, head_dim).
+        `reference_keys` and `reference_values`, each (L, B, N, heads, head_dim), with 2L where the embedded base looks
+        at the mirror image too; for that base also `reference_photo`, the tokens, which its head wants.
 
     Raises:
         ValueError: the adapter has no `reference_timestep`, so its photos have no fixed keys.
@@ -119,7 +120,7 @@ def encode_reference(
             joint_attention_kwargs={"record": record, "record_tokens": tokens.shape[1]},
             return_dict=False,
         )
-    return _stacked(record)
+    return _stacked(record) | ({"reference_photo": tokens} if "offsets_dpt" in transformer.config else {})
 
 
 def _recording(transformer: torch.nn.Module, name: str) -> ExitStack:

@@ -116,8 +116,9 @@ def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypa
     changes = [f"pool.folder={root / 'pool1'}", "pool.scenes=4", "pool.held_out_scenes=3", "pool.shard=4",
                "pool.size_px=64", "pool.render_missing=true", "optimizer.warmup=1", "loop.plain_attention=false",
                *(f"pool.{name}=[]" for name in ("photos", "backdrops", "portraits", "mattes"))]  # fmt: skip
-    monkeypatch.setattr(ablate, "TRIAL_PHASES", [{"size_px": 32, "batch": 2, "steps": 2, "learning_rate": 1e-3}])
-    names = ["as configured", "generated picture"]
+    short = [{"size_px": 32, "batch": 2, "steps": 2, "learning_rate": 1e-3}]
+    monkeypatch.setitem(ablate.TRIAL_BASE, "phases", short)
+    names = ["base", "generated picture"]
     ablate.stage1.fill_pool(config.load(Stage1Config, config_file, changes).pool)
     threads = torch.get_num_threads()
     text = ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3)
@@ -125,13 +126,13 @@ def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypa
     assert all(f"| {name} |" in text for name in names) and text in (root / "trials" / "table.md").read_text()
     heads = {
         name: MiniFluxTransformer2DModel.from_pretrained(root / "trials" / name / "0/model/transformer").config.head
-        for name in ("as_configured", "generated_picture")
+        for name in ("base", "generated_picture")
     }
-    assert heads == {"as_configured": "disks", "generated_picture": "picture"}
-    scores = [json.loads((root / "trials" / "as_configured" / seed / "score.json").read_text()) for seed in "01"]
+    assert heads == {"base": "disks", "generated_picture": "picture"}
+    scores = [json.loads((root / "trials" / "base" / seed / "score.json").read_text()) for seed in "01"]
     assert scores[0]["whole"] != scores[1]["whole"]  # another seed is another training
-    logged = (root / "trials/as_configured/0/log.jsonl").read_text()
+    logged = (root / "trials/base/0/log.jsonl").read_text()
     assert ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3) == text
-    assert (root / "trials/as_configured/0/log.jsonl").read_text() == logged
+    assert (root / "trials/base/0/log.jsonl").read_text() == logged
     with pytest.raises(InputError, match="trial is 'luck'"):
         ablate.ablate_stage1(str(config_file), changes, root / "trials", ["luck"], 1, 3)

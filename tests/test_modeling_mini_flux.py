@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 
+from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import (
     MiniFluxTransformer2DModel,
     PatchAutoencoder,
@@ -10,7 +11,9 @@ from bokehdepth.modeling_mini_flux import (
     level_weights,
     quantile_offset,
 )
+from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.rendering.disk import disk_blur
+from bokehdepth.sampling_bokehdepth import encode_reference
 
 OFFSETS = torch.tensor([0.0, 0.1, 0.4])
 
@@ -251,3 +254,83 @@ def test_tokens_of_eight_pixels():
 def test_bad_heads_are_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         tiny(**changes)
+
+
+def apart(model, told=1.0) -> BokehAdapter:
+    """A trained-like adapter whose photos are encoded by themselves."""
+    torch.manual_seed(1)
+    adapter = BokehAdapter(
+        num_double_blocks=1,
+        num_single_blocks=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        context_dim=8,
+        rank=4,
+        alpha=4.0,
+        null_token=True,
+        query_key_lora=False,
+        prompt_length=1,
+        reference_attention="causal",
+        reference_timestep=told,
+    )
+    for processor in adapter.blocks.values():
+        torch.nn.init.normal_(processor.to_v_bokeh.up.weight, std=0.5)
+    adapter.attach(model)
+    return adapter.eval()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_photo_encoded_apart_equals_one_masked_sequence(mirrored):
+    """Where the photo is told the noise level of the noisy tokens the two ways are one arithmetic."""
+    model, photos = tiny(mirrored=mirrored), picture(batch=2)
+    adapter = apart(model)
+    whole = arguments(model, photos, [10.0, 30.0])
+    condition = adapter.attention_kwargs(torch.tensor([10.0, 30.0]))
+    count = whole["hidden_states"].shape[1] // 2
+    whole["joint_attention_kwargs"] |= condition
+    masked = {**whole["joint_attention_kwargs"], "reference_tokens": count}
+    kept = encode_reference(
+        model, adapter, whole["hidden_states"][:, count:], whole["img_ids"][count:], whole["pooled_projections"]
+    )
+    assert len(kept["reference_keys"]) == (4 if mirrored else 2)
+    noisy = {"hidden_states": whole["hidden_states"][:, :count], "img_ids": whole["img_ids"][:count]}
+    with torch.no_grad():
+        expected = model(**{**whole, "joint_attention_kwargs": masked}, return_weights=True)
+        found = model(**{**whole, **noisy, "joint_attention_kwargs": {**condition, **kept,
+                         "bokeh_strengths": torch.tensor([10.0, 30.0])}}, return_weights=True)  # fmt: skip
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0], expected[0][:, :count], rtol=1e-4, atol=1e-4)
+
+
+def test_a_further_k_of_a_remembered_photo_needs_the_photo_no_more():
+    model = tiny(mirrored=True)
+    adapter = apart(model, told=0.0)
+    others = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "depth_estimator"))
+    pipe = BokehDepthPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=PatchAutoencoder(), transformer=model, bokeh_adapter=adapter,
+        **others, default_processing_area_px=32 * 48, default_num_inference_steps=2,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    photo = (picture()[0] / 2 + 0.5).permute(1, 2, 0).numpy()
+    together = pipe.generate_stack(photo, [10.0, 30.0], generator=torch.Generator().manual_seed(0)).images
+    memory = pipe.remember_photo(photo, generator=torch.Generator().manual_seed(0))
+    first = pipe.generate_stack(memory, [10.0]).images
+    lengths = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, given: lengths.append(given["hidden_states"].shape[1]), with_kwargs=True
+    )
+    second = pipe.generate_stack(memory, [30.0]).images
+    handle.remove()
+    assert lengths == [6, 6]  # two steps of the noisy tokens alone
+    for one, other in zip((*first, *second), together, strict=True):
+        np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1.0)
+    assert not np.array_equal(np.asarray(first[0]), np.asarray(second[0]))
+
+
+def test_one_kind_of_tokens_alone_wants_what_belongs_to_it():
+    model = tiny()
+    given = arguments(model, picture(), [30.0])
+    with pytest.raises(ValueError, match="0 of them reference tokens; wanted half"):
+        model(**{**given, "hidden_states": given["hidden_states"][:, :6], "img_ids": given["img_ids"][:6]})

@@ -25,6 +25,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import PROTOCOLS
@@ -52,7 +53,7 @@ VARIANTS = (WHOLE, *SWITCHES, "renderer_stacks", "no_stack")
 STEPS = (50, 20, 10, 5, 1)
 """Rows of Table 5."""
 TRIALS = {
-    "as configured": {},
+    "base": {},
     "generated picture": {"base.transformer.head": "picture"},
     "K as a constant": {"adapter.null_token": False, "adapter.modulation_conditioning": False},
     "K by token and null": {"adapter.modulation_conditioning": False},
@@ -63,12 +64,27 @@ TRIALS = {
         "base.transformer.stem_depths": [1, 1, 2],
     },
     "causal reference": {"adapter.reference_attention": "causal"},
+    "photo encoded apart": {"adapter.reference_attention": "causal", "adapter.reference_timestep": 0.0},
     "one block a level": {"base.transformer.stem_depths": [1, 1, 1, 1]},
     "levels weigh 0.3": {"level_weight": 0.3},
     "128 px, a quarter of the scenes": {"phases": [{"size_px": 128, "batch": 4, "steps": 125, "learning_rate": 1e-3}]},
 }
 """Rows of the trials of Stage-1 to the values that differ; one attention token without a null key is a constant."""
-TRIAL_PHASES = [{"size_px": 64, "batch": 8, "steps": 250, "learning_rate": 1e-3}]
+TRIAL_BASE = {
+    "phases": [{"size_px": 64, "batch": 8, "steps": 250, "learning_rate": 1e-3}],
+    "base.transformer": {
+        "num_layers": 1,
+        "num_single_layers": 3,
+        "stem_channels": [16, 40, 96, 160],
+        "stem_depths": [1, 1, 2, 3],
+    },
+    "adapter.reference_attention": "full",
+    "adapter.reference_timestep": None,
+    "loop.precision": "fp32",
+    "loop.plain_attention": True,
+    "loop.pool_on_device": False,
+}
+"""What all trials change of the configuration: half of the network and a minute on a CPU."""
 
 
 def variant_config(cfg: Stage2Config, name: str, output: Path) -> Stage2Config:
@@ -180,13 +196,18 @@ def ablate_steps(source: Source, output: Path, steps: Sequence[int], options: Me
     return evaluate_bokeh(predictions, source, f"{max(steps):03d}_steps", output / "table")
 
 
+def _sets(values: dict[str, Any]) -> list[str]:
+    """Values of a configuration as `--set` takes them."""
+    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
 def ablate_stage1(
     path: str, changes: Sequence[str], output: Path, trials: Sequence[str], seeds: int, scenes: int
 ) -> str:
     """Trains and scores the trials of the embedded Stage-1.
 
     Args:
-        path: YAML file of the whole configuration; its phases are replaced by short ones.
+        path: YAML file of the whole configuration; `TRIAL_BASE` makes it short.
         changes: KEY=VALUE for all trials.
         output: folder of the runs and of `table.md`; what is there is not done again.
         trials: of `TRIALS`.
@@ -206,8 +227,8 @@ def ablate_stage1(
         found = []
         for seed in range(seeds):
             folder = output / name.replace(" ", "_") / str(seed)
-            values = {"phases": TRIAL_PHASES, **TRIALS[name], "seed": seed, "output": str(folder)}
-            cfg = config.load(Stage1Config, path, [*changes, *(f"{k}={json.dumps(v)}" for k, v in values.items())])
+            values = {**TRIALS[name], "seed": seed, "output": str(folder)}
+            cfg = config.load(Stage1Config, path, [*_sets(TRIAL_BASE), *changes, *_sets(values)])
             saved = folder / "score.json"
             if not saved.exists():
                 logger.info("%s, seed %d: training", name, seed)

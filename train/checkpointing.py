@@ -26,9 +26,10 @@ from bokehdepth.errors import InputError
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")
-# Where a run writes and how often it looks has no say in what it computes.
+# Where a run writes and computes, and how often it looks, has no say in what it computes.
 _FREE = {"output", "threads", "card"}
-_FREE_LOOP = {"log_every", "save_every", "keep", "sample_every", "samples", "trackers", "workers"}
+_FREE_LOOP = {"log_every", "save_every", "keep", "sample_every", "samples", "trackers", "workers", "pool_on_device",
+              "pool_patience_s"}  # fmt: skip
 
 
 def step_rng(seed: int, step: int, *place: int) -> np.random.Generator:

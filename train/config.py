@@ -128,8 +128,8 @@ class LoopConfig:
 
     accumulation: int = 1
     """Batches of one process that make one optimiser step."""
-    precision: str = "no"
-    """no or bf16 (autocast; frozen weights are then kept in bfloat16)."""
+    precision: str = "fp32"
+    """fp32 or bf16 (autocast; frozen weights are then kept in bfloat16)."""
     gradient_checkpointing: bool = False
     plain_attention: bool = False
     """Plain products in place of fused attention, whose backward pass is slow on a CPU."""
@@ -147,15 +147,25 @@ class LoopConfig:
     """Photos of a sample grid."""
     trackers: list[str] | None = None
     """tensorboard, wandb, trackio; None takes tensorboard where it is installed, [] none."""
+    pool_on_device: bool = False
+    """Keep the pool's pictures in the accelerator's memory and make batches there, which a CPU is too slow for; wants
+    workers 0."""
+    pool_patience_s: float = 0.0
+    """Seconds to wait for the next shard while another process renders the pool; 0 takes what is there. Wants workers
+    0, which alone see what is loaded later."""
 
     def __post_init__(self) -> None:
         """Checks names and numbers."""
-        _among("loop.precision", self.precision, ("no", "bf16"))
+        _among("loop.precision", self.precision, ("fp32", "bf16"))
         for name in ("accumulation", "log_every", "save_every", "keep", "samples"):
             _within(f"loop.{name}", getattr(self, name), 1)
         for name in ("workers", "sample_every"):
             _within(f"loop.{name}", getattr(self, name), 0)
         _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
+        _within("loop.pool_patience_s", self.pool_patience_s, 0.0)
+        for name in ("pool_on_device", "pool_patience_s"):
+            if self.workers and getattr(self, name):
+                raise InputError(f"loop.workers is {self.workers} with loop.{name}; wanted 0.")
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,9 @@ class PhaseConfig:
     """Keep each picture's aspect ratio, by buckets of equal area, instead of cropping squares."""
     text_to_image: float | None = None
     """Share of text-to-image steps in this phase; None takes the run's."""
+    scenes: int | None = None
+    """Draw from the first so many scenes of the pool, so that a phase can begin while the others are still rendered;
+    None takes all."""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -182,6 +195,8 @@ class PhaseConfig:
         _within("phases learning_rate", self.learning_rate, 0.0)
         if self.text_to_image is not None:
             _within("phases text_to_image", self.text_to_image, 0.0, 1.0)
+        if self.scenes is not None:
+            _within("phases scenes", self.scenes, 1)
 
 
 @dataclass(frozen=True)

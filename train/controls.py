@@ -72,8 +72,8 @@ class Scenes:
         held = ScenePool(cfg.pool, "held_out")
         self.numbers = np.arange(min(count, len(held)))
         self.batch = held.batch(self.numbers, size_px)
-        self.kinds = [str(kind) for kind in held.arrays["kind"][self.numbers]]
-        self.focus_m = held.arrays["focus_distance_m"][self.numbers]
+        self.kinds = [str(kind) for kind in held.kinds[self.numbers]]
+        self.focus_m = held.tensors["focus_distance_m"][self.numbers].numpy()
         self.sharp = self.batch["image"].permute(0, 2, 3, 1).contiguous().numpy()
         self.truth = self.batch["bokeh"].permute(0, 1, 3, 4, 2).contiguous().numpy()
         self.strengths = [float(k) for k in self.batch["strength"][0]]

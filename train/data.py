@@ -6,10 +6,13 @@ it stopped. A training that finds only part of the shards trains on that part.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import glob
 import logging
 import os
+import threading
+import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,10 +28,12 @@ from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.scenes import SceneGenerator
 from train import config as configuration
 from train.checkpointing import step_rng
-from train.config import AugmentConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.config import AugmentConfig, LoopConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
 
 logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
+_KIND = "U32"
+_POLL_S = 0.5
 
 
 def split_files(patterns: list[str], hold_out: float, split: str) -> list[Path]:
@@ -102,36 +107,123 @@ def _scenes_in(path: Path) -> int:
         return len(shard["focus_distance_m"])
 
 
-def _roomy(dtype: np.dtype) -> np.dtype:
-    """Names of kinds are as wide as the longest of their shard."""
-    return np.dtype("U32") if dtype.kind == "U" else dtype
-
-
 class ScenePool:
     """Scenes of one split in memory, and random batches of them.
+
+    `tensors` holds image uint8 (S, H, W, 3), bokeh uint8 (S, F, H, W, 3), depth_m (S, H, W), strength (S, F) and
+    focus_distance_m (S,), one block each; `kinds` (S,) are the scenes' kinds.
 
     Args:
         pool: its configuration.
         split: train or held_out.
+        device: that holds the scenes and makes the batches.
+        patience_s: 0 takes the shards that are there, at once. Above 0 another process may still render them: a
+            thread loads them in order as they appear, and gives up after so many seconds without a new one.
+
+    Raises:
+        InputError: no shard is there and patience_s is 0.
     """
 
-    def __init__(self, pool: PoolConfig, split: str) -> None:
+    def __init__(
+        self, pool: PoolConfig, split: str, device: str | torch.device = "cpu", patience_s: float = 0.0
+    ) -> None:
         self.pool, self.split = pool, split
-        paths = sorted(Path(pool.folder).glob(f"{split}_{pool.size_px}px_*.npz"))
+        self.device, self.patience_s = torch.device(device), patience_s
+        self.tensors: dict[str, torch.Tensor] = {}
+        total = pool.scenes if split == "train" else pool.held_out_scenes
+        paths = [shard_path(pool, split, index) for index in range(-(-total // pool.shard))]
+        self._loaded, self._error = 0, None
+        self._changed = threading.Condition()
+        if patience_s:
+            self._scenes, self.kinds = total, np.empty(total, _KIND)
+            threading.Thread(target=self._follow, args=(paths,), name=f"{split} pool", daemon=True).start()
+            return
+        paths = [path for path in paths if path.exists()]
         if not paths:
             raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
-        counts = [_scenes_in(path) for path in paths]
-        self.arrays: dict[str, np.ndarray] = {}
-        for path, end, count in zip(paths, np.cumsum(counts), counts, strict=True):
-            with np.load(path, allow_pickle=False) as shard:
-                for key in shard.files:
-                    values = shard[key]
-                    if key not in self.arrays:  # one block for all: a large pool is never in memory twice
-                        self.arrays[key] = np.empty((sum(counts), *values.shape[1:]), _roomy(values.dtype))
-                    self.arrays[key][end - count : end] = values
+        self._scenes = min(sum(_scenes_in(path) for path in paths), total)
+        self.kinds = np.empty(self._scenes, _KIND)
+        for path in paths:
+            self._load(path)
 
     def __len__(self) -> int:
-        return len(self.arrays["image"])
+        """Scenes that are loaded, or with patience those that are planned."""
+        return self._scenes
+
+    @property
+    def loaded(self) -> int:
+        """Scenes that are loaded by now."""
+        return self._loaded
+
+    def first(self, count: int, bokeh: torch.Tensor | None = None) -> ScenePool:
+        """The first loaded scenes as a pool of their own, which shares their memory.
+
+        Args:
+            count: how many; all that are loaded where there are fewer.
+            bokeh: uint8 (count, F, H, W, 3), frames in place of the rendered ones.
+        """
+        part = copy.copy(self)
+        part._scenes = part._loaded = min(count, self._loaded)
+        part._changed, part._error, part.kinds = threading.Condition(), None, self.kinds[: len(part)]
+        part.tensors = {name: values[: len(part)] for name, values in self.tensors.items()}
+        if bokeh is not None:
+            part.tensors["bokeh"] = bokeh
+        return part
+
+    def need(self, count: int) -> None:
+        """Returns when the first `count` scenes are loaded.
+
+        Raises:
+            InputError: there are fewer, and no more to come within the patience.
+            Exception: what kept a shard from being read.
+        """
+        with self._changed:
+            if count <= self._scenes:
+                self._changed.wait_for(lambda: self._loaded >= count or self._error is not None)
+            if self._loaded >= count:
+                return
+            if self._error is not None and not isinstance(self._error, TimeoutError):
+                raise self._error
+            waited = f" after {self.patience_s:g} s without a new shard" if self._error else ""
+            raise InputError(
+                f"pool.folder is {self.pool.folder!r}, which has {self._loaded} {self.split} scenes{waited}; wanted "
+                f"{count}."
+            )
+
+    def _follow(self, paths: list[Path]) -> None:
+        """Loads shards in order, each as soon as it is there; an error is kept for `need`."""
+        try:
+            for path in paths:
+                end = time.monotonic() + self.patience_s
+                while not path.exists():
+                    if time.monotonic() >= end:
+                        raise TimeoutError(path)
+                    time.sleep(min(_POLL_S, self.patience_s))
+                self._load(path)
+            if self._loaded < self._scenes:
+                raise InputError(
+                    f"pool.folder is {self.pool.folder!r}, whose {len(paths)} {self.split} shards have {self._loaded} "
+                    f"scenes; wanted {self._scenes}."
+                )
+        except Exception as error:  # noqa: BLE001 - whoever needs the scenes raises it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _load(self, path: Path) -> None:
+        """Appends a shard, up to the number of scenes, to blocks of that size: a large pool is never there twice."""
+        with np.load(path, allow_pickle=False) as shard:
+            begin, end = self._loaded, min(self._loaded + len(shard["kind"]), self._scenes)
+            self.kinds[begin:end] = shard["kind"][: end - begin]
+            for key in ("image", "bokeh", "depth_m", "strength", "focus_distance_m"):
+                values = torch.from_numpy(shard[key][: end - begin])
+                if key not in self.tensors:
+                    size = (self._scenes, *values.shape[1:])
+                    self.tensors[key] = torch.empty(size, dtype=values.dtype, device=self.device)
+                self.tensors[key][begin:end] = values
+        with self._changed:
+            self._loaded = end
+            self._changed.notify_all()
 
     def batch(
         self,
@@ -150,18 +242,26 @@ class ScenePool:
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and
-            offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|.
+            offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|; all on the pool's device.
+
+        Raises:
+            InputError: as `need` says of the rows' scenes.
         """
-        image = torch.from_numpy(self.arrays["image"][rows]).movedim(-1, -3).float() / 255
-        bokeh = torch.from_numpy(self.arrays["bokeh"][rows]).movedim(-1, -3).float() / 255
-        depth = torch.from_numpy(self.arrays["depth_m"][rows])[:, None]
-        focus = torch.from_numpy(self.arrays["focus_distance_m"][rows])[:, None, None, None]
+        self.need(int(np.max(rows)) + 1)
+        places = torch.as_tensor(rows, device=self.device)
+        image = self.tensors["image"][places].movedim(-1, -3).float() / 255
+        bokeh = self.tensors["bokeh"][places].movedim(-1, -3).float() / 255
+        depth = self.tensors["depth_m"][places][:, None]
+        focus = self.tensors["focus_distance_m"][places][:, None, None, None]
         frames = torch.cat([image[:, None], bokeh], dim=1)
         if rngs is not None:
             augment = augment or AugmentConfig()
-            mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs])
-            frames[mirrored], depth[mirrored] = frames[mirrored].flip(-1), depth[mirrored].flip(-1)
-            frames = (frames * torch.stack([display_gain(rng, augment) for rng in rngs])[:, None]).clamp(max=1)
+            mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs]).to(self.device)
+            gains = torch.stack([display_gain(rng, augment) for rng in rngs]).to(self.device)
+            mirrored = mirrored[:, None, None, None]
+            frames = torch.where(mirrored[..., None], frames.flip(-1), frames)
+            depth = torch.where(mirrored, depth.flip(-1), depth)
+            frames = (frames * gains[:, None]).clamp(max=1)
         disparity = 1 / depth
         if size_px != self.pool.size_px:
             flat = frames.flatten(0, 1)
@@ -171,7 +271,7 @@ class ScenePool:
         return {
             "image": frames[:, 0],
             "bokeh": frames[:, 1:],
-            "strength": torch.from_numpy(self.arrays["strength"][rows]),
+            "strength": self.tensors["strength"][places],
             "depth_m": 1 / disparity,
             "offset_dpt": (disparity - 1 / focus).abs(),
         }
@@ -194,6 +294,18 @@ def fill_pool(pool: PoolConfig) -> None:
                 render_shard(pool, split, index)
 
 
+def _open_pool(pool: PoolConfig, settings: LoopConfig, device: str | torch.device) -> ScenePool:
+    """The training scenes of a pool, where and as patiently as the loop's settings say."""
+    return ScenePool(pool, "train", device if settings.pool_on_device else "cpu", settings.pool_patience_s)
+
+
+def _scenes_of(pool: ScenePool, phase: PhaseConfig) -> int:
+    """How many scenes a phase draws from, once they are loaded."""
+    scenes = min(phase.scenes or len(pool), len(pool))
+    pool.need(scenes)
+    return scenes
+
+
 def is_text_step(step: int, share: float) -> bool:
     """Whether a step is text-to-image: evenly spread, so that a share of 0.5 alternates."""
     return int((step + 1) * share) > int(step * share)
@@ -207,11 +319,14 @@ class PoolPairs:
 
     Args:
         cfg: of the run.
+        device: that the run trains on; it holds the pool where `loop.pool_on_device` says so.
+        pool: training scenes that are in memory already; None loads those of the configuration.
     """
 
-    def __init__(self, cfg: Stage1Config) -> None:
-        self.cfg, self.pool = cfg, ScenePool(cfg.pool, "train")
-        self.group = 1 + self.pool.arrays["bokeh"].shape[1]
+    def __init__(self, cfg: Stage1Config, device: str | torch.device = "cpu", pool: ScenePool | None = None) -> None:
+        self.cfg, self.pool = cfg, pool or _open_pool(cfg.pool, cfg.loop, device)
+        self.pool.need(1)
+        self.group = 1 + self.pool.tensors["bokeh"].shape[1]
         for phase in cfg.phases:
             if cfg.text_share(phase) and phase.batch % self.group:
                 raise InputError(
@@ -229,12 +344,14 @@ class PoolPairs:
 
         Returns:
             image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
-            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
+            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image. Pictures, offsets and strength
+            are on the pool's device.
         """
         text = is_text_step(step, self.cfg.text_share(phase))
-        places = numbers // self.group if text else numbers
-        rngs = [step_rng(self.cfg.seed, step, int(place)) for place in places]
-        rows = np.array([rng.integers(len(self.pool)) for rng in rngs])
+        groups = numbers // self.group if text else numbers
+        rngs = [step_rng(self.cfg.seed, step, int(group)) for group in groups]
+        scenes = _scenes_of(self.pool, phase)
+        rows = np.array([rng.integers(scenes) for rng in rngs])
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
         frames = torch.tensor([int(rng.integers(self.group - 1)) for rng in rngs])
         grounded = torch.tensor([rng.random() < self.cfg.grounded_share for rng in rngs])
@@ -242,12 +359,13 @@ class PoolPairs:
         itself = torch.arange(len(rows))
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
-        sharp = frames < 0
+        sharp = (frames < 0).to(self.pool.device)
+        places = itself.to(self.pool.device), frames.to(self.pool.device)
         return {
             "text_to_image": text,
             "image": batch["image"],
-            "target": torch.where(sharp[:, None, None, None], batch["image"], batch["bokeh"][itself, frames]),
-            "strength": torch.where(sharp, 0.0, batch["strength"][itself, frames]),
+            "target": torch.where(sharp[:, None, None, None], batch["image"], batch["bokeh"][places]),
+            "strength": torch.where(sharp, 0.0, batch["strength"][places]),
             "offset_dpt": batch["offset_dpt"],
             "seed": seeds,
             "drop_strength": strength_drops(self.cfg, step, numbers, text),
@@ -255,9 +373,9 @@ class PoolPairs:
         }
 
     def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, for sample grids."""
+        """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, in the main memory."""
         batch = self.pool.batch(np.arange(min(count, len(self.pool))), size_px)
-        return batch["image"], batch["offset_dpt"]
+        return batch["image"].cpu(), batch["offset_dpt"].cpu()
 
 
 def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool) -> torch.Tensor:
@@ -271,13 +389,23 @@ class PoolStacks:
 
     Args:
         cfg: of the run.
+        device: that the run trains on; it holds the pools where `loop.pool_on_device` says so.
+        rendered: training scenes that are in memory already; None loads those of the configuration.
+        generated: the same with Stage-1's stacks, which only the stack stage1 asks for; None loads them.
     """
 
-    def __init__(self, cfg: Stage2Config) -> None:
-        self.cfg, self.rendered = cfg, ScenePool(cfg.pool, "train")
+    def __init__(
+        self,
+        cfg: Stage2Config,
+        device: str | torch.device = "cpu",
+        rendered: ScenePool | None = None,
+        generated: ScenePool | None = None,
+    ) -> None:
+        self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
         self.generated = None
         if cfg.stack == "stage1":
-            self.generated = ScenePool(dataclasses.replace(cfg.pool, folder=cfg.generated), "train")
+            folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
+            self.generated = generated or _open_pool(folder, cfg.loop, device)
 
     def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
         """Draws a batch.
@@ -289,13 +417,14 @@ class PoolStacks:
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
-            (B, 1, H, W).
+            (B, 1, H, W), all on the pool's device.
         """
         pool = self.rendered
         if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
             pool = self.generated
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
-        rows = np.array([rng.integers(len(pool)) for rng in rngs])
+        scenes = _scenes_of(pool, phase)
+        rows = np.array([rng.integers(scenes) for rng in rngs])
         batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment)
         stacks = [
             choose_frames(bokeh, strength, rng, self.cfg.augment)
@@ -326,11 +455,11 @@ def choose_frames(
     if augment.frames is not None:
         if augment.frames > len(bokeh):
             raise InputError(f"augment.frames is {augment.frames}; wanted at most the stack's {len(bokeh)} frames.")
-        chosen = torch.from_numpy(rng.permutation(len(bokeh))[: augment.frames])
+        chosen = torch.from_numpy(rng.permutation(len(bokeh))[: augment.frames]).to(bokeh.device)
         bokeh, strength = bokeh[chosen], strength[chosen]
     if augment.strength_jitter:
         factor = np.exp(augment.strength_jitter * rng.normal(size=len(strength))).astype(np.float32)
-        strength = (strength * torch.from_numpy(factor)).clamp(max=MAX_BOKEH_STRENGTH)
+        strength = (strength * torch.from_numpy(factor).to(strength.device)).clamp(max=MAX_BOKEH_STRENGTH)
     return bokeh, strength
 
 

@@ -234,7 +234,7 @@ def evaluate(cfg: Stage2Config, model: str, control: str, generated: str) -> dic
     rows = np.arange(len(held))
     rendered = held.batch(rows, cfg.size_px)
     target = rendered["depth_m"][:, 0].numpy()
-    constant = np.full_like(target, np.median(train.arrays["depth_m"]))
+    constant = np.full_like(target, np.median(train.tensors["depth_m"].numpy()))
     predictions = {}
     if generated:
         pool = dataclasses.replace(cfg.pool, folder=generated)

@@ -18,42 +18,66 @@ from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 SHARD = "14MB"
 
 
+def export(
+    stage1: Path,
+    stage2: Path,
+    output: Path,
+    *,
+    side_px: int,
+    area_px: int = 192 * 192,
+    steps: int = 1,
+    quantile: float | None = None,
+) -> None:
+    """Writes the embedded model's folder in bfloat16, in shards below 15 MB.
+
+    Args:
+        stage1: the folder `model` of a Stage-1 run.
+        stage2: the folder `model` of a Stage-2 run.
+        output: the folder; weights of an earlier export there are removed.
+        side_px: shorter side at work in Stage-2.
+        area_px: pixels at work in Stage-1.
+        steps: default number of inference steps.
+        quantile: of the levels, which each pixel takes; None as it was trained.
+    """
+    decision = {} if quantile is None else {"quantile": quantile}
+    pipeline = BokehDepthPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(stage1 / "scheduler"),
+        vae=PatchAutoencoder.from_pretrained(stage1 / "vae"),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=MiniFluxTransformer2DModel.from_pretrained(stage1 / "transformer", **decision),
+        bokeh_adapter=BokehAdapter.from_pretrained(stage1 / "bokeh_adapter"),
+        depth_estimator=BokehDepthAnythingForDepthEstimation.from_pretrained(stage2),
+        default_num_inference_steps=steps,
+        default_processing_area_px=area_px,
+        depth_processing_px=side_px,
+    )
+    # Weights of an earlier export in another number of shards would be loaded in place of the new ones.
+    for stale in output.glob("*/*.safetensors*"):
+        stale.unlink()
+    pipeline.to(dtype=torch.bfloat16).save_pretrained(output, max_shard_size=SHARD)
+    # The package holds the code once; a published folder gets its own copy.
+    for copy in [*output.glob("*.py"), *output.glob("*/*.py")]:
+        if copy.name != "__init__.py":
+            copy.unlink()
+    shutil.rmtree(output / "__pycache__", ignore_errors=True)
+
+
 def main() -> None:
-    """Writes the embedded model's folder in bfloat16, in shards below 15 MB."""
+    """Puts trained parts together as the embedded model."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--stage1", type=Path, required=True, help="the folder `model` of a Stage-1 run")
     parser.add_argument("--stage2", type=Path, required=True, help="the folder `model` of a Stage-2 run")
     parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER)
     parser.add_argument("--steps", type=int, default=1, help="default number of inference steps")
     parser.add_argument("--area", type=int, default=192 * 192, help="pixels at work in Stage-1")
-    parser.add_argument("--mirrored", action="store_true", help="Stage-1 looks at the mirror image too")
-    parser.add_argument("--quantile", type=float, default=0.5, help="of the levels, which each pixel takes")
-    parser.add_argument("--side", type=int, default=140, help="shorter side at work in Stage-2")
-    arguments = parser.parse_args()
-    decision = {"mirrored": arguments.mirrored, "quantile": arguments.quantile}
-    pipeline = BokehDepthPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(arguments.stage1 / "scheduler"),
-        vae=PatchAutoencoder.from_pretrained(arguments.stage1 / "vae"),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=MiniFluxTransformer2DModel.from_pretrained(arguments.stage1 / "transformer", **decision),
-        bokeh_adapter=BokehAdapter.from_pretrained(arguments.stage1 / "bokeh_adapter"),
-        depth_estimator=BokehDepthAnythingForDepthEstimation.from_pretrained(arguments.stage2),
-        default_num_inference_steps=arguments.steps,
-        default_processing_area_px=arguments.area,
-        depth_processing_px=arguments.side,
-    )
-    # Weights of an earlier export in another number of shards would be loaded in place of the new ones.
-    for stale in arguments.output.glob("*/*.safetensors*"):
-        stale.unlink()
-    pipeline.to(dtype=torch.bfloat16).save_pretrained(arguments.output, max_shard_size=SHARD)
-    # The package holds the code once; a published folder gets its own copy.
-    for copy in [*arguments.output.glob("*.py"), *arguments.output.glob("*/*.py")]:
-        if copy.name != "__init__.py":
-            copy.unlink()
-    shutil.rmtree(arguments.output / "__pycache__", ignore_errors=True)
+    parser.add_argument("--quantile", type=float, help="of the levels, which each pixel takes; default: as trained")
+    parser.add_argument("--side", type=int, required=True, help="shorter side at work in Stage-2")
+    given = parser.parse_args()
+    sizes = {"side_px": given.side, "area_px": given.area}
+    export(given.stage1, given.stage2, given.output, **sizes, steps=given.steps, quantile=given.quantile)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -186,6 +188,22 @@ class _Steps(Dataset):
         return [self.draw(step, phase, np.arange(first, first + phase.batch)) for first in firsts]
 
 
+def fetch_ahead(fetch: Callable[[int], list[Batch]], steps: Iterable[int]) -> Iterator[list[Batch]]:
+    """What `fetch` gives for each step, in order; a thread fetches the next one while one is in use.
+
+    Raises:
+        Exception: of `fetch`, at the step that it belongs to.
+    """
+    with ThreadPoolExecutor(1, "batches") as executor:
+        fetched = deque()
+        for step in steps:
+            fetched.append(executor.submit(fetch, step))
+            if len(fetched) > 1:
+                yield fetched.popleft().result()
+        while fetched:
+            yield fetched.popleft().result()
+
+
 def freeze_idle(network: nn.Module, batch: Batch) -> list[str]:
     """Freezes parameters that the loss does not depend on, as data parallel training wants; returns their names."""
     loss = network(batch)["loss"]
@@ -267,7 +285,9 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     rest = [p for name, p in named.items() if not stage.is_head(name)]
     factors = [f for f, group in ((1.0, rest), (cfg.optimizer.head_factor, head)) if group]
     optimizer = build_optimizer(cfg.optimizer, [rest, head])
-    ema = EMAModel(trainable, decay=cfg.loop.ema_decay) if cfg.loop.ema_decay else None
+    on_cpu = accelerator.device.type == "cpu"
+    # One kernel for each tensor: on a GPU hundreds of them cost more than the rest of a step.
+    ema = EMAModel(trainable, decay=cfg.loop.ema_decay, foreach=not on_cpu) if cfg.loop.ema_decay else None
     numbers = derived_numbers(cfg, stage, accelerator.num_processes, idle)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     checkpoints = Checkpoints(accelerator, network, ema, cfg, numbers["effective_batch"])
@@ -277,12 +297,16 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
         logger.info("%s", "\n".join(f"{name}: {value}" for name, value in numbers.items()))
         logger.info("steps %d to %d", begin, total)
 
-    batches = iter(DataLoader(data, None, sampler=range(begin, total), num_workers=cfg.loop.workers))
-    for step in range(begin, total):
+    steps = range(begin, total)
+    if cfg.loop.workers or on_cpu:
+        fetched = DataLoader(data, None, sampler=steps, num_workers=cfg.loop.workers)
+    else:
+        fetched = fetch_ahead(data.__getitem__, steps)
+    for step, batches in zip(steps, fetched, strict=True):
         rate = learning_rate(cfg.optimizer, stage.plan, step)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
-        for batch in next(batches):
+        for batch in batches:
             with accelerator.accumulate(wrapped):
                 with bf16, sdpa_kernel(SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext():
                     terms = wrapped(send_to_device(batch, accelerator.device))
@@ -300,6 +324,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
             ema.step(trainable)
 
         done = step + 1
+        log.pictures += len(batches) * locate(stage.plan, step)[0].batch * accelerator.num_processes
         if done % cfg.loop.log_every == 0 or done == total:
             log.write(done, learning_rate=rate)
         if stage.sample and cfg.loop.sample_every and (done % cfg.loop.sample_every == 0 or done == total):
@@ -331,7 +356,8 @@ class _Log:
         self.accelerator, self.file = accelerator, file
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.began = time.monotonic()
+        self.began = self.written = time.monotonic()
+        self.pictures = 0  # of all processes since the last line
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines() if file.exists() else []
@@ -351,8 +377,10 @@ class _Log:
     def write(self, step: int, **numbers: float) -> None:
         means = {name: self.sums[name] / self.counts[name] for name in self.sums}
         means = {n: self.accelerator.reduce(v.to(self.accelerator.device), "mean").item() for n, v in means.items()}
-        self.sums, self.counts = {}, {}
-        self._line(step, {**means, **numbers})
+        now = time.monotonic()
+        speed = self.pictures / max(now - self.written, 1e-9)
+        self.sums, self.counts, self.written, self.pictures = {}, {}, now, 0
+        self._line(step, {**means, **numbers, "pictures_per_s": speed})
 
     def _line(self, step: int, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:

@@ -249,7 +249,7 @@ class PoolSource(Source):
         pictures = torch.cat([batch["image"], batch["bokeh"][0]]).clamp(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
         strengths = batch["strength"][0].tolist()
         frames = tuple(Frame(k, picture) for k, picture in zip(strengths, pictures[1:], strict=True))
-        focus = float(self.pool.arrays["focus_distance_m"][number])
+        focus = float(self.pool.tensors["focus_distance_m"][number])
         return Sample(
             self.ids[number], self.scenes[number], pictures[0], batch["depth_m"][0, 0].numpy(), focus, frames, frames
         )

@@ -33,7 +33,8 @@ from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.staging import write_file
 from train import config, loop
 from train.config import Stage1Config
-from train.data import shard_path
+from train.data import ScenePool, shard_path
+from train.stage1 import MiniNetwork
 
 logger = logging.getLogger("train.stacks")
 ROWS_OF_A_SHARD = 1000
@@ -87,6 +88,35 @@ def convert_shard(pipeline: BokehDepthPipeline, source: Path, target: Path, step
     temporary = target.with_name(f".{os.getpid()}_{target.name}")
     np.savez(temporary, **rows)
     temporary.rename(target)
+
+
+@torch.no_grad()
+def frames_of_pool(pipeline: BokehDepthPipeline, pool: ScenePool, count: int, batch: int = 64) -> torch.Tensor:
+    """Frames of the embedded Stage-1 for the first scenes of a pool in memory, in one step, many scenes at once.
+
+    Args:
+        pipeline: with the embedded base, on the pool's device.
+        pool: its photos and their K.
+        count: how many scenes; all where it has fewer.
+        batch: scenes at once.
+
+    Returns:
+        uint8 (count, F, H, W, 3).
+    """
+    network = MiniNetwork(pipeline.transformer, pipeline.bokeh_adapter, pipeline.vae).eval()
+    frames = torch.empty_like(pool.tensors["bokeh"][: min(count, len(pool))])
+    source = torch.Generator(pool.device).manual_seed(0)
+    for begin in range(0, len(frames), batch):
+        rows = np.arange(begin, min(begin + batch, len(frames)))
+        scenes = pool.batch(rows, pool.pool.size_px)
+        image = scenes["image"] * 2 - 1
+        noise = torch.randn(image.shape, generator=source, device=image.device)
+        sigma = torch.ones(len(rows), device=image.device)
+        for index, strength in enumerate(scenes["strength"].T):
+            clean, _ = network.predict(image, noise, sigma, strength)
+            display = (clean / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+            frames[begin : begin + len(rows), index] = (display * 255).round().to(torch.uint8)
+    return frames
 
 
 def row_folder(folder: Path, number: int, row: ManifestRow) -> Path:

@@ -22,10 +22,11 @@ from bokehdepth.metrics import k_response
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
+from bokehdepth.sampling_bokehdepth import encode_reference
 from bokehdepth.visualization import contact_sheet
 from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage1Config
-from train.data import PoolPairs, fill_pool
+from train.data import PoolPairs, ScenePool, fill_pool
 from train.prompts import Prompts
 from train.rows import RowPairs
 
@@ -53,51 +54,102 @@ class _Stage1Network(nn.Module):
         """Prompt embeddings (B, N_text, C) and (B, C): the samples' captions, or the adapter's own prompt."""
         if "prompt_embeds" in batch:
             return batch["prompt_embeds"].float(), batch["pooled_prompt_embeds"].float()
-        count = len(batch["target"])
+        return self.own_prompt(len(batch["target"]))
+
+    def own_prompt(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adapter's own prompt embeddings, (count, N_text, C) and (count, C)."""
         embeds, pooled = self.adapter.prompt_embeds, self.adapter.pooled_prompt_embeds
         return embeds.expand(count, -1, -1), pooled.expand(count, -1)
+
+    def masked_tokens(self, reference_tokens: int) -> int:
+        """How many reference tokens the adapter's mask is told of; none where the photo is encoded apart."""
+        return reference_tokens if self.adapter.config.reference_timestep is None else 0
+
+    def sequence(
+        self,
+        tokens: torch.Tensor,
+        reference: torch.Tensor,
+        grid: tuple[int, int],
+        condition: dict[str, Any],
+        pooled: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """The transformer's arguments for noisy tokens and a photo's, in one sequence or the photo encoded apart.
+
+        Args:
+            tokens: (B, N, C).
+            reference: (B, N, C).
+            grid: rows and columns of tokens.
+            condition: from the adapter.
+            pooled: (B, P), not shifted by K.
+            guidance: (B,) where the base has guidance embeddings.
+        """
+        own, photo = (self.ids(*grid, stream, tokens.device) for stream in (0, 1))
+        if self.adapter.config.reference_timestep is None:
+            joint, ids = torch.cat([tokens, reference], dim=1), torch.cat([own, photo])
+        else:
+            apart = encode_reference(self.transformer, self.adapter, reference, photo, pooled, guidance)
+            joint, ids, condition = tokens, own, condition | apart
+        return {"hidden_states": joint, "img_ids": ids, "joint_attention_kwargs": condition}
 
 
 class MiniNetwork(_Stage1Network):
     """The embedded model: every weight is trained.
 
     Args:
-        transformer: arguments of `MiniFluxTransformer2DModel`.
-        adapter: arguments of `BokehAdapter`.
+        transformer: the embedded base.
+        adapter: of its sizes.
+        autoencoder: without weights.
         level_weight: weight of the supervision of the blend levels by the true disparity offset.
     """
 
-    def __init__(self, transformer: dict[str, Any], adapter: dict[str, Any], level_weight: float) -> None:
-        base = MiniFluxTransformer2DModel(**transformer)
-        patch_px = base.token_px // 2
-        blocks = (1,) * (patch_px.bit_length())
-        autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, blocks)
-        super().__init__(build_adapter(base, {"prompt_length": 1, **adapter}), base, autoencoder)
+    def __init__(
+        self,
+        transformer: MiniFluxTransformer2DModel,
+        adapter: BokehAdapter,
+        autoencoder: PatchAutoencoder,
+        level_weight: float = 0.0,
+    ) -> None:
+        super().__init__(adapter, transformer, autoencoder)
         self.level_weight = level_weight
+
+    def predict(
+        self, image: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, strength: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The clean picture that is seen in noisy ones.
+
+        Args:
+            image: (B, 3, H, W) sharp photos in [-1, 1].
+            noisy: (B, 3, H, W), as `add_noise` makes them.
+            sigma: (B,) their noise levels.
+            strength: (B,) K.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1], and the logits of the blend levels (B, J, H/2, W/2) or None.
+        """
+        rows, columns = (side // self.transformer.token_px for side in image.shape[-2:])
+        tokens, reference = self.transformer._pack(noisy), self.transformer._pack(image)
+        prompt, pooled = self.own_prompt(len(image))
+        condition = self.adapter.attention_kwargs(strength, reference_tokens=self.masked_tokens(reference.shape[1]))
+        condition["bokeh_strengths"] = strength
+        velocity, logits = self.transformer(
+            **self.sequence(tokens, reference, (rows, columns), condition, pooled),
+            encoder_hidden_states=prompt,
+            pooled_projections=self.adapter.modulate(pooled, strength),
+            timestep=sigma,
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=image.device),
+            return_weights=True,
+        )
+        clean = tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float()
+        return self.transformer._unpack(clean, rows, columns), logits
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Loss terms of a batch of `PoolPairs`: the clean picture's, and that of the blend levels."""
         target, strength = batch["target"], batch["strength"]
         image, clean = batch["image"] * 2 - 1, target * 2 - 1
-        sigmas, noises = zip(*(draw_mini_noise(int(seed), clean.shape[1:]) for seed in batch["seed"]), strict=True)
-        sigma, noise = (torch.stack(x).to(clean) for x in (sigmas, noises))
-        noisy = add_noise(clean, noise, sigma)
-        rows, columns = (side // self.transformer.token_px for side in image.shape[-2:])
-        tokens, reference = self.transformer._pack(noisy), self.transformer._pack(image)
-        prompt, pooled = self.prompt(batch)
-        condition = self.adapter.attention_kwargs(strength, reference_tokens=reference.shape[1])
-        velocity, logits = self.transformer(
-            torch.cat([tokens, reference], dim=1),
-            encoder_hidden_states=prompt,
-            pooled_projections=self.adapter.modulate(pooled, strength),
-            timestep=sigma,
-            img_ids=torch.cat([self.ids(rows, columns, s, image.device) for s in (0, 1)]),
-            txt_ids=torch.zeros(prompt.shape[1], 3, device=image.device),
-            joint_attention_kwargs={**condition, "bokeh_strengths": strength},
-            return_weights=True,
-        )
-        x0 = self.transformer._unpack(tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float(),
-                                      rows, columns)  # fmt: skip
+        drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
+        sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
+        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, strength)
         radius = strength[:, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"]
         pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target, radius)
         if logits is None:  # a generated picture: nothing but the picture teaches it
@@ -146,28 +198,30 @@ class FluxNetwork(_Stage1Network):
         pack = FluxKontextPipeline._pack_latents
         tokens = pack(add_noise(clean, noise, sigma), *clean.shape)
         rows, columns = clean.shape[-2] // 2, clean.shape[-1] // 2
-        sequence, streams = [tokens], [0]
-        if not batch["text_to_image"]:
-            sequence.append(pack(self.encode(batch["image"]), *clean.shape))
-            streams.append(1)
         prompt, pooled = self.prompt(batch)
-        condition, pooled = self._condition(batch, pooled, strength, tokens.shape[1] * (len(sequence) - 1))
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = torch.full_like(sigma, self.guidance_scale)
+        text_to_image = batch["text_to_image"]
+        masked = 0 if text_to_image else self.masked_tokens(tokens.shape[1])
+        condition, shifted = self._condition(batch, pooled, strength, masked)
+        if text_to_image:
+            ids = self.ids(rows, columns, 0, clean.device)
+            inputs = {"hidden_states": tokens, "img_ids": ids, "joint_attention_kwargs": condition}
+        else:
+            reference = pack(self.encode(batch["image"]), *clean.shape)
+            inputs = self.sequence(tokens, reference, (rows, columns), condition, pooled, guidance)
         velocity = self.transformer(
-            hidden_states=torch.cat(sequence, dim=1),
+            **inputs,
             encoder_hidden_states=prompt,
-            pooled_projections=pooled,
+            pooled_projections=shifted,
             timestep=sigma,
             guidance=guidance,
-            img_ids=torch.cat([self.ids(rows, columns, s, clean.device) for s in streams]),
             txt_ids=torch.zeros(prompt.shape[1], 3, device=clean.device),
-            joint_attention_kwargs=condition,
             return_dict=False,
         )[0][:, : tokens.shape[1]]
         loss = losses.velocity_loss(velocity, pack(clean, *clean.shape), pack(noise, *clean.shape))
-        return {"loss": loss, "text_to_image" if batch["text_to_image"] else "image_to_image": loss}
+        return {"loss": loss, "text_to_image" if text_to_image else "image_to_image": loss}
 
     def _condition(
         self, batch: dict[str, Any], pooled: torch.Tensor, strength: torch.Tensor, reference_tokens: int
@@ -191,15 +245,19 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> 
     return (1 - sigma) * clean + sigma * noise
 
 
-def draw_mini_noise(seed: int, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise level and noise of one sample.
+def draw_mini_noise(
+    seed: int, shape: torch.Size, device: str | torch.device = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise level () on the CPU, the same whatever the device, and noise of `shape` on the device, of one sample.
 
     The level is 1 for half of them, since a one-step sampler sees no other, else a logit-normal draw.
     """
     source = torch.Generator().manual_seed(seed)
     spread = torch.sigmoid(torch.randn((), generator=source) + 0.8).clamp(min=0.05)
     sigma = torch.where(torch.rand((), generator=source) < 0.5, torch.ones(()), spread)
-    return sigma, torch.randn(shape, generator=source)
+    if torch.device(device).type != "cpu":  # drawing pictures of noise on the CPU would hold a fast device up
+        source = torch.Generator(device).manual_seed(seed)
+    return sigma, torch.randn(shape, generator=source, device=device)
 
 
 def draw_flux_noise(seed: int, shape: torch.Size, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,7 +283,11 @@ def build_adapter(transformer: nn.Module, settings: dict[str, Any]) -> BokehAdap
 def build_network(cfg: Stage1Config, accelerator: Accelerator) -> tuple[_Stage1Network, Prompts | None]:
     """The network of a configuration, and its encoded captions where it has any."""
     if cfg.base.kind == "mini":
-        network = MiniNetwork(cfg.base.transformer, cfg.adapter, cfg.level_weight)
+        base = MiniFluxTransformer2DModel(**cfg.base.transformer)
+        patch_px = base.token_px // 2
+        autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, (1,) * patch_px.bit_length())
+        adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
+        network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight)
         return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
     dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32
     if cfg.base.path:
@@ -336,12 +398,13 @@ def look(cfg: Stage1Config, network: _Stage1Network, source: PoolPairs | RowPair
     return loop.Samples(contact_sheet(images, labels, columns=1 + len(SAMPLE_STRENGTHS)), numbers)
 
 
-def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
+def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool | None = None) -> Path:
     """Trains Stage-1.
 
     Args:
         config: what to train, on what, and how.
         resume: "latest", the folder of a checkpoint, or None for a run that begins.
+        pool: training scenes that are in memory already, so that both stages can share them; None loads them.
 
     Returns:
         Folder of the saved pipeline, `<output>/model`; of a base with a repository it holds the adapter alone.
@@ -355,7 +418,10 @@ def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
         fill_pool(config.pool)
     accelerator.wait_for_everyone()
     network, prompts = build_network(config, accelerator)
-    source = PoolPairs(config) if config.manifests is None else RowPairs(config, prompts)
+    if config.manifests is None:
+        source = PoolPairs(config, accelerator.device, pool)
+    else:
+        source = RowPairs(config, prompts)
     stage = loop.Stage(
         network=network,
         draw=source,

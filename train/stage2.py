@@ -28,7 +28,7 @@ from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
 from bokehdepth.visualization import contact_sheet, depth_preview
 from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage2Config
-from train.data import PoolStacks, fill_pool
+from train.data import PoolStacks, ScenePool, fill_pool
 from train.rows import RowStacks
 
 logger = logging.getLogger("train.stage2")
@@ -157,12 +157,18 @@ def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
 
 
-def run(config: Stage2Config, resume: str | Path | None = None) -> Path:
+def run(
+    config: Stage2Config,
+    resume: str | Path | None = None,
+    pools: tuple[ScenePool, ScenePool | None] | None = None,
+) -> Path:
     """Trains Stage-2.
 
     Args:
         config: what to train, on what, and how.
         resume: "latest", the folder of a checkpoint, or None for a run that begins.
+        pools: training scenes that are in memory already, so that both stages can share them: with rendered stacks,
+            and with Stage-1's where there are any; None loads them.
 
     Returns:
         Folder of the saved model, `<output>/model`.
@@ -175,7 +181,10 @@ def run(config: Stage2Config, resume: str | Path | None = None) -> Path:
     if config.pool is not None and accelerator.is_main_process:
         fill_pool(config.pool)
     accelerator.wait_for_everyone()
-    source = PoolStacks(config) if config.manifests is None else RowStacks(config)
+    if config.manifests is None:
+        source = PoolStacks(config, accelerator.device, *(pools or ()))
+    else:
+        source = RowStacks(config)
     model = build_model(config)
     if config.size_px % model.config.patch_size:
         raise InputError(f"size_px is {config.size_px}; wanted a multiple of the patch, {model.config.patch_size} px.")

@@ -166,7 +166,8 @@ def as_text(result: dict[str, Any], described: str) -> str:
         described: what was measured, for the first line.
     """
     machine = result["machine"]
-    lines = [f"{machine['processor']}, load {machine['load']:.1f}; {described}; * an approximation"]
+    where = machine["accelerator"] or machine["processor"]
+    lines = [f"{where}, load {machine['load']:.1f}; {described}; * an approximation"]
     for name, group in result["groups"].items():
         rows = [row | {"verdict": verdict(row)} for row in group["rows"]]
         lines += ["", f"{name}, against {group['rival']}", "", timing.table(rows, COLUMNS)]

@@ -56,7 +56,7 @@ def run(
         }
     arguments = {"size_px": size_px, "frames": frames, "steps": steps, "device": device, "photo_px": photo_px}
     plans = plan_rows(size_px**2 if size_px >= 512 else 512 * 512, frames)
-    return {"machine": timing.machine(), **arguments, "groups": groups, "plans": plans}
+    return {"machine": timing.machine(device), **arguments, "groups": groups, "plans": plans}
 
 
 def _photo(side_px: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def run(
             measured, gate = _case(blurred, repeats, device)
             rows += [case | row for row in measured]
             gates.append(case | gate)
-    return {"machine": timing.machine(), "rows": rows, "gates": gates, "tolerance": _TOLERANCE}
+    return {"machine": timing.machine(device), "rows": rows, "gates": gates, "tolerance": _TOLERANCE}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def run(sizes_px: Sequence[int] = (128, 256), scenes: int = 24, device: str = "c
         row = {"size_px": size, "made_per_s": 1 / making_s, "rendered_per_s": 1 / rendering_s}
         batch_s = _in_batches(made, device) / scenes
         rows.append(row | {"both_per_s": 1 / (making_s + rendering_s), "batched_per_s": 1 / batch_s})
-    return {"machine": timing.machine(), "device": device, "rows": rows}
+    return {"machine": timing.machine(device), "device": device, "rows": rows}
 
 
 def _in_batches(scenes: list, device: str, size: int = 8) -> float:

@@ -81,7 +81,7 @@ def run(
         if compiled:
             groups["compiled"] = bench.compiled(repeats)
     arguments = {"size_px": size_px, "frames": frames, "steps": steps, "device": device, "true_size": true_size}
-    return {"machine": timing.machine(), **arguments, "dtype": str(dtype), "groups": groups}
+    return {"machine": timing.machine(device), **arguments, "dtype": str(dtype), "groups": groups}
 
 
 class _Bench:

@@ -59,7 +59,7 @@ def run(
         bench = (base, pixels, strengths, repeats)
         groups = {"focus": _focus(*bench), "depth": _depth(*bench)}
     arguments = {"size_px": size_px, "frames": frames, "device": device, "true_size": true_size}
-    return {"machine": timing.machine(), **arguments, "dtype": str(dtype), "groups": groups}
+    return {"machine": timing.machine(device), **arguments, "dtype": str(dtype), "groups": groups}
 
 
 def _focus(base: torch.nn.Module, pixels: torch.Tensor, strengths: torch.Tensor, repeats: int) -> dict[str, Any]:

@@ -59,8 +59,12 @@ def measured(
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on: processor, cores, other work (load of the last minute), Python."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, other work (load of the last minute), Python, accelerator.
+
+    Args:
+        device: where contenders run; one of CUDA is named by its maker's name, others have none.
+    """
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -68,7 +72,18 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass  # no Linux: the platform's own word stays
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"processor": model, "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
+    accelerator = None
+    if device.startswith("cuda"):
+        import torch  # benches of arrays run without it
+
+        accelerator = torch.cuda.get_device_name(device)
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "load": load,
+        "python": platform.python_version(),
+        "accelerator": accelerator,
+    }
 
 
 def table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> str:

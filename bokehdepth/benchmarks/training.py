@@ -62,7 +62,7 @@ def run(
         }
         rows = compare(contenders, PLAIN, repeats, place, dtype)
     arguments = {"size_px": size_px, "batch": batch, "device": device, "true_size": true_size}
-    return {"machine": timing.machine(), **arguments, "groups": {"step": {"rival": PLAIN, "rows": rows}}}
+    return {"machine": timing.machine(device), **arguments, "groups": {"step": {"rival": PLAIN, "rows": rows}}}
 
 
 class _Steps:
