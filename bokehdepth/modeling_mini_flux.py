@@ -344,8 +344,10 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             txt_ids: (N_text, 3).
             guidance: (B,) where the base has guidance embeddings.
             joint_attention_kwargs: for the attention processors. With `bokeh_strengths` (B,) for the head: K. Beside
-                noisy tokens alone, `reference_photo` (B or 1, N, in_channels), and `reference_keys` and
-                `reference_values` of all blocks, for the photo's mirror image again where that is looked at.
+                noisy tokens alone, `reference_photo` (B or 1, N, in_channels), `reference_keys` and
+                `reference_values` of all blocks, and `reference_features`; both of these have the photo's mirror image
+                behind it where that is looked at. Beside reference tokens alone, `reference_features` is a list that
+                gets the stem's levels.
             return_dict: return the dataclass instead of a tuple.
             return_weights: append the blend weights' logits (B, J, H/2, W/2), for training; None with a picture head.
 
@@ -358,6 +360,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         attention_kwargs = dict(joint_attention_kwargs or {})
         bokeh_strengths = attention_kwargs.pop("bokeh_strengths", None)
         photo = attention_kwargs.pop("reference_photo", None)
+        features = attention_kwargs.pop("reference_features", [])
         length = hidden_states.shape[1]
         count = int((img_ids[:, 0] == 1).sum())
         own = length - count
@@ -394,7 +397,9 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
                 for name in ("reference_keys", "reference_values")
                 if name in attention_kwargs
             }
-            levels = self.stem(self._unpack(picture, rows, columns))
+            if len(features) <= view:
+                features.append(self.stem(self._unpack(picture, rows, columns)))
+            levels = features[view]
             tokens = self._attend(tokens, levels, encoder_hidden_states, temb, rotary, {**attention_kwargs, **kept})
             if own:
                 grid = self.norm_out(tokens[:, :own], temb).transpose(1, 2).unflatten(2, (rows, columns))

@@ -47,8 +47,8 @@ class PhotoMemory:
         pooled_prompt_embeds: (1, P).
         steps: denoising steps.
         guidance_scale: distilled guidance.
-        reference: `reference_keys` and `reference_values`, (L, 1, N, heads, head_dim) each; empty unless the adapter
-            makes them constants of the photo, and until the first stack.
+        reference: what `encode_reference` gives; empty unless the adapter makes it a constant of the photo, and until
+            the first stack.
         shared_latents: number of shared steps and weight of the branch -> latents (1, N, C) after these steps.
     """
 
@@ -63,7 +63,7 @@ class PhotoMemory:
     pooled_prompt_embeds: torch.Tensor
     steps: int
     guidance_scale: float
-    reference: dict[str, torch.Tensor] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
     shared_latents: dict[tuple[int, float | None], torch.Tensor] = field(default_factory=dict)
 
 
@@ -85,7 +85,7 @@ def encode_reference(
     ids: torch.Tensor,
     pooled_projections: torch.Tensor,
     guidance: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Keys and values of a photo's tokens where no step and no K changes them: a pass of these tokens by themselves.
 
     The pass of the other tokens takes the result in `joint_attention_kwargs`. Gradients flow through both.
@@ -100,7 +100,8 @@ def encode_reference(
 
     Returns:
         `reference_keys` and `reference_values`, each (L, B, N, heads, head_dim), with 2L where the embedded base looks
-        at the mirror image too; for that base also `reference_photo`, the tokens, which its head wants.
+        at the mirror image too; for that base also what its head wants: `reference_photo`, the tokens, and
+        `reference_features`, lists of its stem's levels.
 
     Raises:
         ValueError: the adapter has no `reference_timestep`, so its photos have no fixed keys.
@@ -108,6 +109,7 @@ def encode_reference(
     if adapter.config.reference_timestep is None:
         raise ValueError("reference_timestep is None; wanted an adapter that was trained with a fixed one.")
     record: list[tuple[torch.Tensor, torch.Tensor]] = []
+    extra: dict[str, Any] = {"reference_features": []} if "offsets_dpt" in transformer.config else {}
     with _recording(transformer, "reference"):
         transformer(
             hidden_states=tokens,
@@ -117,10 +119,10 @@ def encode_reference(
             guidance=guidance,
             img_ids=ids,
             txt_ids=ids.new_zeros(0, 3),
-            joint_attention_kwargs={"record": record, "record_tokens": tokens.shape[1]},
+            joint_attention_kwargs={"record": record, "record_tokens": tokens.shape[1], **extra},
             return_dict=False,
         )
-    return _stacked(record) | ({"reference_photo": tokens} if "offsets_dpt" in transformer.config else {})
+    return _stacked(record) | ({"reference_photo": tokens, **extra} if extra else {})
 
 
 def _recording(transformer: torch.nn.Module, name: str) -> ExitStack:

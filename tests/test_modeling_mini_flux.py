@@ -334,3 +334,18 @@ def test_one_kind_of_tokens_alone_wants_what_belongs_to_it():
     given = arguments(model, picture(), [30.0])
     with pytest.raises(ValueError, match="0 of them reference tokens; wanted half"):
         model(**{**given, "hidden_states": given["hidden_states"][:, :6], "img_ids": given["img_ids"][:6]})
+
+
+def test_the_stem_sees_a_remembered_photo_once():
+    model = tiny(mirrored=True)
+    adapter, given = apart(model), arguments(model, picture(), [30.0])
+    count, seen = given["hidden_states"].shape[1] // 2, []
+    model.stem.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    kept = encode_reference(
+        model, adapter, given["hidden_states"][:, count:], given["img_ids"][count:], given["pooled_projections"]
+    )
+    assert len(seen) == 2 and [len(levels) for levels in kept["reference_features"]] == [4, 4]
+    given["joint_attention_kwargs"] |= adapter.attention_kwargs(torch.tensor([30.0])) | kept
+    for _ in range(2):
+        model(**{**given, "hidden_states": given["hidden_states"][:, :count], "img_ids": given["img_ids"][:count]})
+    assert len(seen) == 2

@@ -213,13 +213,16 @@ class BaseConfig:
     autoencoder: dict[str, Any] = field(default_factory=dict)
     """Arguments of AutoencoderKL with random weights."""
     start_from: str = ""
-    """Folder of an adapter to go on from; empty starts from a fresh one."""
+    """Folder to go on from: of an adapter, or with kind mini of an embedded model (a run's `model`, whose sizes then
+    hold); empty starts from fresh weights."""
 
     def __post_init__(self) -> None:
         """Checks the kind."""
         _among("base.kind", self.kind, ("mini", "flux"))
         if self.path and (self.kind == "mini" or self.transformer or self.autoencoder):
             raise InputError(f"base.path is {self.path!r}; wanted it with kind flux and without arguments of models.")
+        if self.kind == "mini" and self.start_from and self.transformer:
+            raise InputError(f"base.start_from is {self.start_from!r} with base.transformer; wanted one of them.")
 
 
 @dataclass(frozen=True)

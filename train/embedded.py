@@ -4,7 +4,8 @@
 
 Worker processes render the pool while Stage-1 already learns from the scenes that are there. How many steps fit into
 the given minutes is measured before each training begins and written into `<output>/plan.json`; the learning rate
-falls over exactly so many. The pool stays in memory for both stages, and Stage-1's stacks are made in batches.
+falls over exactly so many; the same command goes on where a run was cut off. The pool stays in memory for both stages,
+and Stage-1's stacks are made in batches.
 `<output>/model` is what `train.export_mini` puts into the package, `<output>/control` a Stage-2 of the same steps that
 has the photo alone.
 """
@@ -32,9 +33,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bokehdepth.errors import InputError
+from bokehdepth.staging import write_file
 from train import config, export_mini, loop, stage1, stage2
 from train.config import PhaseConfig, Stage1Config, Stage2Config
-from train.data import PoolPairs, PoolStacks, ScenePool
+from train.data import PoolPairs, PoolStacks, ScenePool, shard_path
 from train.methods.stage1 import load_stage1
 from train.stacks import frames_of_pool
 
@@ -122,56 +124,67 @@ def train(
     cfg2: Stage2Config,
     output: Path,
     minutes: tuple[float, float],
+    already: int = 0,
     first_scenes: int = 3000,
     stacks: int = 8000,
 ) -> dict[str, Any]:
-    """Trains both stages and the control on a pool that may still be rendered.
+    """Trains both stages and the control on a pool that may still be rendered; goes on where a run was cut off.
 
     Args:
         cfg1: of Stage-1, with three phases.
         cfg2: of Stage-2, with the stack stage1.
         output: folder of the runs.
         minutes: of Stage-1 and of Stage-2; the control takes its own on top, less than Stage-2's.
+        already: scenes that were rendered before, which say nothing of how fast others follow.
         first_scenes: how many are waited for before Stage-1 begins.
         stacks: scenes that get Stage-1's stacks.
 
     Returns:
-        The plan: steps and learning rates of all runs, and the seconds that each part took.
+        The plan: phases and steps of all runs, scenes and stacks, as `plan.json` in the output keeps it.
     """
     device, began, seconds = loop.start(cfg1).device, time.monotonic(), {}
+    saved = output / "plan.json"
+    plan = json.loads(saved.read_text()) if saved.exists() else {}
 
-    def done(part: str) -> None:
+    def done(part: str, **planned: Any) -> None:
         seconds[part] = round(time.monotonic() - began - sum(seconds.values()), 1)
         logger.info("%s took %.1f s", part, seconds[part])
+        spent = plan.setdefault("seconds", {})
+        spent[part] = round(spent.get(part, 0.0) + seconds[part], 1)
+        plan.update(planned)
+        write_file(saved, lambda file: file.write(json.dumps(plan, indent=2).encode()), overwrite=True)
 
+    cfg1 = dataclasses.replace(cfg1, output=str(output / "stage1"))
+    cfg2 = dataclasses.replace(cfg2, output=str(output / "stage2"))
     growing = ScenePool(cfg1.pool, "train", device, _PATIENCE_S)
     growing.need(min(first_scenes, len(growing)))
     done("first scenes")
-    cfg1 = dataclasses.replace(cfg1, output=str(output / "stage1"))
-    rate = growing.loaded / seconds["first scenes"]
-    cfg1 = plan_stage1(cfg1, growing, 60 * minutes[0], rate)
-    done("plan of Stage-1")
-    model = stage1.run(cfg1, None, growing)
+    if "phases" in plan:
+        cfg1 = dataclasses.replace(cfg1, phases=[PhaseConfig(**phase) for phase in plan["phases"]])
+    else:
+        rate = max(0.0, growing.loaded - already) / (time.monotonic() - began)
+        cfg1 = plan_stage1(cfg1, growing, 60 * minutes[0], rate)
+    done("plan of Stage-1", phases=[dataclasses.asdict(phase) for phase in cfg1.phases])
+    model = stage1.run(cfg1, "latest", growing)
     done("Stage-1")
-    pool = growing.first(growing.loaded)
+    scenes = plan.get("scenes", growing.loaded)
+    growing.need(scenes)
+    pool = growing.first(scenes)
     generated = pool.first(stacks, frames_of_pool(load_stage1(str(model), str(device)), pool, stacks))
-    done("stacks of Stage-1")
-    cfg2 = dataclasses.replace(cfg2, output=str(output / "stage2"))
-    cfg2 = plan_stage2(cfg2, (pool, generated), 60 * minutes[1])
-    depth = stage2.run(cfg2, None, (pool, generated))
-    done("Stage-2")
+    done("stacks of Stage-1", scenes=len(pool))
+    if "stage2_steps" in plan:
+        cfg2 = dataclasses.replace(cfg2, steps=plan["stage2_steps"])
+    else:
+        cfg2 = plan_stage2(cfg2, (pool, generated), 60 * minutes[1])
+    done("plan of Stage-2", stage2_steps=cfg2.steps)
+    depth = stage2.run(cfg2, "latest", (pool, generated))
     export_mini.export(model, depth, output / "model", side_px=cfg2.size_px)
+    done("Stage-2")
     control = dataclasses.replace(cfg2, stack="none", output=str(output / "control"))
-    stage2.run(control, None, (pool, None))
-    done("control")
-    return {
-        "phases": [dataclasses.asdict(phase) for phase in cfg1.phases],
-        "stage2_steps": cfg2.steps,
-        "stacks": len(generated),
-        "scenes": len(pool),
-        "seconds": seconds,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
+    stage2.run(control, "latest", (pool, None))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    done("control", device=name)
+    return plan
 
 
 def main() -> None:
@@ -197,13 +210,14 @@ def main() -> None:
         raise InputError(f"stack of {arguments.stage2} is {cfg2.stack!r}, wanted stage1.")
     changes = [part for change in arguments.set for part in ("--set", change)]
     command = ["-m", "train.data", "--config", arguments.stage1, *changes, "--workers", str(arguments.workers)]
+    shards = -(-cfg1.pool.scenes // cfg1.pool.shard)
+    already = cfg1.pool.shard * sum(shard_path(cfg1.pool, "train", index).exists() for index in range(shards))
     renderer = subprocess.Popen([sys.executable, *command], start_new_session=True)
     try:
         minutes = (arguments.stage1_minutes, arguments.stage2_minutes)
-        plan = train(cfg1, cfg2, arguments.output, minutes, arguments.first_scenes, arguments.stacks)
+        plan = train(cfg1, cfg2, arguments.output, minutes, already, arguments.first_scenes, arguments.stacks)
     finally:
         os.killpg(renderer.pid, signal.SIGTERM)  # its workers with it
-    (arguments.output / "plan.json").write_text(json.dumps(plan, indent=2))
     logger.info("%s", json.dumps(plan))
 
 

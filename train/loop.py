@@ -80,6 +80,8 @@ def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
     """Sets threads and seed, and makes the accelerator; mixed precision is the loop's own autocast."""
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
+    # cuDNN's fused attention fails in the backward pass of many heads at once (seen with torch 2.11 on an H200).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return Accelerator(
         mixed_precision="no",
         gradient_accumulation_steps=cfg.loop.accumulation,

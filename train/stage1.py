@@ -283,10 +283,15 @@ def build_adapter(transformer: nn.Module, settings: dict[str, Any]) -> BokehAdap
 def build_network(cfg: Stage1Config, accelerator: Accelerator) -> tuple[_Stage1Network, Prompts | None]:
     """The network of a configuration, and its encoded captions where it has any."""
     if cfg.base.kind == "mini":
-        base = MiniFluxTransformer2DModel(**cfg.base.transformer)
+        if cfg.base.start_from:
+            place = {"pretrained_model_name_or_path": cfg.base.start_from, "torch_dtype": torch.float32}
+            base = MiniFluxTransformer2DModel.from_pretrained(subfolder="transformer", **place)
+            adapter = BokehAdapter.from_pretrained(subfolder="bokeh_adapter", **place)
+        else:
+            base = MiniFluxTransformer2DModel(**cfg.base.transformer)
+            adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
         patch_px = base.token_px // 2
         autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, (1,) * patch_px.bit_length())
-        adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
         network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight)
         return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
     dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32

@@ -1,0 +1,131 @@
+"""The embedded model's whole training in one command, with tiny networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bokehdepth.errors import InputError
+from bokehdepth.hub import load_pipeline
+from train import config, embedded, stage1, stacks
+from train.config import Stage1Config, Stage2Config
+from train.data import ScenePool, fill_pool
+from train.methods.stage1 import load_stage1
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CONFIGS = Path(__file__).resolve().parents[1] / "train" / "configs"
+COMMON = [
+    *(f"pool.{name}=[]" for name in ("photos", "backdrops", "portraits", "mattes")),
+    *("pool.scenes=8", "pool.held_out_scenes=2", "pool.shard=4", "pool.size_px=32", "pool.render_missing=true"),
+    *("loop.precision=fp32", "loop.plain_attention=true", "loop.pool_on_device=false", "loop.trackers=[]"),
+    *("loop.log_every=1", "optimizer.warmup=1"),
+]
+TRANSFORMER = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+    "pooled_projection_dim": 8,
+    "axes_dims_rope": [4, 6, 6],
+    "stem_channels": [8, 8, 16, 16],
+    "stem_depths": [1, 1, 1, 1],
+    "mirrored": True,
+    "quantile": 0.45,
+}
+PHASE = {"size_px": 16, "batch": 2, "steps": 1, "learning_rate": 1e-3}
+
+
+def configs(folder):
+    own = [f"pool.folder={folder / 'pool'}", *COMMON]
+    one = [f"base.transformer={json.dumps(TRANSFORMER)}", "adapter.context_dim=8", "adapter.rank=2",
+           f"phases={json.dumps([PHASE, PHASE, {**PHASE, 'size_px': 32}])}"]  # fmt: skip
+    two = ["size_px=28", "batch=2", "base.backbone.hidden_size=16", "base.backbone.num_attention_heads=2",
+           "base.backbone.image_size=28", "base.model.reassemble_hidden_size=16", "base.model.dsfa_num_heads=2",
+           "base.model.neck_hidden_sizes=[8, 8, 8, 8]", "base.model.fusion_hidden_size=8",
+           "base.model.head_hidden_size=8"]  # fmt: skip
+    return (
+        config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", [*own, *one]),
+        config.load(Stage2Config, CONFIGS / "mini_stage2.yaml", [*own, *two]),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedded")
+    cfg1, cfg2 = configs(folder)
+    fill_pool(cfg1.pool)
+    threads = torch.get_num_threads()
+    plan = embedded.train(cfg1, cfg2, folder / "run", (0.02, 0.01), already=8, stacks=5)
+    torch.set_num_threads(threads)
+    return folder, plan
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+def test_steps_are_planned_and_every_part_is_trained_by_the_plan(trained):
+    folder, plan = trained
+    run = folder / "run"
+    assert plan == json.loads((run / "plan.json").read_text())
+    assert [phase["scenes"] for phase in plan["phases"]] == [8, 8, 8] and plan["scenes"] == 8
+    assert lines(run / "stage1")[-1]["step"] == sum(phase["steps"] for phase in plan["phases"])
+    for part in ("stage2", "control"):
+        assert lines(run / part)[-1]["step"] == plan["stage2_steps"]
+    stored = [json.loads((next(iter((run / part / "checkpoints").iterdir())) / "state.json").read_text())["config"]
+              for part in ("stage2", "control")]  # fmt: skip
+    assert [one["stack"] for one in stored] == ["stage1", "none"]
+
+
+def test_the_exported_model_loads_as_every_embedded_model(trained):
+    pipe = load_pipeline(str(trained[0] / "run" / "model"))
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)), (10.0, 30.0))
+    assert len(out.images) == 2 and out.depth_m.shape == (32, 32)
+    assert pipe.config.depth_processing_px == 28 and pipe.transformer.config.quantile == 0.45
+    assert pipe.bokeh_adapter.config.reference_timestep == 0.0
+
+
+def test_the_same_call_trains_nothing_twice(trained):
+    folder, plan = trained
+    before = {part: (folder / "run" / part / "log.jsonl").read_text() for part in ("stage1", "stage2", "control")}
+    again = embedded.train(*configs(folder), folder / "run", (9.0, 9.0), already=8, stacks=5)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in plan.items() if k != "seconds"}
+    assert before == {part: (folder / "run" / part / "log.jsonl").read_text() for part in before}
+
+
+def test_frames_made_together_are_those_of_the_pipeline(trained):
+    folder, _ = trained
+    cfg, _ = configs(folder)
+    pool = ScenePool(cfg.pool, "train")
+    pipe = load_stage1(str(folder / "run" / "stage1" / "model"))
+    frames = stacks.frames_of_pool(pipe, pool, 3, batch=2)
+    assert frames.shape == (3, 3, 32, 32, 3) and frames.dtype == torch.uint8
+    for row in range(3):
+        found = pipe.generate_stack(
+            pool.tensors["image"][row].numpy(), pool.tensors["strength"][row].tolist(), num_inference_steps=1,
+            processing_area_px=32 * 32, restore=False, output_type="np",
+        ).images  # fmt: skip
+        # Another noise: the net looks at it a little, so what agrees is the picture and not its last bits.
+        difference = abs(frames[row].numpy() / 255.0 - found)
+        assert difference.mean() < 0.01
+    part = pool.first(3, frames)
+    assert len(part) == 3 and torch.equal(part.batch([2], 32)["bokeh"][0, 1], frames[2, 1].permute(2, 0, 1) / 255)
+    assert torch.equal(part.tensors["image"], pool.tensors["image"][:3]) and not torch.equal(
+        pool.tensors["bokeh"][:3], frames
+    )
+
+
+def test_a_training_goes_on_from_a_model(trained, tmp_path):
+    folder, _ = trained
+    cfg, _ = configs(folder)
+    model = folder / "run" / "stage1" / "model"
+    changes = [f"pool.folder={folder / 'pool'}", *COMMON, "base.transformer={}", f"base.start_from={model}",
+               f"output={tmp_path}", f"phases={json.dumps([{**PHASE, 'learning_rate': 0.0}])}"]  # fmt: skip
+    again = stage1.run(config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", changes))
+    old, new = (load_stage1(str(path)).transformer.state_dict() for path in (model, again))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    with pytest.raises(InputError, match="start_from is .* with base.transformer"):
+        config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", ["base.start_from=there"])
