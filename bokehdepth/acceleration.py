@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS = ("float8", "int8", "int4")
 _MODULATION = ("norm1", "norm1_context", "norm")  # of a double block, and of a single block
-_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
 class BakedEmbedding(nn.Module):
@@ -88,7 +88,7 @@ def modulation_layers(transformer: nn.Module) -> dict[str, nn.Module]:
     """The AdaLN layers of a Flux transformer by their name; each has `silu` and `linear`."""
     names = [
         f"{group}.{index}.{name}"
-        for group in _BLOCKS
+        for group in BLOCKS
         for index, block in enumerate(getattr(transformer, group))
         for name in _MODULATION
         if hasattr(block, name)
@@ -246,6 +246,6 @@ def quantize(pipe: BokehDepthPipeline, kind: str) -> None:
         settings = torchao.Int4WeightOnlyConfig(group_size=128)
 
     def chosen(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCKS and ".processor." not in name
+        return isinstance(module, nn.Linear) and name.split(".")[0] in BLOCKS and ".processor." not in name
 
     torchao.quantize_(pipe.transformer, settings, filter_fn=chosen)

@@ -1,4 +1,4 @@
-"""Where the parts of a full-size pipeline stay, so that it fits the device.
+"""Where the parts of a full-size pipeline stay, so that it fits the device, and what loading them costs.
 
 Plans, from the fastest on; the first that fits is taken:
 
@@ -10,13 +10,14 @@ stream      a few layers are on the device at a time
 =========== ===========================================================================================
 
 Sizes of FLUX.1-Kontext in bfloat16: transformer 23.8 GB, T5 9.5 GB. Working memory is an estimate, not a measurement.
+Weights are counted: on the meta device too, where nothing is allocated and nothing read.
 No plan bakes the modulation, which would leave 17.3 GB (`baked_bytes`): the released weights read another prompt for
 every K, and `acceleration.bake_modulation` holds for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,42 @@ class MemoryPlan:
     available_bytes: int | None
 
 
+@dataclass(frozen=True)
+class LoadBytes:
+    """What loading a pipeline costs under a plan; time is bytes over the rates of disk and bus.
+
+    Attributes:
+        read: From disk to main memory, which every plan does with every part, once; a file of the precision that is
+            wanted is mapped, and read when its weights are first used or moved.
+        moved: From main memory to the device until the pipeline stands ready. What offloading and streaming move
+            later, in each call, is no part of loading.
+    """
+
+    read: int
+    moved: int
+
+
 def module_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers, each tensor once; the meta device has sizes too."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return _bytes_of((*module.parameters(), *module.buffers()))
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes of the tensors in a module's safetensors files, each tensor once, as `save_pretrained` writes them.
+
+    Buffers that are made anew at every start are in memory and not in files. The files' headers, some 100 bytes for
+    each tensor, and configurations are not counted. Files of another precision, like the released adapter and depth
+    models in float32, are larger or smaller by its width.
+
+    Args:
+        module: In the precision of the files; one on the meta device has sizes too.
+    """
+    return _bytes_of(module.state_dict(keep_vars=True).values())
+
+
+def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    each = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in each.values())
 
 
 def baked_bytes(transformer: nn.Module) -> int:
@@ -123,6 +156,21 @@ def needed_bytes(sizes: Mapping[str, int], working: int) -> dict[str, int]:
     }
 
 
+def load_bytes(sizes: Mapping[str, int], stored: Mapping[str, int]) -> dict[str, LoadBytes]:
+    """What is read from disk, and moved to the device by `apply_plan`, under each plan.
+
+    Args:
+        sizes: Bytes of each part in memory by its name in the pipeline, as `module_bytes` counts them.
+        stored: Bytes of each part in its files by the same names, as `stored_bytes` counts them.
+
+    Returns:
+        Costs by plan, in the order of `PLANS`.
+    """
+    read = sum(stored.values())
+    kept = sum(sizes.get(name, 0) for name in _ALWAYS_RESIDENT)
+    return {plan: LoadBytes(read, sum(sizes.values()) if plan == "resident" else kept) for plan in PLANS}
+
+
 def plan_memory(
     sizes: Mapping[str, int], available_bytes: int | None, working: int, name: str | None = None
 ) -> MemoryPlan:
@@ -185,12 +233,17 @@ def apply_plan(pipe: BokehDepthPipeline, plan: MemoryPlan, device: str | torch.d
 def store_transformer_float8(pipe: BokehDepthPipeline) -> None:
     """Fold the adapter's change of queries and keys in, then store the transformer's weights as float8 (e4m3).
 
-    The fold comes first, since it cannot be computed on rounded weights. Calculation stays in the precision before.
+    The fold comes first, since it cannot be computed on rounded weights. Calculation stays in the precision before,
+    and so do the adapter's own weights, which the transformer holds too: they are few, and K acts through them.
 
     Args:
         pipe: With its transformer; an adapter is attached and folded.
     """
+    processors: tuple[type, ...] = ()
     if pipe.bokeh_adapter is not None:
         pipe.bokeh_adapter.attach(pipe.transformer)
         pipe.bokeh_adapter.fold()
-    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=pipe.transformer.dtype)
+        processors = tuple({type(block) for block in pipe.bokeh_adapter.blocks.values()})
+    pipe.transformer.enable_layerwise_casting(
+        torch.float8_e4m3fn, compute_dtype=pipe.transformer.dtype, skip_modules_classes=processors
+    )

@@ -275,8 +275,8 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             max_sequence_length: text tokens of a prompt that is encoded here. Fewer are faster, and are what the
                 weights may not have been trained with.
             shared_steps: so many first steps are one frame's, at half the largest K, whatever K; an approximation.
-            reference_refresh: the photo's keys and values are computed at every so many steps and kept in between;
-                an approximation above 1.
+            reference_refresh: the photo's keys and values are computed at every so many steps, counted anew after the
+                shared ones, and kept in between; an approximation above 1.
 
         Returns:
             `BokehStackOutput`, which names the approximations that were asked for.

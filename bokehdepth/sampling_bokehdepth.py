@@ -49,7 +49,8 @@ class PhotoMemory:
         guidance_scale: distilled guidance.
         reference: what `encode_reference` gives; empty unless the adapter makes it a constant of the photo, and until
             the first stack.
-        shared_latents: number of shared steps and weight of the branch -> latents (1, N, C) after these steps.
+        shared_latents: number of shared steps, weight of the branch and `reference_refresh` -> latents (1, N, C) after
+            these steps.
     """
 
     image: Any
@@ -64,7 +65,7 @@ class PhotoMemory:
     steps: int
     guidance_scale: float
     reference: dict[str, Any] = field(default_factory=dict)
-    shared_latents: dict[tuple[int, float | None], torch.Tensor] = field(default_factory=dict)
+    shared_latents: dict[tuple[int, float | None, int], torch.Tensor] = field(default_factory=dict)
 
 
 def photo_of(image: Any) -> PhotoInput:
@@ -368,7 +369,8 @@ class StackSampling:
         """Integrates the flow (Eq. 11) from noise (F, N, C) to latents of the same shape.
 
         With `shared_steps` the first steps are one frame's, at half the largest K; with `reference_refresh` above 1
-        the reference's keys and values come from the last step that computed them.
+        the reference's keys and values come from the last step that computed them, which are counted anew from the
+        end of the shared steps on, since keys of one frame at another K are not those of the frames.
         """
         device, dtype, frames = latents.device, latents.dtype, len(latents)
         own, photo = latents.shape[1], reference.shape[1]
@@ -377,7 +379,7 @@ class StackSampling:
         text_ids = torch.zeros(prompt_embeds.shape[1], 3, device=device, dtype=dtype)
         fixed = {} if memory is None else memory.reference
         photo_here = 0 if fixed else photo
-        first, untouched, name = 0, True, (shared_steps, bokeh_scale)
+        first, untouched, name = 0, True, (shared_steps, bokeh_scale, reference_refresh)
         if shared_steps:
             middle = torch.full((1,), self.bokeh_adapter.config.max_bokeh_strength / 2, device=device)
             shared = self._condition(middle, bokeh_scale, photo_here, pooled[:1], dtype)
@@ -395,7 +397,8 @@ class StackSampling:
                     if memory is not None and untouched:
                         memory.shared_latents[name] = latents
                     latents, kept = latents.expand(frames, -1, -1), fixed
-                condition, projection = shared if index < shared_steps else every
+                is_shared = index < shared_steps
+                condition, projection = shared if is_shared else every
                 batch, record = len(latents), []
                 arguments = {**condition, **attention_arguments, **kept}
                 if kept:
@@ -420,7 +423,7 @@ class StackSampling:
                     )[0]
                 if record:
                     kept = _stacked(record)
-                if reference_refresh > 1 and (index + 1) % reference_refresh == 0:
+                if (index + 1 - (0 if is_shared else shared_steps)) % reference_refresh == 0:
                     kept = fixed
                 latents = scheduler.step(velocity[:, :own], timestep, latents, return_dict=False)[0].to(dtype)
                 if callback is not None:

@@ -16,3 +16,12 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real test data at {root}; set BOKEHDEPTH_DATA to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def parity_root(data_root: Path) -> Path:
+    """Folder of the released code's numbers, beside the test photos; skips where there is none."""
+    root = data_root.parent / "parity"
+    if not root.is_dir():
+        pytest.skip(f"no parity arrays at {root}")
+    return root

@@ -2,7 +2,7 @@
 
 import functools
 
-import test_modeling_bokehdepth as parity
+import parity
 import torch
 
 

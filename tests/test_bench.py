@@ -151,7 +151,24 @@ def test_pipeline_bench_prints_plans_and_the_embedded_model(capsys):
     plans = {row["plan"]: row for row in result["plans"]}
     # FLUX.1-Kontext in bfloat16: 23.8 GB, of which 6.5 GB make the modulation.
     assert 26 < plans["resident"]["gb"] < 29 and 6.2 < plans["resident"]["gb"] - plans["resident"]["baked_gb"] < 6.8
+    assert all(plan["read_gb"] == plans["resident"]["moved_gb"] > 20 for plan in plans.values())
+    assert plans["resident"]["moved_gb"] < plans["resident"]["gb"] and 0.2 < plans["stream"]["moved_gb"] < 0.4
     assert contender_rows(result, "embedded")[pipeline.EMBEDDED_DEPTH]["gflop"] > 0
+    load = result["groups"]["load"]
+    (read,) = load["rows"]  # on the CPU nothing is moved
+    assert read["passed"] and load["read_mb"] < load["files_mb"] < 1.005 * load["read_mb"]
+    assert load["read_mb_per_s"] == pytest.approx(load["read_mb"] / read["seconds"]) and "moved_mb" not in load
+    assert "read_mb_per_s" in pipeline.as_text(result)
+
+
+def test_load_onto_a_device_times_what_is_moved_there():
+    """The meta device stands for one with memory of its own."""
+    load = pipeline._load(torch.device("meta"), torch.bfloat16, 1)
+    read, moved = load["rows"]
+    assert (read["contender"], moved["contender"]) == (pipeline.READ, pipeline.MOVED)
+    assert load["moved_mb"] == load["read_mb"] > 30  # none of these parts makes buffers anew
+    assert load["moved_mb_per_s"] == pytest.approx(load["moved_mb"] / moved["seconds"])
+    assert read["passed"] and moved["passed"] is None
 
 
 @pytest.mark.parametrize(

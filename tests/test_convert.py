@@ -4,9 +4,9 @@ import pickle
 import re
 
 import numpy as np
+import parity
 import pytest
 import released_layouts as layouts
-import test_modeling_bokehdepth as parity
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForDepthEstimation
@@ -22,7 +22,6 @@ from bokehdepth.checkpoints import read_checkpoint
 from bokehdepth.convert import convert_checkpoint, convert_state, identify
 from bokehdepth.errors import InputError
 
-parity_root = parity.parity_root
 HEADS, HEAD_DIM, RANK = 4, 16, 8
 DIM = HEADS * HEAD_DIM
 TINY_BASE = {
@@ -49,10 +48,6 @@ def released_unidepth(dtype=torch.float32, dsfa=True):
 def released_depth_anything(dtype=torch.float32):
     shapes = layouts.depth_anything(dim=64, blocks=12, features=8, outs=(4, 6, 8, 8), side=3)
     return layouts.filled(shapes, seed=2, dtype=dtype)
-
-
-def close(actual, expected, relative):
-    return (actual - expected).abs().max().item() <= relative * expected.abs().max().item()
 
 
 # --- every key has a place -------------------------------------------------------------------------------------------
@@ -211,12 +206,12 @@ def test_adapter_computes_what_the_release_computes(index, dtype, rotates, toler
     out = attention(x, **arguments)
     out = out if text is None else torch.cat([out[1], out[0]], dim=1)
     expected = released_block(base, state, index, x, text, (15.0, 30.0), rotary)
-    assert close(out, expected, tolerance)
+    assert parity.close(out, expected, tolerance)
     if folded:
         part = f"adapter_modules.{index}.to_q_adp"
         product = state[f"{part}.up.weight"] @ state[f"{part}.down.weight"]
         merged = (torch.eye(DIM, dtype=dtype) + product) @ base["to_q.weight"]
-        assert close(attention.to_q.weight, merged, tolerance)
+        assert parity.close(attention.to_q.weight, merged, tolerance)
 
 
 def test_bokeh_diffusion_has_other_names_for_the_same():
@@ -290,9 +285,9 @@ def test_dsfa_computes_what_the_release_computes(release, prefix, film, doubled,
     tokens = torch.randn(4, 9, 64, generator=torch.Generator().manual_seed(6), dtype=dtype)
     strengths = torch.tensor([0.0, 0.25, 0.5, 20.0], dtype=dtype)
     expected = released_dsfa(state, prefix, film, tokens, strengths, 4, doubled)
-    assert close(model.dsfa["3"](tokens[None], strengths[None])[0, 0], expected, tolerance)
+    assert parity.close(model.dsfa["3"](tokens[None], strengths[None])[0, 0], expected, tolerance)
     other = released_dsfa(state, prefix, film, tokens, strengths, 4, not doubled)
-    assert not close(other, expected, 100 * tolerance)
+    assert not parity.close(other, expected, 100 * tolerance)
 
 
 @torch.no_grad()
@@ -308,7 +303,7 @@ def test_doubled_backbone_is_folded_into_the_queries():
     expected = expected @ state[f"{block}.proj.weight"].T + state[f"{block}.proj.bias"]
     attention = model.backbone.encoder.layer[5].attention
     out = attention(x)
-    assert close(out[0] if isinstance(out, tuple) else out, expected, 1e-12)
+    assert parity.close(out[0] if isinstance(out, tuple) else out, expected, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +348,7 @@ def test_converted_folders_load_again(tmp_path):
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
         # Products may round differently with the weights at another place in memory.
         depth = again(frames, strengths).predicted_depth
-        assert close(depth, model(frames, strengths).predicted_depth, 1e-5)
+        assert parity.close(depth, model(frames, strengths).predicted_depth, 1e-5)
         written = json.loads((tmp_path / kind / "conversion.json").read_text())
         assert written["written"] == report.written and written["source"] == "w.pth"
         assert report.notes[:2] == [
@@ -390,7 +385,7 @@ def test_rule_of_positions_is_saved_with_depth_anything(tmp_path):
     expected = torch.from_numpy(np.concatenate([table[:1], grid.reshape(rows * columns, -1)]))
     tokens = torch.empty(1, 1 + rows * columns, 64)
     found = model.backbone.embeddings.interpolate_pos_encoding(tokens, 14 * rows, 14 * columns)[0]
-    assert close(found, expected, 1e-6)  # the table is interpolated in float32
+    assert parity.close(found, expected, 1e-6)  # the table is interpolated in float32
 
     model.float().save_pretrained(tmp_path)
     again = AutoModelForDepthEstimation.from_pretrained(tmp_path)
@@ -398,9 +393,9 @@ def test_rule_of_positions_is_saved_with_depth_anything(tmp_path):
     frames = torch.rand(1, 2, 3, 14 * rows, 14 * columns, generator=torch.Generator().manual_seed(9))
     strengths = torch.tensor([[0.0, 0.5]])
     depth = model(frames, strengths).predicted_depth
-    assert close(again(frames, strengths).predicted_depth, depth, 1e-6)
+    assert parity.close(again(frames, strengths).predicted_depth, depth, 1e-6)
     plain = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path)
-    assert not close(plain(frames, strengths).predicted_depth, depth, 1e-4)
+    assert not parity.close(plain(frames, strengths).predicted_depth, depth, 1e-4)
     with pytest.raises(Exception, match="position_offset is 1.5"):
         BokehDepthAnythingV2Config(position_offset=1.5)
     with pytest.raises(NotImplementedError, match="no from_base"):

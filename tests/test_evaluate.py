@@ -227,6 +227,15 @@ def test_controls_of_the_embedded_stage1(pool):
     assert rows["identity"]["K30"]["selectivity"]["all"]["defocused"] == 0
     assert rows["true radii, same disks"]["K30"]["whole"][0] > rows["identity"]["K30"]["whole"][0]
     assert all(f"| {name} | 30 |" in controls.table(report) for name in rows)
+    before = report["level_change"]
+    assert 0 < before < 0.125 and f"{before:.1e}" in controls.table(report)
+    shift = pipeline.bokeh_adapter.k_modulation[-1].weight
+    kept = shift.detach().clone()
+    with torch.no_grad():
+        shift.add_(1.0)  # a K that shifts AdaLN by much moves the levels
+        moved = controls.level_change(controls.Scenes(pipeline, cfg, 4, 1, SIZE))
+        shift.copy_(kept)
+    assert moved > 10 * before
 
 
 def test_controls_of_stage2(pool, tmp_path):

@@ -24,6 +24,7 @@ from doors import assert_same_bits, call_local, examples, run_client, write_phot
 
 MINI, SECOND, LIGHT, BASE = "tester/bokehdepth", "tester/second", "tester/light", "tester/base"
 ADAPTER, DEPTH, XET, OTHER = "tester/bokeh-adapter", "tester/dsfa", "tester/xet", "tester/other"
+TAG = f"v{yaml.safe_load((EMBEDDED_FOLDER / 'card.yaml').read_text())['version']}"
 
 
 def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -70,7 +71,7 @@ def models(home):
     save_file(
         {k: v * 3 for k, v in weights.items()}, changed / "bokeh_adapter" / "diffusion_pytorch_model.safetensors"
     )
-    facts = (changed / "card.yaml").read_text().replace("version: 0.2.0", "version: 0.3.0")
+    facts = (changed / "card.yaml").read_text().replace(f"version: {TAG[1:]}", "version: 99.0.0")
     (changed / "card.yaml").write_text(facts)
     whole = tiny.pipeline()
     whole.save_pretrained(home / "second")
@@ -159,7 +160,7 @@ readme_scope = {}
 exec(Path("example_readme.py").read_text(), readme_scope)
 keep("readme", call(readme_scope["pipe"]))
 
-pinned = DiffusionPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0", trust_remote_code=True)
+pinned = DiffusionPipeline.from_pretrained("tester/bokehdepth", revision=TAG, trust_remote_code=True)
 keep("pinned", call(pinned))
 
 # Three repositories in one process, one of other code, each with its own result; the first one again at the end.
@@ -236,7 +237,7 @@ def strangers(hub, models):
         (folder / f"example_depth_{number}.py").write_text(code)
     (folder / "example_readme.py").write_text(readme_example('DiffusionPipeline.from_pretrained("folder"'))
     shutil.copytree(models / "changed_folder", folder / "folder")
-    run_client(WITHOUT_PACKAGE, folder, hub.environment(folder / "hf"), package=False)
+    run_client(f"TAG = {TAG!r}\n{WITHOUT_PACKAGE}", folder, hub.environment(folder / "hf"), package=False)
     return folder
 
 
@@ -330,7 +331,7 @@ except ValueError as error:
     Path("damaged.txt").write_text(str(error))
 keep("second_try", call(BokehDepthPipeline.from_pretrained("tester/second")))
 keep("xet", call(BokehDepthPipeline.from_pretrained("tester/xet")))
-pinned = BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0")
+pinned = BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision=TAG)
 keep("package_pinned", call(pinned))
 order(grant="tester/base")
 light = BokehDepthPipeline.from_pretrained("tester/light")
@@ -364,7 +365,7 @@ try:
 except ValueError as error:
     Path("unreachable.txt").write_text(str(error))
 huggingface_hub.constants.HF_HUB_OFFLINE = True
-keep("offline", call(BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision="v0.2.0")))
+keep("offline", call(BokehDepthPipeline.from_pretrained("tester/bokehdepth", revision=TAG)))
 try:
     load_pipeline("tester/bokeh-adapter-2")
 except ValueError as error:
@@ -380,7 +381,7 @@ def test_installed_class_loads_without_remote_code_then_offline(hub, models, wan
     (folder / "example_adapter.py").write_text(examples(hub.read(ADAPTER, "README.md").decode())[0])
     (folder / "example_readme.py").write_text(readme_example('load_pipeline("embedded")'))
     environment = hub.environment(folder / "hf", xet=True)
-    run_client(WITH_PACKAGE, folder, environment)
+    run_client(f"TAG = {TAG!r}\n{WITH_PACKAGE}", folder, environment)
     assert not list((folder / "hf" / "hub").rglob("*.py")), "code was fetched that nobody runs"
     assert not (folder / "hf" / "modules").exists()
     for door, name in (
@@ -400,7 +401,7 @@ def test_installed_class_loads_without_remote_code_then_offline(hub, models, wan
     assert (call_local(again, photo).depth_m == wanted["second"].depth_m).all()
 
     hub.stop()
-    run_client(OFFLINE, folder, environment)
+    run_client(f"TAG = {TAG!r}\n{OFFLINE}", folder, environment)
     for door, name in (("unreachable", "changed"), ("local_only", "changed"), ("offline", "mini")):
         assert_same_bits(folder / f"{door}.npz", wanted[name])
     sentence = "tester/bokeh-adapter-2 is not complete in the cache and {}."

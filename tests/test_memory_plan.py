@@ -1,12 +1,28 @@
 """Counted on the meta device, and allocated: the same bytes."""
 
+import types
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bokehdepth.acceleration import bake_modulation
 from bokehdepth.benchmarks import models
 from bokehdepth.benchmarks.memory import peak_bytes
-from bokehdepth.memory_plan import apply_plan, baked_bytes, module_bytes, needed_bytes, plan_memory
+from bokehdepth.benchmarks.pipeline import tensor_bytes
+from bokehdepth.hub import load_pipeline
+from bokehdepth.memory_plan import (
+    PLANS,
+    MemoryPlan,
+    apply_plan,
+    baked_bytes,
+    load_bytes,
+    module_bytes,
+    needed_bytes,
+    plan_memory,
+    stored_bytes,
+)
 from bokehdepth.memory_plan import store_transformer_float8 as store_float8
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -44,7 +60,9 @@ def test_float8_keeps_the_modulation_wide():
     for name, module in pipe.transformer.named_modules():
         is_narrow = isinstance(module, torch.nn.Linear) and "norm" not in name and name != "proj_out"
         linear += sum(p.numel() for p in module.parameters()) if is_narrow else 0
+    adapter = allocated(pipe.bokeh_adapter)
     store_float8(pipe)
+    assert allocated(pipe.bokeh_adapter) == adapter == module_bytes(pipe.bokeh_adapter)
     assert allocated(pipe.transformer, pipe.bokeh_adapter) == pytest.approx(
         before + module_bytes(pipe.bokeh_adapter) - linear, rel=0.01
     )
@@ -56,6 +74,69 @@ def test_float8_keeps_the_modulation_wide():
     size = module_bytes(counted)
     needed = needed_bytes({"transformer": size}, 0)
     assert needed["float8"] == pytest.approx(size - narrow, rel=0.01)
+
+
+def both_stages(device, dtype):
+    """Parts of a small pipeline by name; on the meta device without weights."""
+    transformer = models.transformer(False, device, dtype)
+    return {
+        "transformer": transformer,
+        "vae": models.autoencoder(False, device, dtype),
+        "bokeh_adapter": models.adapter(transformer, 8),
+        "depth_estimator": models.with_dsfa(models.depth_anything(False, device, dtype), (2, 3)),
+    }
+
+
+def placed_pipeline(dtype):
+    pipe = models.pipeline(False, CPU, dtype, 64, 8)
+    pipe.register_modules(**both_stages(CPU, dtype))
+    return pipe
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counting_without_weights_gives_what_loading_reads(dtype, tmp_path):
+    placed_pipeline(dtype).save_pretrained(tmp_path)
+    stored = {name: stored_bytes(part) for name, part in both_stages(META, dtype).items()}
+    files = {name: sorted((tmp_path / name).glob("*.safetensors")) for name in stored}
+    paths = {path for part in files.values() for path in part}
+    assert paths == set(tmp_path.rglob("*.safetensors"))
+    for name, part in files.items():
+        assert stored[name] == sum(tensor_bytes(path) for path in part), name
+        assert stored[name] == sum(tensor.nbytes for path in part for tensor in load_file(path).values()), name
+    for plan in load_bytes({}, stored).values():
+        # Headers are what the files have beside.
+        assert plan.read < sum(path.stat().st_size for path in paths) < 1.005 * plan.read
+    loaded = load_pipeline(tmp_path, dtype=dtype)
+    assert {name: allocated(getattr(loaded, name)) for name in stored} == stored
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        mapped = {Path(line.split(maxsplit=5)[5]) for line in maps.read_text().splitlines() if str(tmp_path) in line}
+        assert mapped == paths
+
+
+def test_files_hold_shared_tensors_once_and_no_passing_buffers():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    module[1].weight = module[0].weight
+    module.register_buffer("passing", torch.zeros(100), persistent=False)
+    assert stored_bytes(module) == 4 * (15 + 5 + 5 + 4 * 5) + 8  # and the count of batches, int64
+    assert module_bytes(module) == stored_bytes(module) + 400
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_moves_to_the_device_what_was_counted(plan, monkeypatch):
+    """The meta device stands for one with memory of its own: what is on it after placing was moved there."""
+    idle = types.SimpleNamespace(empty_cache=lambda: None, is_available=lambda: True)
+    monkeypatch.setattr(torch, "meta", idle, raising=False)
+    pipe, sizes = (
+        placed_pipeline(torch.float32),
+        {n: module_bytes(p) for n, p in both_stages(META, torch.float32).items()},
+    )
+    apply_plan(pipe, MemoryPlan(plan, 0, None), "meta")
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    moved = sum(t.nbytes for t in tensors.values() if t.is_meta)
+    assert moved == load_bytes(sizes, sizes)[plan].moved
+    assert (moved == sum(sizes.values())) == (plan == "resident")
 
 
 def test_resident_plan_counts_weights_and_work_that_a_stack_takes():

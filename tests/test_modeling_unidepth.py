@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import released_layouts as layouts
-import test_modeling_bokehdepth as parity
 import torch
 import torch.nn.functional as fn
 from transformers import AutoModelForDepthEstimation
@@ -22,14 +22,9 @@ from bokehdepth.modeling_bokehdepth_unidepth import (
 )
 from bokehdepth.modeling_unidepth_parts import pinhole_rays
 
-parity_root = parity.parity_root
 DIM, WIDTH, HEADS = 64, 32, 8
 CAMERA = torch.tensor([[[45.0, 0, 25], [0, 50, 19], [0, 0, 1]]])
 STRENGTHS = torch.tensor([[0.0, 0.25, 1.5]])
-
-
-def close(actual, expected, relative):
-    return (actual - expected).abs().max().item() <= relative * expected.abs().max().item()
 
 
 def plain_state(dtype=torch.float32, side=3):
@@ -194,7 +189,7 @@ def test_stages_equal_their_arithmetic(dtype, tolerance):
         pairs = zip(seen[name], wanted, strict=True) if isinstance(wanted, list) else [(seen[name], wanted)]
         for got, want in pairs:
             assert got.shape == want.shape, name
-            assert close(got, want, tolerance), name
+            assert parity.close(got, want, tolerance), name
     assert expected["predicted_depth"].std() > 0.05 * expected["predicted_depth"].mean()
 
 
@@ -217,18 +212,18 @@ def test_camera_stack_and_lone_frame():
     alone = model(pixels[:, 0])
     assert torch.equal(model(pixels[:, :1], STRENGTHS[:, :1]).predicted_depth, alone.predicted_depth)
     stack = model(pixels, STRENGTHS)
-    assert not close(stack.predicted_depth, alone.predicted_depth, 1e-3)
+    assert not parity.close(stack.predicted_depth, alone.predicted_depth, 1e-3)
     # Class tokens are not fused: the camera is the lone photo's.
-    assert close(stack.intrinsics, alone.intrinsics, 1e-6)
+    assert parity.close(stack.intrinsics, alone.intrinsics, 1e-6)
     order = [0, 2, 1]
     turned = model(pixels[:, order], STRENGTHS[:, order]).predicted_depth
-    assert close(turned, stack.predicted_depth, 1e-4)
+    assert parity.close(turned, stack.predicted_depth, 1e-4)
     given = model(pixels, STRENGTHS, CAMERA)
     assert torch.equal(given.rays, pinhole_rays(CAMERA, 42, 56)) and torch.equal(given.intrinsics, stack.intrinsics)
-    assert not close(given.predicted_depth, stack.predicted_depth, 1e-3)
+    assert not parity.close(given.predicted_depth, stack.predicted_depth, 1e-3)
     assert torch.equal(given.predicted_depth, given.rays[:, 2] * given.distance_m)
     twice = model(torch.cat([pixels, pixels.flip(-1)]), STRENGTHS.expand(2, -1)).predicted_depth
-    assert close(twice[:1], stack.predicted_depth, 1e-4)
+    assert parity.close(twice[:1], stack.predicted_depth, 1e-4)
 
 
 @torch.no_grad()
@@ -241,7 +236,7 @@ def test_fresh_dsfa_changes_no_bit_and_learns(tmp_path):
     )
     assert info["missing_keys"] and all(name.startswith("dsfa.") for name in info["missing_keys"])
     expected = plain(frames()[:, :1].expand(-1, 3, -1, -1, -1), STRENGTHS).predicted_depth
-    assert close(model(frames(), STRENGTHS).predicted_depth, expected, 1e-6)
+    assert parity.close(model(frames(), STRENGTHS).predicted_depth, expected, 1e-6)
     with torch.enable_grad():
         model(frames(), STRENGTHS).predicted_depth.log().sum().backward()
     assert model.dsfa["3"].gamma_focus_attn.grad.abs().sum() > 0
@@ -263,7 +258,7 @@ def test_photos_of_any_size_keep_their_size_and_their_camera():
             assert pads == (0, 0, 0, 0) and scale == 1 and size == (56, 70)
             assert (out.rays - pinhole_rays(CAMERA, height_px, width_px)).abs().max() < 1e-5
             plain = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
-            assert close(out.predicted_depth, model(plain, STRENGTHS, CAMERA).predicted_depth, 1e-4)
+            assert parity.close(out.predicted_depth, model(plain, STRENGTHS, CAMERA).predicted_depth, 1e-4)
     assert model.working_size(40, 50, 0)[2] < model.working_size(40, 50, 9)[2]
     black = model.infer(torch.rand(1, 3, 20, 70), pad_with_black=True)
     assert black.predicted_depth.shape == (1, 20, 70)
@@ -317,7 +312,7 @@ def test_saved_folder_has_its_code_and_loads_with_the_package(tmp_path):
     again = AutoModelForDepthEstimation.from_pretrained(folder)
     assert type(again) is BokehDepthUniDepthForDepthEstimation
     expected = model(frames(), STRENGTHS).predicted_depth
-    assert close(again(frames(), STRENGTHS).predicted_depth, expected, 1e-5)
+    assert parity.close(again(frames(), STRENGTHS).predicted_depth, expected, 1e-5)
 
 
 # --- parity with the released code -----------------------------------------------------------------------------------

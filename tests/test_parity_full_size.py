@@ -4,13 +4,12 @@ About 20 CPU seconds each, half of it for drawing 390 and 464 million weights (2
 """
 
 import numpy as np
-import test_modeling_bokehdepth as parity
+import parity
 import torch
 from test_modeling_unidepth import PARITY_CAMERA, assert_output, normalised
 
 from bokehdepth.convert import convert_state
 
-parity_root = parity.parity_root
 STRENGTHS = torch.tensor([[0.0, 10, 20, 30]])
 
 

@@ -132,7 +132,8 @@ def test_dry_run_lists_files_and_asks_nobody(capsys):
     assert "nothing was uploaded to me/model" in out.err
     assert main(["publish", "embedded", "--repo", "me/model", "--dry-run", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["tag"] == "v0.2.0" and document["commit"] is None
+    version = yaml.safe_load((EMBEDDED_FOLDER / "card.yaml").read_text())["version"]
+    assert document["tag"] == f"v{version}" and document["commit"] is None
     assert document["total_bytes"] == sum(file["bytes"] for file in document["files"])
 
 

@@ -179,6 +179,85 @@ def test_shared_steps_run_once_and_frames_do_not_depend_on_each_other():
     assert not torch.allclose(exact, again, atol=1e-4)
 
 
+def trail_of(pipe, image=None, strengths=(10, 20, 30), **options):
+    """A stack, its latents after each step, and each pass: frames, pictures of tokens, frames of kept keys."""
+    latents, seen = [], []
+
+    def watch(module, args, kwargs):
+        keys = kwargs["joint_attention_kwargs"].get("reference_keys")
+        batch, tokens = kwargs["hidden_states"].shape[:2]
+        seen.append((batch, tokens, 0 if keys is None else keys.shape[1]))
+
+    handle = pipe.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    own = {"num_inference_steps": 6, "generator": noise()} if image is None else {}
+    out = pipe.generate_stack(
+        photo() if image is None else image, strengths, **{**own, **options}, output_type="pt",
+        callback_on_step_end=lambda p, i, t, kept: latents.append(kept["latents"]) or {},
+    )  # fmt: skip
+    handle.remove()
+    return out, latents, [(batch, tokens // latents[0].shape[1], kept) for batch, tokens, kept in seen]
+
+
+FULL, KEPT = (3, 2, 0), (3, 1, 3)
+ONE_FULL, ONE_KEPT = (1, 2, 0), (1, 1, 1)
+PASSES = {
+    "kept through each phase": (3, 6, [ONE_FULL, ONE_KEPT, ONE_KEPT, FULL, KEPT, KEPT]),
+    "split where keys are kept": (2, 4, [ONE_FULL, ONE_KEPT, FULL, KEPT, KEPT, KEPT]),
+    "counted anew from the split": (1, 2, [ONE_FULL, FULL, KEPT, FULL, KEPT, FULL]),
+    "split at a refresh": (2, 2, [ONE_FULL, ONE_KEPT, FULL, KEPT, FULL, KEPT]),
+    "shared steps alone": (2, 1, 2 * [ONE_FULL] + 4 * [FULL]),
+    "refresh alone": (0, 3, [FULL, KEPT, KEPT, FULL, KEPT, KEPT]),
+    "neither": (0, 1, 6 * [FULL]),
+}
+
+
+@pytest.mark.parametrize(("shared", "refresh", "wanted"), PASSES.values(), ids=PASSES)
+def test_passes_carry_the_photo_as_often_as_both_options_say(shared, refresh, wanted):
+    pipe = tiny.pipeline()
+    out, latents, seen = trail_of(pipe, shared_steps=shared, reference_refresh=refresh)
+    assert seen == wanted
+    assert sum(tokens == 2 for _, tokens, _ in seen) == -(-shared // refresh) - (-(6 - shared) // refresh)
+    named = {"shared_steps": (shared, 0), "reference_refresh": (refresh, 1)}
+    assert out.approximations == tuple(f"{name}={value}" for name, (value, exact) in named.items() if value != exact)
+    assert [len(step) for step in latents] == shared * [1] + (6 - shared) * [3]
+    for step in latents[shared:]:
+        assert all((step[i] - step[j]).abs().max() > 1e-4 for i, j in ((0, 1), (0, 2), (1, 2)))
+    if not out.approximations:
+        plain = pipe.generate_stack(photo(), (10, 20, 30), num_inference_steps=6, generator=noise(), output_type="pt")
+        assert torch.equal(out.images, plain.images)
+
+
+def test_first_pass_after_the_split_is_exact_for_each_frame():
+    pipe = tiny.pipeline()
+    _, exact, _ = trail_of(pipe, shared_steps=1)
+    _, kept, _ = trail_of(pipe, shared_steps=1, reference_refresh=6)
+    # The one shared step has no kept keys yet, so both come to the split with the same latents.
+    assert torch.equal(exact[0], kept[0]) and torch.equal(exact[1], kept[1])
+    assert all((exact[2][i] - kept[2][i]).abs().max() > 1e-5 for i in range(3))
+
+
+def test_frames_with_both_options_do_not_depend_on_each_other():
+    pipe, options = tiny.pipeline(), {"shared_steps": 2, "reference_refresh": 3}
+    three = trail_of(pipe, **options)[0].images
+    for index, k in enumerate((10, 20, 30)):
+        one = trail_of(pipe, strengths=(k,), **options)[0].images
+        torch.testing.assert_close(three[index : index + 1], one, atol=1e-5, rtol=0)
+
+
+def test_remembered_shared_latents_are_those_of_the_same_options():
+    pipe = tiny.pipeline()
+    both, alone = {"shared_steps": 3, "reference_refresh": 2}, {"shared_steps": 3}
+    wanted = {name: trail_of(pipe, **options)[0].images for name, options in (("both", both), ("alone", alone))}
+    assert not torch.allclose(wanted["both"], wanted["alone"], atol=1e-4)
+    memory = pipe.remember_photo(photo(), 6, generator=noise())
+    for turn in range(2):  # the second time from what the first one left
+        for name, options in (("both", both), ("alone", alone)):
+            out, _, seen = trail_of(pipe, memory, **options)
+            torch.testing.assert_close(out.images, wanted[name], atol=1e-5, rtol=0)
+            assert [batch for batch, _, _ in seen] == (3 - 3 * turn) * [1] + 3 * [3]
+            assert seen[-3:] == ([FULL, KEPT, FULL] if name == "both" else 3 * [FULL])
+
+
 def test_latents_that_a_callback_changed_are_not_remembered():
     pipe = tiny.pipeline()
     memory = pipe.remember_photo(photo(), 3, generator=noise())

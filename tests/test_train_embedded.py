@@ -8,7 +8,7 @@ import torch
 
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
-from train import config, embedded, stage1, stacks
+from train import config, embedded, stacks, stage1
 from train.config import Stage1Config, Stage2Config
 from train.data import ScenePool, fill_pool
 from train.methods.stage1 import load_stage1

@@ -15,6 +15,8 @@ from transformers import (
 from bokehdepth import BokehAdapter, BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation, BokehDepthPipeline
 
 HEADS, HEAD_DIM = 2, 16
+# K of two stacks, each behind its photo.
+STRENGTHS = torch.tensor([[0.0, 10.0, 20.0, 30.0], [0.0, 4.5, 1.0, 25.0]])
 
 
 def transformer(seed: int = 0, **changes) -> FluxTransformer2DModel:

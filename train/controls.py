@@ -32,6 +32,7 @@ from train import config
 from train.config import Stage1Config
 from train.data import ScenePool
 from train.methods.stage1 import load_stage1
+from train.stage1 import MiniNetwork
 
 CEILING_DB = 60.0
 """PSNR of pictures that agree to less than half an 8-bit step, so that equal ones leave a mean."""
@@ -249,7 +250,29 @@ def evaluate(pipeline: BokehDepthPipeline, cfg: Stage1Config, count: int, steps:
         ),
     }
     report["k_response"] = _k_response(scenes, stacks)
+    report["level_change"] = level_change(scenes)
     return report
+
+
+@torch.no_grad()
+def level_change(scenes: Scenes, count: int = 8) -> float | None:
+    """How much the probabilities of the head's levels differ between the least and the largest K, all else equal.
+
+    The levels are offsets of the scene, so nothing of K belongs into them: it acts through the radii of the disks.
+
+    Returns:
+        Mean absolute difference over the first `count` scenes; None of a head without levels.
+    """
+    network = MiniNetwork(scenes.pipeline.transformer, scenes.pipeline.bokeh_adapter, scenes.pipeline.vae).eval()
+    photos = (scenes.batch["image"][:count] * 2 - 1).to(scenes.pipeline.transformer.dtype)
+    noise = torch.randn(photos.shape, generator=torch.Generator().manual_seed(0)).to(photos)
+    sigma, found = photos.new_ones(len(photos)), []
+    for strength in (RESPONSE_STRENGTHS[0], RESPONSE_STRENGTHS[-1]):
+        _, logits = network.predict(photos, noise, sigma, torch.full((len(photos),), strength))
+        if logits is None:
+            return None
+        found.append(logits.float().softmax(1))
+    return (found[0] - found[1]).abs().mean().item()
 
 
 def _k_response(scenes: Scenes, stacks: Sequence[np.ndarray]) -> dict:
@@ -298,6 +321,9 @@ def table(report: dict) -> str:
         curve = ", ".join(f"{v:.4f}" for v in response[name])
         lines.append(f"\nMean change in the defocused area, {name}: {curve} at K = {response['bokeh_strengths']}")
     lines.append(f"\nShare of steps that rise: {response['rising_share']:.3f}; {report['scenes']} scenes")
+    if report["level_change"] is not None:
+        ends = f"K = {RESPONSE_STRENGTHS[0]:g} and {RESPONSE_STRENGTHS[-1]:g}"
+        lines.append(f"\nMean change of a level's probability between {ends}: {report['level_change']:.1e}")
     for name, found in report["measured_blur"].items():
         if not found["patches"]:
             lines.append(f"\nMeasured radius, {name}: no patch of one depth with texture")

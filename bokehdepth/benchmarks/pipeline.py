@@ -1,11 +1,16 @@
-"""`bokehdepth bench pipeline`: a photo to bokeh stack and depth, whole, and the memory that each plan wants.
+"""`bokehdepth bench pipeline`: a photo to bokeh stack and depth, whole, and what each memory plan wants.
 
 Groups. *random*: both stages with random weights, beside Kontext and Depth Anything called the documented way.
-*embedded*: the embedded model on its own, and its parts. *plans*: peak on the device under each memory plan, counted
-on the meta device at FLUX's and ViT-L's size, in bfloat16, with and without baked modulation.
+*embedded*: the embedded model on its own, and its parts. *load*: the random weights, saved to a folder and loaded as a
+user loads them, beside the bytes that counting gives. *plans*: peak on the device under each memory plan, with and
+without baked modulation, and the bytes that loading reads and moves, counted on the meta device at FLUX's and ViT-L's
+size in bfloat16; load time is these bytes over the rates of disk and bus.
 """
 
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +20,21 @@ from bokehdepth.benchmarks import gates, models, timing
 from bokehdepth.benchmarks.gates import Contender, compare
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
-from bokehdepth.memory_plan import baked_bytes, module_bytes, needed_bytes, working_bytes
+from bokehdepth.memory_plan import (
+    baked_bytes,
+    load_bytes,
+    module_bytes,
+    needed_bytes,
+    stored_bytes,
+    working_bytes,
+)
+from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
 RIVAL, OURS, KNOWN = "Kontext, then Depth Anything", "both stages", "both stages, photo known"
 EMBEDDED, EMBEDDED_STACK, EMBEDDED_DEPTH = "embedded: both stages", "embedded: stack", "embedded: depth"
 EMBEDDED_PHOTO = "embedded: depth of the photo alone"
+EMBEDDED_FIRST, EMBEDDED_FURTHER = "embedded: one K, new photo", "embedded: one K, photo known"
+READ, MOVED = "read from a folder", "moved to the device"
 
 
 def run(
@@ -36,8 +51,8 @@ def run(
         photo_px: side of the photo that the embedded model gets.
 
     Returns:
-        `machine`, the arguments, `groups` with rows as `gates.compare` gives them, and `plans`: rows with `plan`,
-        `gb` and `baked_gb`.
+        `machine`, the arguments, `groups` with rows as `gates.compare` gives them, of "load" as `_load` does, and
+        `plans`: rows with `plan`, `gb`, `baked_gb`, `read_gb` and `moved_gb`.
 
     Raises:
         InputError: a number is out of range.
@@ -53,6 +68,7 @@ def run(
         groups = {
             "random": _random(size_px, strengths, steps, place, dtype, repeats),
             "embedded": _embedded(photo_px, strengths, place, repeats),
+            "load": _load(place, dtype, repeats),
         }
     arguments = {"size_px": size_px, "frames": frames, "steps": steps, "device": device, "photo_px": photo_px}
     plans = plan_rows(size_px**2 if size_px >= 512 else 512 * 512, frames)
@@ -109,6 +125,9 @@ def _embedded(photo_px: int, strengths: tuple[float, ...], device: torch.device,
     noise = lambda: torch.Generator(device).manual_seed(0)  # noqa: E731
     stack = pipe.generate_stack(photo, strengths, generator=noise(), output_type="pt").images
 
+    memory = pipe.remember_photo(photo, generator=noise())
+    pipe.generate_stack(memory, strengths[:1])  # leaves what a further K needs
+
     def depth(**stack_arguments: Any) -> Callable[[], torch.Tensor]:
         return lambda: pipe.estimate_depth(photo, output_type="pt", **stack_arguments).depth_m
 
@@ -119,30 +138,136 @@ def _embedded(photo_px: int, strengths: tuple[float, ...], device: torch.device,
         ),  # fmt: skip
         EMBEDDED_DEPTH: Contender(depth(stack=stack, bokeh_strengths=strengths), EMBEDDED, 1e-4),
         EMBEDDED_PHOTO: Contender(depth()),
+        EMBEDDED_FIRST: Contender(
+            lambda: pipe.generate_stack(photo, strengths[-1:], generator=noise(), output_type="pt").images
+        ),
+        EMBEDDED_FURTHER: Contender(
+            lambda: pipe.generate_stack(memory, strengths[-1:], output_type="pt").images, EMBEDDED_FIRST, 1e-4
+        ),
     }
     rows = compare(contenders, EMBEDDED, repeats, device, pipe.depth_estimator.dtype)
-    return {"rival": EMBEDDED, "rows": rows}
+    seconds = {row["contender"]: row["seconds"] for row in rows}
+    return {"rival": EMBEDDED, "rows": rows, "further_k": seconds[EMBEDDED_FURTHER] / seconds[EMBEDDED_FIRST]}
+
+
+def _counted_parts(true_size: bool, dtype: torch.dtype, prompt_tokens: int) -> dict[str, torch.nn.Module]:
+    """Parts of a pipeline without text encoders on the meta device, by their names."""
+    meta = torch.device("meta")
+    transformer = models.transformer(true_size, meta, dtype)
+    depth = models.depth_anything(true_size, meta, dtype)
+    return {
+        "transformer": transformer,
+        "vae": models.autoencoder(true_size, meta, dtype),
+        "depth_estimator": models.with_dsfa(depth, (2, 3)),
+        "bokeh_adapter": models.adapter(transformer, prompt_tokens),
+    }
+
+
+def _load(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """A real load of a small pipeline from a folder, by `load_pipeline`, and the bytes that counting gives.
+
+    The folder has just been written, so it lies in the system's cache: what is timed is the loader, without a cold
+    disk. Much of that goes to making modules, whatever their size, so at true size the rate is higher.
+
+    Args:
+        device: where the pipeline goes.
+        dtype: of the files and in memory.
+        repeats: rounds; the median counts.
+
+    Returns:
+        `rival`; `rows` with `contender`, `seconds` of wall time, `time_over_rival`, and the gate that the tensors in
+        the files are the bytes counted on the meta device, all of them; `files_mb` with headers, `read_mb` counted
+        and `read_mb_per_s`; elsewhere than on the CPU also `moved_mb` counted and `moved_mb_per_s`.
+    """
+    parts, cpu = _counted_parts(False, dtype, 8), torch.device("cpu")
+    sizes, stored = ({name: count(part) for name, part in parts.items()} for count in (module_bytes, stored_bytes))
+    counted = load_bytes(sizes, stored)["resident"]
+    loaded: list[BokehDepthPipeline] = []
+
+    def read() -> None:
+        loaded[:] = [load_pipeline(folder, dtype=dtype)]
+        # Weights in the files' own precision are mapped, and read only where something touches them.
+        for part in loaded[0].components.values():
+            if isinstance(part, torch.nn.Module):
+                sum(tensor.sum() for tensor in part.parameters())
+
+    def move() -> None:
+        loaded[0].to(device)
+        torch.cuda.synchronize(device) if device.type == "cuda" else None
+
+    contenders = {READ: read} | ({} if device.type == "cpu" else {MOVED: move})
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = models.pipeline(False, cpu, dtype, 64, 8)
+        pipe.register_modules(depth_estimator=models.with_dsfa(models.depth_anything(False, cpu, dtype), (2, 3)))
+        pipe.save_pretrained(folder)
+        paths = list(Path(folder).rglob("*.safetensors"))
+        files, tensors = sum(path.stat().st_size for path in paths), sum(tensor_bytes(path) for path in paths)
+        timed = timing.measured(
+            contenders,
+            repeats,
+            {"seconds": time.perf_counter},
+            lambda name: read() if name == MOVED else loaded.clear(),
+        )
+        loaded.clear()  # before the files that it maps
+    seconds = {name: found["seconds"] for name, found in timed.items()}
+    rows = [
+        {"contender": name, "seconds": taken, "time_over_rival": taken / seconds[READ]}
+        | dict.fromkeys(("difference", "tolerance", "passed"))
+        for name, taken in seconds.items()
+    ]
+    difference = abs(tensors - counted.read) / counted.read
+    rows[0] |= {"difference": difference, "tolerance": 0.0, "passed": difference == 0}
+    megabytes = {"files_mb": files / 1e6, "read_mb": counted.read / 1e6}
+    rates = {"read_mb_per_s": megabytes["read_mb"] / seconds[READ]}
+    if MOVED in seconds:
+        megabytes["moved_mb"] = counted.moved / 1e6
+        rates["moved_mb_per_s"] = megabytes["moved_mb"] / seconds[MOVED]
+    return {"rival": READ, "rows": rows, **megabytes, **rates}
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file: all but its header and the length of that in 8 bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def plan_rows(area_px: int, frames: int) -> list[dict[str, Any]]:
-    """Peak in GB of each memory plan at true size in bfloat16, without text encoders, counted on the meta device."""
-    meta = torch.device("meta")
-    transformer = models.transformer(True, meta, torch.bfloat16)
-    depth = models.depth_anything(True, meta, torch.bfloat16)
-    sizes = {
-        "transformer": module_bytes(transformer),
-        "vae": module_bytes(models.autoencoder(True, meta, torch.bfloat16)),
-        "depth_estimator": module_bytes(models.with_dsfa(depth, (2, 3))),
-        "bokeh_adapter": module_bytes(models.adapter(transformer, 512)),
-    }
-    baked = {**sizes, "transformer": baked_bytes(transformer)}
+    """Each memory plan at true size in bfloat16, without text encoders, counted on the meta device.
+
+    Args:
+        area_px: pixels of a frame at work.
+        frames: frames that are denoised together.
+
+    Returns:
+        Rows with `plan`; `gb` and `baked_gb`, the peak on the device without and with baked modulation; `read_gb` and
+        `moved_gb`, what loading reads from disk and moves to the device.
+    """
+    parts = _counted_parts(True, torch.bfloat16, 512)
+    sizes = {name: module_bytes(part) for name, part in parts.items()}
+    baked = {**sizes, "transformer": baked_bytes(parts["transformer"])}
     working = working_bytes(area_px, frames)
     plain, smaller = needed_bytes(sizes, working), needed_bytes(baked, working)
-    return [{"plan": plan, "gb": plain[plan] / 1e9, "baked_gb": smaller[plan] / 1e9} for plan in plain]
+    loads = load_bytes(sizes, {name: stored_bytes(part) for name, part in parts.items()})
+    return [
+        {
+            "plan": plan,
+            "gb": plain[plan] / 1e9,
+            "baked_gb": smaller[plan] / 1e9,
+            "read_gb": loads[plan].read / 1e9,
+            "moved_gb": loads[plan].moved / 1e9,
+        }
+        for plan in plain
+    ]
 
 
 def as_text(result: dict[str, Any]) -> str:
     """Lay a result of `run` out as tables."""
     described = f"{result['device']}, {result['size_px']} px, {result['frames']} K, {result['steps']} steps"
-    columns = {"plan": "plan at true size", "gb": "GB", "baked_gb": "GB, baked"}
+    columns = {
+        "plan": "plan at true size",
+        "gb": "peak GB",
+        "baked_gb": "peak GB, baked",
+        "read_gb": "GB read to load",
+        "moved_gb": "GB moved to load",
+    }
     return "\n".join([gates.as_text(result, described), "", timing.table(result["plans"], columns)])

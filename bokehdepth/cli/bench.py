@@ -76,8 +76,8 @@ def add_bench(commands: Any) -> None:
         kinds,
         "pipeline",
         "both stages, the embedded model, and memory plans",
-        "Time, work and memory of a photo to stack and depth, with random weights and with the embedded model; memory "
-        "plans at FLUX's size by counting.",
+        "Time, work and memory of a photo to stack and depth, with random weights and with the embedded model; a load "
+        "from a folder beside the counted bytes; memory plans and what they load at FLUX's size by counting.",
         true_size=False,
     )
     pipeline.add_argument("--frames", metavar="F", type=whole_number(2), default=3, help="K of a stack (default: 3)")
