@@ -9,6 +9,8 @@ call                  exact     what it saves
 `quantize`            no        half or a quarter of the linear layers' weights
 ===================== ========= ============================================================================
 
+Where a process ends before compilation pays, `ahead_of_time` compiles the blocks once and for all.
+
 Order: attach and fold the adapter, bake, quantise, place on the device, set the attention, compile.
 """
 

@@ -23,12 +23,17 @@ METHOD_INFO = "Measured blur needs no network, and a scene that lies behind the 
 STEPS_INFO = "More take longer; the default suits the model."
 SEED_INFO = "The same seed repeats the result."
 
+# Gradio repeats each rule under the page's own prefix, and finds one .dark in a rule, so these stand one by one.
 CSS = """
 .gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important; box-sizing: border-box}
 .gradio-container .main {max-width: 100% !important; box-sizing: border-box}
 .note, .note table {font-size: var(--text-sm); width: 100%}
-.note, .note p {color: var(--neutral-500)}
-.dark .note, .dark .note p {color: var(--body-text-color-subdued)}
+.note, .note p, .info-text, footer button {color: var(--neutral-500) !important}
+.dark .note {color: var(--neutral-400) !important}
+.dark .note p {color: var(--neutral-400) !important}
+.dark .info-text {color: var(--neutral-400) !important}
+.dark footer button {color: var(--neutral-400) !important}
+footer .divider {display: none !important}
 .note th, .note td {padding: 4px 8px !important; border-color: var(--border-color-primary) !important}
 .readout p {font-size: var(--text-md)}
 .picture img {max-height: 560px; object-fit: contain}

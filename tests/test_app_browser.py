@@ -24,6 +24,7 @@ import app
 from bokehdepth import hub, io
 from bokehdepth.cli import main
 from bokehdepth.examples import write_example_scenes
+from bokehdepth.page import KIND_INFO
 from bokehdepth.serving import F_STOPS
 from visits import serve
 
@@ -149,6 +150,28 @@ def test_a_visit_from_upload_to_downloads(demo, browser, photo: Path, tmp_path: 
     assert wide <= 0  # nothing to scroll sideways
     # Where there is no graphics card the 3D viewer says that it takes WebGL in place of WebGPU.
     assert [fault for fault in faults if "WebGPU" not in fault] == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_small_print_can_be_read(demo, browser, scheme: str) -> None:
+    """Contrast of 4.5 to 1 (WCAG 2.2, 1.4.3) of hints, notes and the footer's links, on a phone."""
+    size = dict(zip(("width", "height"), WIDTHS_PX["phone"], strict=True))
+    page = browser.new_page(viewport=size, color_scheme=scheme)
+    page.goto(demo.local_url)
+    page.get_by_text(KIND_INFO).wait_for()
+
+    def luminance(colour: str) -> float:
+        shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    behind = luminance(page.evaluate("() => getComputedStyle(document.body).backgroundColor"))
+    for name in (".info-text", ".note p", "footer button:visible"):
+        colour = page.locator(name).first.evaluate("element => getComputedStyle(element).color")
+        light, dark = sorted((behind, luminance(colour)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, colour)
+    assert page.locator("footer .divider:visible").count() == 0  # nothing stands before the one link of a phone
     page.close()
 
 

@@ -34,7 +34,7 @@ LEVELS = [
     {"loading_bokehdepth", "sampling_bokehdepth"},
     {"pipeline_bokehdepth"},
     {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
-    {"memory_plan"},
+    {"ahead_of_time", "memory_plan"},
     {"released", "sweep"},
     {"audit", "hub"},
     {"jobs", "publishing"},
