@@ -1,16 +1,19 @@
 """The embedded model's whole training in one command, with tiny networks."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
 from train import config, embedded, stacks, stage1
 from train.config import Stage1Config, Stage2Config
-from train.data import ScenePool, fill_pool
+from train.data import PoolPairs, PoolStacks, ScenePool, fill_pool
 from train.methods.stage1 import load_stage1
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -129,3 +132,42 @@ def test_a_training_goes_on_from_a_model(trained, tmp_path):
     assert all(torch.equal(old[name], new[name]) for name in old)
     with pytest.raises(InputError, match="start_from is .* with base.transformer"):
         config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", ["base.start_from=there"])
+
+
+def held_out_run(folder, output, **loop):
+    cfg, _ = configs(folder)
+    phases = [dataclasses.replace(cfg.phases[-1], steps=4, learning_rate=0.05)]
+    settings = dataclasses.replace(cfg.loop, held_out_every=1, save_every=1, keep=9, **loop)
+    return dataclasses.replace(cfg, phases=phases, loop=settings, output=str(output))
+
+
+def test_a_run_leaves_the_model_that_is_best_on_held_out_scenes(trained, tmp_path):
+    cfg = held_out_run(trained[0], tmp_path / "run")
+    model = stage1.run(cfg)
+    found = {line["step"]: line["held_out_loss"] for line in lines(tmp_path / "run") if "held_out_loss" in line}
+    best = min(found, key=found.get)
+    assert sorted(found) == [1, 2, 3, 4] and best < 4  # such a rate makes it worse in the end
+    record = json.loads((model / "training.json").read_text())
+    assert record["step"] == best and record["held_out_loss"] == pytest.approx(found[best])
+    average = load_file(tmp_path / "run" / "checkpoints" / f"step_{best:08d}" / "average.safetensors")
+    left = load_stage1(str(model)).transformer.state_dict()
+    assert all(torch.equal(left[name.removeprefix("transformer.")], value)
+               for name, value in average.items() if name.startswith("transformer."))  # fmt: skip
+    # Gone on with, it does not take a later and worse one.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    assert json.loads((stage1.run(cfg, "latest") / "training.json").read_text())["step"] == best
+
+
+def test_both_stages_look_at_the_same_held_out_scenes_every_time(trained):
+    cfg1, cfg2 = configs(trained[0])
+    pool = ScenePool(cfg1.pool, "held_out")
+    for source, phase, size in ((PoolPairs(cfg1), cfg1.phases[-1], 32),
+                                (PoolStacks(dataclasses.replace(cfg2, stack="renderer")), cfg1.phases[0], 16)):  # fmt: skip
+        first, again = (list(source.held_out(phase)) for _ in range(2))
+        seen = torch.cat([batch["image"] for batch in first])
+        assert torch.equal(seen, pool.batch(range(len(pool)), size)["image"])
+        assert all(
+            torch.equal(a[k], b[k]) for a, b in zip(first, again, strict=True) for k in a if k != "text_to_image"
+        )
+    with pytest.raises(InputError, match="held_out_every is 5 without a pool"):
+        config.load(Stage1Config, CONFIGS / "stage1_flux.yaml", ["loop.held_out_every=5"])

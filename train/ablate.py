@@ -83,6 +83,7 @@ TRIAL_BASE = {
     "loop.precision": "fp32",
     "loop.plain_attention": True,
     "loop.pool_on_device": False,
+    "loop.held_out_every": 0,
 }
 """What all trials change of the configuration: half of the network and a minute on a CPU."""
 

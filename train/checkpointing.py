@@ -28,8 +28,10 @@ FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")
 # Where a run writes and computes, and how often it looks, has no say in what it computes.
 _FREE = {"output", "threads", "card"}
-_FREE_LOOP = {"log_every", "save_every", "keep", "sample_every", "samples", "trackers", "workers", "pool_on_device",
-              "pool_patience_s"}  # fmt: skip
+_FREE_LOOP = {
+    *("log_every", "save_every", "keep", "sample_every", "samples", "held_out_every", "trackers"),
+    *("workers", "pool_on_device", "pool_patience_s"),
+}
 
 
 def step_rng(seed: int, step: int, *place: int) -> np.random.Generator:

@@ -145,6 +145,9 @@ class LoopConfig:
     """Steps between sample grids with K-response; 0 makes none."""
     samples: int = 2
     """Photos of a sample grid."""
+    held_out_every: int = 0
+    """Steps between looks at the loss on the pool's held-out scenes; a run then leaves the model of the smallest one.
+    0 looks at none and leaves the last."""
     trackers: list[str] | None = None
     """tensorboard, wandb, trackio; None takes tensorboard where it is installed, [] none."""
     pool_on_device: bool = False
@@ -159,13 +162,19 @@ class LoopConfig:
         _among("loop.precision", self.precision, ("fp32", "bf16"))
         for name in ("accumulation", "log_every", "save_every", "keep", "samples"):
             _within(f"loop.{name}", getattr(self, name), 1)
-        for name in ("workers", "sample_every"):
+        for name in ("workers", "sample_every", "held_out_every"):
             _within(f"loop.{name}", getattr(self, name), 0)
         _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
         _within("loop.pool_patience_s", self.pool_patience_s, 0.0)
         for name in ("pool_on_device", "pool_patience_s"):
             if self.workers and getattr(self, name):
                 raise InputError(f"loop.workers is {self.workers} with loop.{name}; wanted 0.")
+
+
+def _check_held_out(settings: LoopConfig, pool: PoolConfig | None) -> None:
+    if settings.held_out_every and pool is None:
+        every = settings.held_out_every
+        raise InputError(f"loop.held_out_every is {every} without a pool; wanted 0 with manifests.")
 
 
 @dataclass(frozen=True)
@@ -315,6 +324,7 @@ class Stage1Config:
                 raise InputError("text_to_image is above 0 with base.kind mini; wanted 0: its head blends a photo.")
         if self.pool is not None and any(phase.buckets for phase in self.phases):
             raise InputError("buckets is set in a phase; wanted it with manifests alone, since a pool is square.")
+        _check_held_out(self.loop, self.pool)
         _within("threads", self.threads, 1)
 
     def text_share(self, phase: PhaseConfig) -> float:
@@ -414,6 +424,7 @@ class Stage2Config:
         _within("generated_share", self.generated_share, 0.0, 1.0)
         if self.stack == "stage1" and self.pool is not None and not self.generated:
             raise InputError("generated is empty; wanted the folder of Stage-1's stacks for stack stage1.")
+        _check_held_out(self.loop, self.pool)
         strengths = self.strengths
         if not strengths or strengths != sorted(set(strengths)) or not all(0 < k <= 30 for k in strengths):
             raise InputError(f"strengths is {strengths}; wanted ascending values above 0 and at most 30.")

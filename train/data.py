@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -306,6 +306,11 @@ def _scenes_of(pool: ScenePool, phase: PhaseConfig) -> int:
     return scenes
 
 
+def _parts(count: int, size: int) -> list[np.ndarray]:
+    """Numbers below `count`, in order, at most `size` together."""
+    return [np.arange(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+
 def is_text_step(step: int, share: float) -> bool:
     """Whether a step is text-to-image: evenly spread, so that a share of 0.5 alternates."""
     return int((step + 1) * share) > int(step * share)
@@ -326,6 +331,7 @@ class PoolPairs:
     def __init__(self, cfg: Stage1Config, device: str | torch.device = "cpu", pool: ScenePool | None = None) -> None:
         self.cfg, self.pool = cfg, pool or _open_pool(cfg.pool, cfg.loop, device)
         self.pool.need(1)
+        self._held_out: ScenePool | None = None
         self.group = 1 + self.pool.tensors["bokeh"].shape[1]
         for phase in cfg.phases:
             if cfg.text_share(phase) and phase.batch % self.group:
@@ -372,6 +378,24 @@ class PoolPairs:
             "pivot_rows": torch.where(grounded, itself - frames - 1, itself) if text else itself,
         }
 
+    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
+        """Batches of all held-out scenes at a phase's size, without augmentation, each at one of its K in turn."""
+        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out", self.pool.device)
+        for rows in _parts(len(self._held_out), phase.batch):
+            batch = self._held_out.batch(rows, phase.size_px)
+            itself = torch.arange(len(rows))
+            places = itself.to(self.pool.device), torch.from_numpy(rows % (self.group - 1)).to(self.pool.device)
+            yield {
+                "text_to_image": False,
+                "image": batch["image"],
+                "target": batch["bokeh"][places],
+                "strength": batch["strength"][places],
+                "offset_dpt": batch["offset_dpt"],
+                "seed": torch.from_numpy(rows),
+                "drop_strength": torch.zeros(len(rows), dtype=torch.bool),
+                "pivot_rows": itself,
+            }
+
     def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, in the main memory."""
         batch = self.pool.batch(np.arange(min(count, len(self.pool))), size_px)
@@ -402,6 +426,7 @@ class PoolStacks:
         generated: ScenePool | None = None,
     ) -> None:
         self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
+        self._held_out: ScenePool | None = None
         self.generated = None
         if cfg.stack == "stage1":
             folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
@@ -430,14 +455,19 @@ class PoolStacks:
             choose_frames(bokeh, strength, rng, self.cfg.augment)
             for bokeh, strength, rng in zip(batch["bokeh"], batch["strength"], rngs, strict=True)
         ]
+        batch["bokeh"], batch["strength"] = (torch.stack(part) for part in zip(*stacks, strict=True))
+        return self._sample(batch)
+
+    def _sample(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         depth = batch["depth_m"]
-        return {
-            "image": batch["image"],
-            "bokeh": torch.stack([bokeh for bokeh, _ in stacks]),
-            "strength": torch.stack([strength for _, strength in stacks]),
-            "depth_m": depth,
-            "valid": (depth >= self.cfg.min_depth_m) & (depth <= self.cfg.max_depth_m),
-        }
+        valid = (depth >= self.cfg.min_depth_m) & (depth <= self.cfg.max_depth_m)
+        return {name: batch[name] for name in ("image", "bokeh", "strength")} | {"depth_m": depth, "valid": valid}
+
+    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
+        """Batches of all held-out scenes with the renderer's stacks, without augmentation."""
+        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out", self.rendered.device)
+        for rows in _parts(len(self._held_out), phase.batch):
+            yield self._sample(self._held_out.batch(rows, phase.size_px))
 
     def looks(self, count: int) -> dict[str, torch.Tensor]:
         """The first scenes as a batch without augmentation, for sample grids."""

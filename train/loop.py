@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Stage:
         plan: phases in order.
         export: writes the model into a folder.
         sample: looks at the model, or None.
+        held_out: batches that are never trained on, the same at every call, or None.
         is_head: whether a parameter of this name takes the learning rate times `optimizer.head_factor`.
     """
 
@@ -73,6 +75,7 @@ class Stage:
     plan: list[PhaseConfig]
     export: Callable[[Path], None]
     sample: Callable[[], Samples] | None = None
+    held_out: Callable[[], Iterable[Batch]] | None = None
     is_head: Callable[[str], bool] = lambda name: False
 
 
@@ -234,6 +237,23 @@ def averaged(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[N
         ema.restore(parameters)
 
 
+@torch.no_grad()
+def held_out_loss(network: nn.Module, batches: Iterable[Batch], device: torch.device) -> float:
+    """Mean loss over batches, by their pictures; on every process the same."""
+    total, count = 0.0, 0
+    for batch in batches:
+        pictures = len(batch["image"])
+        total += network(send_to_device(batch, device))["loss"].item() * pictures
+        count += pictures
+    return total / count
+
+
+def _best_so_far(model: Path) -> float:
+    """The loss on held-out data of the model that a run has left; infinite where there is none."""
+    record = model / "training.json"
+    return json.loads(record.read_text()).get("held_out_loss", math.inf) if record.is_file() else math.inf
+
+
 def derived_numbers(cfg: Stage1Config | Stage2Config, stage: Stage, processes: int, idle: list[str]) -> dict[str, Any]:
     """Numbers that follow from a configuration, which a run prints before it begins.
 
@@ -267,7 +287,8 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
         resume: as in `Checkpoints.load`.
 
     Returns:
-        Folder of the model, with the averaged weights: `<output>/model`.
+        Folder of the model, with the averaged weights, the last or those of the smallest loss on held-out scenes:
+        `<output>/model`.
 
     Raises:
         InputError: as `Checkpoints.load` says, or nothing can be trained.
@@ -295,6 +316,9 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     checkpoints = Checkpoints(accelerator, network, ema, cfg, numbers["effective_batch"])
     begin = checkpoints.load(resume)
     log = _Log(accelerator, output / "log.jsonl", begin)
+    scored = cfg.loop.held_out_every if stage.held_out is not None else 0
+    best = _best_so_far(output / "model") if begin else math.inf
+    attention = partial(sdpa_kernel, SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext
     if main:
         logger.info("%s", "\n".join(f"{name}: {value}" for name, value in numbers.items()))
         logger.info("steps %d to %d", begin, total)
@@ -310,7 +334,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
             group["lr"] = rate * factor
         for batch in batches:
             with accelerator.accumulate(wrapped):
-                with bf16, sdpa_kernel(SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext():
+                with bf16, attention():
                     terms = wrapped(send_to_device(batch, accelerator.device))
                 if not torch.isfinite(terms["loss"]):
                     raise RuntimeError(f"The loss is {terms['loss'].item()} at step {step}; checkpoints: {output}.")
@@ -334,9 +358,18 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                 with averaged(ema, trainable):
                     log.samples(done, stage.sample(), output)
             accelerator.wait_for_everyone()
+        if scored and (done % scored == 0 or done == total):
+            with averaged(ema, trainable):
+                with bf16, attention():
+                    loss = held_out_loss(network, stage.held_out(), accelerator.device)
+                log.look(done, held_out_loss=loss)
+                if loss < best and main:
+                    export(stage, output / "model", {"step": done, "of": total, "held_out_loss": loss, **numbers})
+            best = min(best, loss)
+            accelerator.wait_for_everyone()
         if done % cfg.loop.save_every == 0 or done == total:
             checkpoints.save(done)
-            if main:
+            if main and not scored:
                 with averaged(ema, trainable):
                     export(stage, output / "model", {"step": done, "of": total, **numbers})
             accelerator.wait_for_everyone()
@@ -392,6 +425,10 @@ class _Log:
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
+
+    def look(self, step: int, **numbers: float) -> None:
+        """A line of its own, for what is measured between the others."""
+        self._line(step, numbers)
 
     def samples(self, step: int, samples: Samples, output: Path) -> None:
         path = save_image(output / "samples" / f"step_{step:08d}.png", samples.sheet, overwrite=True)

@@ -433,6 +433,7 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         plan=config.phases,
         export=lambda folder: pipeline_of(config, network, whole=False).save_pretrained(folder),
         sample=lambda: look(config, network, source),
+        held_out=lambda: source.held_out(max(config.phases, key=lambda phase: phase.size_px)),
     )
     return loop.fit(config, accelerator, stage, resume)
 

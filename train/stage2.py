@@ -191,12 +191,14 @@ def run(
     if config.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     network = Stage2Network(model, config)
+    phase = PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)
     stage = loop.Stage(
         network=network,
         draw=source,
-        plan=[PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)],
+        plan=[phase],
         export=lambda folder: export(config, model, folder),
         sample=lambda: look(config, network, source),
+        held_out=lambda: source.held_out(phase),
         is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
     )
     return loop.fit(config, accelerator, stage, resume)
