@@ -161,8 +161,8 @@ def test_a_run_leaves_the_model_that_is_best_on_held_out_scenes(trained, tmp_pat
 def test_both_stages_look_at_the_same_held_out_scenes_every_time(trained):
     cfg1, cfg2 = configs(trained[0])
     pool = ScenePool(cfg1.pool, "held_out")
-    for source, phase, size in ((PoolPairs(cfg1), cfg1.phases[-1], 32),
-                                (PoolStacks(dataclasses.replace(cfg2, stack="renderer")), cfg1.phases[0], 16)):  # fmt: skip
+    stacks_of = PoolStacks(dataclasses.replace(cfg2, stack="renderer"))
+    for source, phase, size in ((PoolPairs(cfg1), cfg1.phases[-1], 32), (stacks_of, cfg1.phases[0], 16)):
         first, again = (list(source.held_out(phase)) for _ in range(2))
         seen = torch.cat([batch["image"] for batch in first])
         assert torch.equal(seen, pool.batch(range(len(pool)), size)["image"])
