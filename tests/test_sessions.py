@@ -57,7 +57,8 @@ def test_a_sessions_folder_cannot_be_guessed(tmp_path: Path) -> None:
     files = SessionFiles(tmp_path)
     one, other = files.new_folder("a"), files.new_folder("b")
     assert one.parent != other.parent and "a" != one.parent.name
-    assert len(one.parent.name.rsplit("-", 1)[-1]) >= 16 and len(one.parent.name) >= 48
+    secret, another = (folder.parent.name.split("-", 2)[2] for folder in (one, other))  # it may hold dashes itself
+    assert len(secret) == len(another) == 32 and secret != another  # 24 random bytes
     assert one.stat().st_mode & 0o077 == 0
     assert files.new_folder("a").parent == one.parent
     assert files.new_folder(None).parent != files.new_folder(None).parent
