@@ -104,6 +104,7 @@ def test_frames_made_together_are_those_of_the_pipeline(trained):
     cfg, _ = configs(folder)
     pool = ScenePool(cfg.pool, "train")
     pipe = load_stage1(str(folder / "run" / "stage1" / "model"))
+    pipe.transformer.register_to_config(quantile=0.9)  # so that a net that is hardly trained blurs
     frames = stacks.frames_of_pool(pipe, pool, 3, batch=2)
     assert frames.shape == (3, 3, 32, 32, 3) and frames.dtype == torch.uint8
     for row in range(3):
@@ -113,7 +114,8 @@ def test_frames_made_together_are_those_of_the_pipeline(trained):
         ).images  # fmt: skip
         # Another noise: the net looks at it a little, so what agrees is the picture and not its last bits.
         difference = abs(frames[row].numpy() / 255.0 - found)
-        assert difference.mean() < 0.01
+        blur = abs(pool.tensors["image"][row].numpy() / 255.0 - found)
+        assert difference.mean() < 0.01 and difference.mean() < 0.2 * blur.mean()
     part = pool.first(3, frames)
     assert len(part) == 3 and torch.equal(part.batch([2], 32)["bokeh"][0, 1], frames[2, 1].permute(2, 0, 1) / 255)
     assert torch.equal(part.tensors["image"], pool.tensors["image"][:3]) and not torch.equal(

@@ -280,8 +280,8 @@ def build_adapter(transformer: nn.Module, settings: dict[str, Any]) -> BokehAdap
     return BokehAdapter(**blocks, **fitting, **settings)
 
 
-def build_network(cfg: Stage1Config, accelerator: Accelerator) -> tuple[_Stage1Network, Prompts | None]:
-    """The network of a configuration, and its encoded captions where it has any."""
+def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_Stage1Network, Prompts | None]:
+    """The network of a configuration, and its captions where it has any, which alone need the accelerator."""
     if cfg.base.kind == "mini":
         if cfg.base.start_from:
             place = {"pretrained_model_name_or_path": cfg.base.start_from, "torch_dtype": torch.float32}
