@@ -331,6 +331,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         joint_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         return_weights: bool = False,
+        blended: int | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor, ...]:
         """Predicts the velocity of the noisy tokens.
 
@@ -350,9 +351,11 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
                 gets the stem's levels.
             return_dict: return the dataclass instead of a tuple.
             return_weights: append the blend weights' logits (B, J, H/2, W/2), for training; None with a picture head.
+            blended: how many samples, the first ones, become pictures, of which blending disks is a third of the cost
+                of a training step; None is all.
 
         Returns:
-            (B, 2N or N, in_channels), zero for reference tokens.
+            (B or blended, 2N or N, in_channels), zero for reference tokens.
 
         Raises:
             ValueError: there is no reference, or no K.
@@ -411,13 +414,13 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         maps = seen[0]
         if len(seen) > 1:  # the mean of both probabilities
             maps = torch.stack([maps, seen[1].flip(-1)]).log_softmax(2).logsumexp(0)
-        image = self._unpack(photo, rows, columns).expand(len(hidden_states), -1, -1, -1)
+        image = self._unpack(photo, rows, columns).expand(len(hidden_states), -1, -1, -1)[:blended]
         if self.config.head == "disks":
-            blend = self._blend(image.float() / 2 + 0.5, maps, bokeh_strengths) * 2 - 1
+            blend = self._blend(image.float() / 2 + 0.5, maps[:blended], bokeh_strengths[:blended]) * 2 - 1
         else:
-            blend = image.float() + fn.pixel_shuffle(maps, 2)
-        x0 = self._pack(blend)
-        velocity = ((hidden_states[:, :own].float() - x0) / timestep.float()[:, None, None]).to(hidden_states.dtype)
+            blend = image.float() + fn.pixel_shuffle(maps[:blended], 2)
+        x0, sigma = self._pack(blend), timestep[:blended].float()
+        velocity = ((hidden_states[:blended, :own].float() - x0) / sigma[:, None, None]).to(hidden_states.dtype)
         sample = torch.cat([velocity, velocity.new_zeros(len(velocity), count, velocity.shape[-1])], dim=1)
         if return_weights:
             return sample, maps if self.config.head == "disks" else None

@@ -26,12 +26,43 @@ def draw_photo(path):
     return np.asarray(truth) > 127
 
 
-def test_a_subject_is_cut_out_of_its_box(tmp_path):
-    truth = draw_photo(tmp_path / "disk.png")
-    alpha = materials.cut_out(np.asarray(Image.open(tmp_path / "disk.png")), (0.25, 0.25, 0.75, 0.75))
+def circle(radius_px, corners=14, centre=(80, 80), side=160):
+    """Corners of a rough outline, as shares."""
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius_px + centre
+    return (around.clip(0, side) / side).tolist()
+
+
+def overlap(alpha, truth):
     found = alpha > 0.5
-    assert (found & truth).sum() / (found | truth).sum() > 0.93  # a pixel all round costs 0.07
+    return (found & truth).sum() / (found | truth).sum()
+
+
+@pytest.mark.parametrize("radius_px", [28, 33])
+def test_a_rough_outline_snaps_to_the_subject(tmp_path, radius_px):
+    truth = draw_photo(tmp_path / "disk.png")
+    outline = circle(radius_px)
+    alpha = materials.cut_out(np.asarray(Image.open(tmp_path / "disk.png")), outline)
+    rough = Image.new("1", (160, 160))
+    ImageDraw.Draw(rough).polygon([(x * 160, y * 160) for x, y in outline], fill=1)
+    assert overlap(alpha, truth) > 0.93 > overlap(np.asarray(rough), truth)  # a pixel all round costs 0.07
     assert alpha.dtype == np.float32 and 0 <= alpha.min() and alpha.max() <= 1
+
+
+def test_a_subject_that_the_border_cuts_reaches_it(tmp_path):
+    draw_photo(tmp_path / "disk.png")
+    photo = np.asarray(Image.open(tmp_path / "disk.png"))[:80]  # the lower half of the disk is outside
+    outline = [(x, 2 * y) for x, y in circle(32) if y < 0.5] + [(0.3, 1.0), (0.7, 1.0)]
+    angle = np.arctan2(*(np.array(outline) - [0.5, 1.0]).T[::-1])
+    alpha = materials.cut_out(photo, np.array(outline)[np.argsort(angle)].tolist())
+    assert (alpha[-1, 55:105] > 0.9).all() and (alpha[-1, :45] < 0.1).all() and (alpha[:15] < 0.1).all()
+
+
+def test_an_outline_without_an_edge_is_taken_as_it_is(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    drawn = Image.new("1", (160, 160))
+    ImageDraw.Draw(drawn).polygon([(x * 160, y * 160) for x, y in circle(40)], fill=1)
+    assert overlap(materials.cut_out(noise, circle(40)), np.asarray(drawn)) > 0.75
 
 
 def run(monkeypatch, marks, tmp_path, *arguments):
@@ -47,7 +78,13 @@ def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
         draw_photo(tmp_path / "photos" / f"{name}.png")
     marks = {
         "photos": [str(tmp_path / "photos" / "*.png")],
-        "subjects": {"disk": [[0.25, 0.25, 0.75, 0.75], [0.3, 0.3, 0.7, 0.7]]},
+        "subjects": {
+            "disk": [
+                {"what": "disk", "main": True, "outline": circle(31)},
+                {"what": "part", "main": False, "outline": circle(24)},
+                {"what": "dot", "main": False, "outline": circle(3)},
+            ]
+        },
         "backdrops": ["view"],
         "left_out": ["chart"],
     }
@@ -55,6 +92,7 @@ def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
     out = tmp_path / "out"
     found = {folder.name: sorted(file.name for file in folder.iterdir()) for folder in out.iterdir()}
     assert found["cutouts"] == ["disk--2.png", "disk.png"] and found["backdrops"] == ["view.png"]
+    assert found["portraits"] == ["disk.png"] and Image.open(out / "portraits" / "disk.png").mode == "RGBA"
     assert found["textures"] == ["disk.png", "view.png"] and len(found["figures"]) == 2
     cutout = np.asarray(Image.open(out / "cutouts" / "disk.png"))
     photo = np.asarray(Image.open(tmp_path / "photos" / "disk.png"))

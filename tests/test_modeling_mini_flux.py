@@ -225,6 +225,18 @@ def test_a_picture_head_adds_to_the_photo_and_has_no_levels():
     assert logits is None and (x0 - image - 0.25).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("head", ["disks", "picture"])
+def test_the_first_samples_alone_can_become_pictures(head):
+    model, image = tiny(head=head), picture(batch=3)
+    given = arguments(model, image, [5.0, 20.0, 30.0])
+    with torch.no_grad():
+        whole, some = (model(**given, return_weights=True, blended=count) for count in (None, 2))
+    torch.testing.assert_close(some[0], whole[0][:2], rtol=0, atol=1e-4)  # K of all decides the margin of transforms
+    assert whole[0][2].abs().max() > 0 and whole[0].shape[0] == 3
+    if head == "disks":
+        assert torch.equal(some[1], whole[1])
+
+
 def test_tokens_of_eight_pixels():
     model = tiny(in_channels=192, stem_channels=(8, 8, 16), stem_depths=(1, 1, 1))
     image, coder = picture(), PatchAutoencoder(4, 48, (1, 1, 1))

@@ -8,7 +8,7 @@ from PIL import Image
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.drawing import FAMILIES
 from bokehdepth.rendering.layered import composite
-from bokehdepth.rendering.materials import Materials
+from bokehdepth.rendering.materials import Materials, hue_chroma_matrix
 from bokehdepth.rendering.scenes import KIND_WEIGHTS, Scene, SceneGenerator
 from bokehdepth.rendering.staging import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -127,7 +127,29 @@ def test_a_matte_that_ends_at_the_bottom_is_a_half_figure(tmp_path):
     whole, half = (Materials([], [tmp_path / name], 64, 0).matte(rng) for name in ("whole.png", "half.png"))
     assert whole.open_sides == frozenset() and half.open_sides == {"bottom"}
     assert whole.height_m[1] > half.height_m[1]
-    assert whole.rgba.shape == (60, 30, 4)  # the fleck is gone
+    tall, wide = whole.rgba.shape[:2]  # bent by chance
+    assert 45 < tall < 75 and 20 < wide < 40  # the fleck is gone
+
+
+def test_things_are_bent_and_recoloured_but_stay_cut_where_they_were(tmp_path):
+    _write_matte(tmp_path / "half.png", 15, 10, 45, 80)
+    materials = Materials([], [tmp_path / "half.png"], 64, 0)
+    things = [materials.matte(np.random.default_rng(seed)) for seed in range(12)]
+    shapes = {thing.rgba.shape for thing in things}
+    colours = np.array([thing.rgba[thing.rgba[..., 3] > 250][:, :3].mean(axis=0) for thing in things])
+    assert len(shapes) > 6 and colours.std(axis=0).min() > 5
+    for thing in things:
+        assert (thing.rgba[-1, :, 3] > 250).mean() > 0.7  # it still ends at the picture's border, not above it
+    assert all(np.array_equal(a.rgba, materials.matte(np.random.default_rng(seed)).rgba)
+               for seed, a in enumerate(things))  # fmt: skip
+
+
+def test_hues_turn_about_grey():
+    third = hue_chroma_matrix(2 * np.pi / 3, 1.0)
+    assert np.allclose(third @ [1, 0, 0], [0, 1, 0]) or np.allclose(third @ [1, 0, 0], [0, 0, 1])
+    assert np.allclose(np.linalg.matrix_power(third, 3), np.eye(3))
+    assert np.allclose(hue_chroma_matrix(1.0, 0.0), 1 / 3)
+    assert np.allclose(hue_chroma_matrix(0.7, 1.4) @ np.ones(3), 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

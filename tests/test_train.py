@@ -331,6 +331,8 @@ def test_configurations_are_strict(tmp_path):
         (Stage1Config, one, "loop.ema_decay=.nan", "loop.ema_decay is nan"),
         (Stage1Config, one, "optimizer.name=lion", "optimizer.name is 'lion'"),
         (Stage1Config, one, "text_to_image=0.5", "base.kind mini"),
+        (Stage1Config, one, "picture_share=0", "picture_share is 0.0"),
+        (Stage1Config, one, "augment.hue=-1", "augment.hue is -1.0"),
         (Stage1Config, one, "phases=[{size_px: 90, batch: 1, steps: 1, learning_rate: 1e-3}]", "size_px is 90"),
         (Stage1Config, one, "pool=null", "both missing"),
         (Stage2Config, two, "stack=wild", "stack is 'wild'"),

@@ -132,6 +132,12 @@ def test_a_training_goes_on_from_a_model(trained, tmp_path):
     again = stage1.run(config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", changes))
     old, new = (load_stage1(str(path)).transformer.state_dict() for path in (model, again))
     assert all(torch.equal(old[name], new[name]) for name in old)
+    # Its sizes hold, but not how the photo is attended to.
+    apart = config.load(
+        Stage1Config, CONFIGS / "mini_stage1.yaml", [*changes, "adapter.reference_timestep=0.25", "picture_share=0.5"]
+    )
+    network, _ = stage1.build_network(apart, None)
+    assert network.adapter.config.reference_timestep == 0.25 and network.picture_share == 0.5
     with pytest.raises(InputError, match="start_from is .* with base.transformer"):
         config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", ["base.start_from=there"])
 

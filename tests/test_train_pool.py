@@ -11,7 +11,15 @@ import torch
 
 from bokehdepth.errors import InputError
 from train import checkpointing, data, loop, stage1
-from train.config import AugmentConfig, LoopConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.config import (
+    AugmentConfig,
+    LoopConfig,
+    PhaseConfig,
+    PictureAugmentConfig,
+    PoolConfig,
+    Stage1Config,
+    Stage2Config,
+)
 
 PHASE = PhaseConfig(32, 4, 1, 1e-3)
 
@@ -66,10 +74,10 @@ def test_a_pool_of_some_shards_is_what_is_there(pool, tmp_path):
     assert torch.equal(part.tensors["image"], whole.tensors["image"][[0, 1, 4, 5]])
 
 
-def test_a_batch_is_made_as_by_hand(pool):
-    """Mirror before gain, both of each scene's own generator, frames alike."""
+@pytest.mark.parametrize("augment", [AugmentConfig(gain=0.5), PictureAugmentConfig(hue=0.5, chroma=0.5)])
+def test_a_batch_is_made_as_by_hand(pool, augment):
+    """Mirror before colours, both of each scene's own generator, frames alike."""
     scenes, rows = data.ScenePool(pool, "train"), np.array([5, 0, 3, 0, 2])
-    augment = AugmentConfig(gain=0.5)
     batch = scenes.batch(rows, 48, [np.random.default_rng(n) for n in range(5)], augment)
     seen = set()
     for number, row in enumerate(rows):
@@ -77,15 +85,36 @@ def test_a_batch_is_made_as_by_hand(pool):
         mirrored = rng.random() < 0.5
         seen.add(mirrored)
         turn = (lambda x: x.flip(-1)) if mirrored else (lambda x: x)
-        gain = data.display_gain(rng, augment)
+        matrix = data.colour_matrix(rng, augment)
         photo, *frames = (
-            (turn(x.movedim(-1, 0).float() / 255) * gain).clamp(max=1)
+            data.recoloured(turn(x.movedim(-1, 0).float() / 255)[None], matrix[None])[0]
             for x in (scenes.tensors["image"][row], *scenes.tensors["bokeh"][row])
         )
-        assert torch.equal(batch["image"][number], photo)
-        assert torch.equal(batch["bokeh"][number], torch.stack(frames))
+        torch.testing.assert_close(batch["image"][number], photo, rtol=0, atol=1e-6)
+        torch.testing.assert_close(batch["bokeh"][number], torch.stack(frames), rtol=0, atol=1e-6)
         assert torch.equal(batch["depth_m"][number, 0], 1 / (1 / turn(scenes.tensors["depth_m"][row])))
     assert seen == {True, False}
+
+
+def test_colours_change_in_linear_light():
+    """Greys keep their light, exposure and white balance are factors on it, and a blurred pair stays a pair."""
+    rng, picture = np.random.default_rng(0), torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    picture = 0.3 + 0.3 * picture
+    turning = PictureAugmentConfig(gain=0, white_balance=0, hue=1.0, chroma=0.3)
+    turned = torch.stack([data.colour_matrix(rng, turning) for _ in range(2)])
+    grey = torch.linspace(0, 1, 24).expand(2, 3, 24, 24)
+    torch.testing.assert_close(data.recoloured(grey, turned), grey, rtol=0, atol=1e-5)
+    assert (data.recoloured(picture, turned) - picture).abs().mean() > 0.02
+    plain = torch.stack([data.colour_matrix(rng, PictureAugmentConfig()) for _ in range(2)])
+    light = picture.pow(2.2) * plain.diagonal(dim1=1, dim2=2)[..., None, None]
+    torch.testing.assert_close(data.recoloured(picture, plain).pow(2.2), light.clamp(max=1), rtol=0, atol=1e-5)
+
+    def blurred(pictures):
+        return torch.nn.functional.avg_pool2d(pictures.pow(2.2), 3, 1).pow(1 / 2.2)
+
+    small = torch.eye(3) + 0.1 * (turned - torch.eye(3))  # nothing leaves the gamut
+    apart, together = data.recoloured(blurred(picture), small), blurred(data.recoloured(picture, small))
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
 
 
 def test_a_training_begins_while_shards_are_still_rendered(pool, tmp_path, monkeypatch):

@@ -223,7 +223,7 @@ class BaseConfig:
     """Arguments of AutoencoderKL with random weights."""
     start_from: str = ""
     """Folder to go on from: of an adapter, or with kind mini of an embedded model (a run's `model`, whose sizes then
-    hold); empty starts from fresh weights."""
+    hold, with the configuration's reference_attention and reference_timestep); empty starts from fresh weights."""
 
     def __post_init__(self) -> None:
         """Checks the kind."""
@@ -252,6 +252,26 @@ class PromptConfig:
         _within("prompts.tokens", self.tokens, 1, 512)
         _within("prompts.caption_dropout", self.caption_dropout, 0.0, 1.0)
         _within("prompts.strength_dropout", self.strength_dropout, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PictureAugmentConfig:
+    """Augmentation of pictures: of a pool's for Stage-1, of all for Stage-2. A photo and its frames alike."""
+
+    mirror: bool = True
+    gain: float = 0.25
+    """Standard deviation of the log exposure."""
+    white_balance: float = 0.06
+    """Standard deviation of the log gain of each channel."""
+    hue: float = 0.0
+    """Standard deviation of the rotation of hues, in radians."""
+    chroma: float = 0.0
+    """Standard deviation of the log factor on chroma."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name in ("gain", "white_balance", "hue", "chroma"):
+            _within(f"augment.{name}", getattr(self, name), 0.0)
 
 
 @dataclass(frozen=True)
@@ -296,8 +316,12 @@ class Stage1Config:
     """Distilled guidance that the base is told in training."""
     offset_noise: float = 0.0
     """Standard deviation of noise that is constant over each latent channel."""
+    augment: PictureAugmentConfig = field(default_factory=PictureAugmentConfig)
+    """Of a pool's pictures; manifests are mirrored and cropped alone."""
     level_weight: float = 0.3
     """Embedded model: weight of the supervision of the blend levels by the true disparity offset."""
+    picture_share: float = 1.0
+    """Embedded model: share of each batch whose pictures are blended and compared; levels are supervised in all."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     card: CardConfig | None = None
@@ -314,8 +338,10 @@ class Stage1Config:
         for phase in self.phases:
             if phase.size_px % 16:
                 raise InputError(f"phases size_px is {phase.size_px}; wanted a multiple of 16.")
-        for name in ("text_to_image", "grounded_share"):
+        for name in ("text_to_image", "grounded_share", "picture_share"):
             _within(name, getattr(self, name), 0.0, 1.0)
+        if self.base.kind == "mini" and not self.picture_share:
+            raise InputError("picture_share is 0.0; wanted a number above 0 and at most 1.")
         _within("offset_noise", self.offset_noise, 0.0)
         if self.base.kind == "mini":
             if self.manifests is not None:
@@ -354,14 +380,9 @@ class DepthBaseConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(PictureAugmentConfig):
     """Augmentation of Stage-2; all frames of a photo alike."""
 
-    mirror: bool = True
-    gain: float = 0.25
-    """Standard deviation of the log exposure."""
-    white_balance: float = 0.06
-    """Standard deviation of the log gain of each channel."""
     frames: int | None = None
     """Frames of the stack that a sample keeps, chosen at random and in random order; None keeps all, ascending."""
     strength_jitter: float = 0.0
@@ -371,8 +392,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        for name in ("gain", "white_balance", "strength_jitter"):
-            _within(f"augment.{name}", getattr(self, name), 0.0)
+        super().__post_init__()
+        _within("augment.strength_jitter", self.strength_jitter, 0.0)
         if self.frames is not None:
             _within("augment.frames", self.frames, 1)
         _within("augment.crop", self.crop, 0.1, 1.0)

@@ -24,11 +24,21 @@ import torch
 import torch.nn.functional as fn
 
 from bokehdepth.errors import InputError
+from bokehdepth.modeling_mini_flux import GAMMA
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
+from bokehdepth.rendering.materials import hue_chroma_matrix
 from bokehdepth.rendering.scenes import SceneGenerator
 from train import config as configuration
 from train.checkpointing import step_rng
-from train.config import AugmentConfig, LoopConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.config import (
+    AugmentConfig,
+    LoopConfig,
+    PhaseConfig,
+    PictureAugmentConfig,
+    PoolConfig,
+    Stage1Config,
+    Stage2Config,
+)
 
 logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
@@ -230,9 +240,9 @@ class ScenePool:
         rows: np.ndarray,
         size_px: int,
         rngs: Sequence[np.random.Generator] | None = None,
-        augment: AugmentConfig | None = None,
+        augment: PictureAugmentConfig | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Scenes as tensors, augmented where generators are given (mirror, exposure, white balance; frames alike).
+        """Scenes as tensors, augmented where generators are given (mirror image and colours; frames alike).
 
         Args:
             rows: (B,) scene numbers.
@@ -255,13 +265,13 @@ class ScenePool:
         focus = self.tensors["focus_distance_m"][places][:, None, None, None]
         frames = torch.cat([image[:, None], bokeh], dim=1)
         if rngs is not None:
-            augment = augment or AugmentConfig()
+            augment = augment or PictureAugmentConfig()
             mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs]).to(self.device)
-            gains = torch.stack([display_gain(rng, augment) for rng in rngs]).to(self.device)
+            matrices = torch.stack([colour_matrix(rng, augment) for rng in rngs]).to(self.device)
             mirrored = mirrored[:, None, None, None]
             frames = torch.where(mirrored[..., None], frames.flip(-1), frames)
             depth = torch.where(mirrored, depth.flip(-1), depth)
-            frames = (frames * gains[:, None]).clamp(max=1)
+            frames = recoloured(frames, matrices)
         disparity = 1 / depth
         if size_px != self.pool.size_px:
             flat = frames.flatten(0, 1)
@@ -277,13 +287,27 @@ class ScenePool:
         }
 
 
-def display_gain(rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:
-    """Factor (3, 1, 1) on display values: a random exposure and white balance.
+def colour_matrix(rng: np.random.Generator, augment: PictureAugmentConfig) -> torch.Tensor:
+    """Matrix (3, 3) on linear light: a random exposure, white balance, hue and chroma.
 
-    Gains in linear light commute with defocus, so a pair stays exact as long as nothing saturates.
+    A matrix on linear light commutes with defocus, so a pair stays exact as long as nothing saturates.
     """
     gain = augment.gain * rng.normal() + augment.white_balance * rng.normal(size=3)
-    return torch.from_numpy(np.exp(gain / 2.2).astype(np.float32))[:, None, None]
+    matrix = np.diag(np.exp(gain))
+    if augment.hue or augment.chroma:
+        turn, chroma = rng.normal(0, augment.hue), np.exp(rng.normal(0, augment.chroma))
+        matrix = matrix @ hue_chroma_matrix(turn, chroma)
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+def recoloured(pictures: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Display values (B, ..., 3, H, W) in [0, 1], their linear light multiplied with (B, 3, 3) from the left."""
+    gains = matrices.diagonal(dim1=1, dim2=2)
+    shape = (len(gains), *[1] * (pictures.ndim - 4), 3, 1, 1)
+    if torch.equal(matrices, torch.diag_embed(gains)):  # gains act on display values too
+        return (pictures * gains.pow(1 / GAMMA).view(shape)).clamp(max=1)
+    light = torch.einsum("bij,b...jhw->b...ihw", matrices, pictures.pow(GAMMA))
+    return light.clamp(0, 1).pow(1 / GAMMA)
 
 
 def fill_pool(pool: PoolConfig) -> None:
@@ -361,7 +385,7 @@ class PoolPairs:
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
         frames = torch.tensor([int(rng.integers(self.group - 1)) for rng in rngs])
         grounded = torch.tensor([rng.random() < self.cfg.grounded_share for rng in rngs])
-        batch = self.pool.batch(rows, phase.size_px, rngs)
+        batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment)
         itself = torch.arange(len(rows))
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo

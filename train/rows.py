@@ -28,7 +28,7 @@ from bokehdepth.processing_bokehdepth import resize, to_pixels
 from bokehdepth.rendering.refocus import render_from_depth
 from train.checkpointing import step_rng
 from train.config import ManifestConfig, PhaseConfig, Stage1Config, Stage2Config
-from train.data import choose_frames, display_gain, is_text_step, strength_drops
+from train.data import choose_frames, colour_matrix, is_text_step, recoloured, strength_drops
 from train.prompts import Prompts
 from train.sources import read_depth as read_depth_file
 
@@ -436,8 +436,8 @@ class RowStacks:
         if mirrored:
             image, bokeh, metres = image.flip(-1), bokeh.flip(-1), metres.flip(-1)
         if rng is not None:
-            gain = display_gain(rng, cfg.augment)
-            image, bokeh = (image * gain).clamp(max=1), (bokeh * gain).clamp(max=1)
+            matrix = colour_matrix(rng, cfg.augment)
+            image, bokeh = recoloured(image, matrix[None]), recoloured(bokeh[None], matrix[None])[0]
             bokeh, strength = choose_frames(bokeh, strength, rng, cfg.augment)
         valid = torch.isfinite(metres) & (metres >= cfg.min_depth_m) & (metres <= cfg.max_depth_m)
         return {

@@ -8,6 +8,7 @@ predicts the clean picture, is trained whole with the same loop. `<output>/model
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ class MiniNetwork(_Stage1Network):
         adapter: of its sizes.
         autoencoder: without weights.
         level_weight: weight of the supervision of the blend levels by the true disparity offset.
+        picture_share: share of a batch whose pictures are blended and compared; a generated picture has no other
+            teacher, so it is always compared.
     """
 
     def __init__(
@@ -109,12 +112,18 @@ class MiniNetwork(_Stage1Network):
         adapter: BokehAdapter,
         autoencoder: PatchAutoencoder,
         level_weight: float = 0.0,
+        picture_share: float = 1.0,
     ) -> None:
         super().__init__(adapter, transformer, autoencoder)
-        self.level_weight = level_weight
+        self.level_weight, self.picture_share = level_weight, picture_share
 
     def predict(
-        self, image: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, strength: torch.Tensor
+        self,
+        image: torch.Tensor,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        strength: torch.Tensor,
+        blended: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The clean picture that is seen in noisy ones.
 
@@ -123,9 +132,10 @@ class MiniNetwork(_Stage1Network):
             noisy: (B, 3, H, W), as `add_noise` makes them.
             sigma: (B,) their noise levels.
             strength: (B,) K.
+            blended: how many samples, the first ones, become pictures; None is all.
 
         Returns:
-            (B, 3, H, W) in [-1, 1], and the logits of the blend levels (B, J, H/2, W/2) or None.
+            (B or blended, 3, H, W) in [-1, 1], and the logits of the blend levels (B, J, H/2, W/2) or None.
         """
         rows, columns = (side // self.transformer.token_px for side in image.shape[-2:])
         tokens, reference = self.transformer._pack(noisy), self.transformer._pack(image)
@@ -139,8 +149,9 @@ class MiniNetwork(_Stage1Network):
             timestep=sigma,
             txt_ids=torch.zeros(prompt.shape[1], 3, device=image.device),
             return_weights=True,
+            blended=blended,
         )
-        clean = tokens - sigma[:, None, None] * velocity[:, : tokens.shape[1]].float()
+        clean = tokens[:blended] - sigma[:blended, None, None] * velocity[:, : tokens.shape[1]].float()
         return self.transformer._unpack(clean, rows, columns), logits
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -149,9 +160,11 @@ class MiniNetwork(_Stage1Network):
         image, clean = batch["image"] * 2 - 1, target * 2 - 1
         drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
         sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
-        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, strength)
+        share = self.picture_share if self.transformer.config.head == "disks" else 1.0
+        count = math.ceil(share * len(image))
+        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, strength, count)
         radius = strength[:, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"]
-        pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target, radius)
+        pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target[:count], radius[:count])
         if logits is None:  # a generated picture: nothing but the picture teaches it
             return {"loss": pixel, "pixel": pixel}
         levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
@@ -286,13 +299,16 @@ def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_
         if cfg.base.start_from:
             place = {"pretrained_model_name_or_path": cfg.base.start_from, "torch_dtype": torch.float32}
             base = MiniFluxTransformer2DModel.from_pretrained(subfolder="transformer", **place)
+            # Its sizes hold; how the photo is attended to has no weights of its own and may change.
+            names = ("reference_attention", "reference_timestep")
+            place |= {name: cfg.adapter[name] for name in names if name in cfg.adapter}
             adapter = BokehAdapter.from_pretrained(subfolder="bokeh_adapter", **place)
         else:
             base = MiniFluxTransformer2DModel(**cfg.base.transformer)
             adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
         patch_px = base.token_px // 2
         autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, (1,) * patch_px.bit_length())
-        network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight)
+        network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight, cfg.picture_share)
         return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
     dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32
     if cfg.base.path:

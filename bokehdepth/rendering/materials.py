@@ -17,6 +17,10 @@ from bokehdepth.rendering.drawing import FAMILIES, TILE_PX, drawn_tile, shading
 
 _TILE_COUNT = 40
 _DRAWN_COUNT = 64  # different drawings of each family
+_BEND_CELLS = 4  # on a side
+_BEND_ROOM = 0.08  # of the size, beyond a side that may move
+_BEND_SHARE, _LEAN_SHARE, _STRETCH_SHARE = 0.025, 0.1, 0.12  # standard deviations
+_BILINEAR = Image.Resampling.BILINEAR
 SIDES = ("left", "top", "right", "bottom")
 
 
@@ -102,18 +106,25 @@ class Materials:
         return self._read(self._backdrops, rng)
 
     def portrait(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw one of the whole photographs with a subject.
+        """Draw one of the whole photographs with a subject; mirrored, bent and recoloured by chance.
 
         Args:
             rng: Source of chance.
 
         Returns:
-            uint8 ``(h, w, 4)``, alpha not premultiplied and above 0 on the subject, shared: not to be changed.
+            uint8 ``(h, w, 4)``, alpha not premultiplied and above 0 on the subject.
 
         Raises:
             InputError: If none were given, or the file cannot be read as a picture.
         """
-        return self._read(self._portraits, rng, "RGBA")
+        photo = self._read(self._portraits, rng, "RGBA")
+        if rng.random() < 0.5:
+            photo = photo[:, ::-1]
+        # Of RGBA, Pillow would forget the colours of what is transparent.
+        rgb, alpha = (Image.fromarray(np.ascontiguousarray(part)) for part in (photo[..., :3], photo[..., 3]))
+        size, mesh = _bent(rgb.size, frozenset(SIDES), rng)
+        rgb, alpha = (part.transform(size, Image.Transform.MESH, mesh, _BILINEAR) for part in (rgb, alpha))
+        return np.dstack([_recoloured(np.asarray(rgb), rng), np.asarray(alpha)])
 
     def _read(self, paths: Sequence[Path], rng: np.random.Generator, mode: str = "RGB") -> np.ndarray:
         if not paths:
@@ -196,16 +207,82 @@ class Materials:
 
 
 def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
-    """Mirror a sprite and change its light and colour a little, by chance."""
+    """Mirror and bend a sprite and change its light and colour, by chance."""
     rgba, open_sides = sprite.rgba, sprite.open_sides
     if rng.random() < 0.5:
         rgba = rgba[:, ::-1]
         mirror = {"left": "right", "right": "left"}
         open_sides = frozenset(mirror.get(side, side) for side in open_sides)
-    gain, gamma = rng.uniform(0.85, 1.1) * rng.uniform(0.93, 1.07, 3), rng.uniform(0.75, 1.3)
-    curves = (255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)).astype(np.uint8)
-    channels = [np.take(curve, rgba[..., number]) for number, curve in enumerate(curves)]
-    return Sprite(np.dstack([*channels, rgba[..., 3]]), open_sides, sprite.height_m, sprite.family)
+    picture = Image.fromarray(np.ascontiguousarray(rgba))
+    size, mesh = _bent(picture.size, open_sides, rng)
+    rgba = np.asarray(picture.transform(size, Image.Transform.MESH, mesh, _BILINEAR))
+    seen = rgba[..., 3] > 8
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if rows.size:  # something thinner than a pixel may be lost on the way
+        rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    recoloured = np.dstack([_recoloured(rgba[..., :3], rng), rgba[..., 3]])
+    return Sprite(recoloured, open_sides, sprite.height_m, sprite.family)
+
+
+def _bent(
+    size_px: tuple[int, int], open_sides: frozenset[str], rng: np.random.Generator
+) -> tuple[tuple[int, int], list[tuple[tuple[int, ...], tuple[float, ...]]]]:
+    """Draw a smooth change of shape: proportions, lean and bends, so that no outline is met twice.
+
+    Open sides stay straight and where they are; beyond the others there is room to move into.
+
+    Args:
+        size_px: ``(width, height)`` of a picture.
+        open_sides: Some of `SIDES`.
+        rng: Source of chance.
+
+    Returns:
+        ``(width, height)`` of the bent picture, and the quadrilaterals that Pillow's mesh transform wants.
+    """
+    width, height = size_px
+    left, top, right, bottom = (0.0 if side in open_sides else _BEND_ROOM for side in SIDES)
+    x, y = np.meshgrid(np.linspace(-left, 1 + right, _BEND_CELLS + 1), np.linspace(-top, 1 + bottom, _BEND_CELLS + 1))
+    move_x, move_y = rng.normal(0, _BEND_SHARE, (2, *x.shape))
+    move_x[:, [0, -1]] = 0
+    move_y[[0, -1]] = 0
+    lean = rng.normal(0, _LEAN_SHARE) if left and right else 0.0
+    x, y = x + move_x + lean * (1 - y), y + move_y
+    stretch = np.exp(rng.normal(0, _STRETCH_SHARE))
+    wide, tall = max(round(width * (1 + left + right) * stretch), 4), max(round(height * (1 + top + bottom)), 4)
+    corners = np.stack([x * width, y * height], axis=-1)
+    columns, rows = (np.linspace(0, side, _BEND_CELLS + 1).round().astype(int) for side in (wide, tall))
+    mesh = []
+    for i in range(_BEND_CELLS):
+        for j in range(_BEND_CELLS):
+            box = tuple(int(n) for n in (columns[j], rows[i], columns[j + 1], rows[i + 1]))
+            around = (corners[i, j], corners[i + 1, j], corners[i + 1, j + 1], corners[i, j + 1])
+            mesh.append((box, tuple(float(n) for corner in around for n in corner)))
+    return (wide, tall), mesh
+
+
+def _recoloured(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change light, contrast, hue and chroma of a picture by chance: uint8 ``(h, w, 3)`` in and out."""
+    gain, gamma = rng.uniform(0.85, 1.1) * rng.uniform(0.93, 1.07, 3), rng.uniform(0.7, 1.4)
+    curves = 255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)
+    picture = Image.fromarray(np.ascontiguousarray(rgb)).point(curves.round().astype(int).ravel().tolist())
+    matrix = hue_chroma_matrix(rng.normal(0, 0.3), np.exp(rng.normal(-0.1, 0.35)))
+    rows = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
+    return np.asarray(picture.convert("RGB", tuple(rows.ravel().tolist())))
+
+
+def hue_chroma_matrix(angle_rad: float, chroma: float) -> np.ndarray:
+    """Compute the matrix that turns hues about the grey axis and scales chroma; greys stay as they are.
+
+    Args:
+        angle_rad: Rotation.
+        chroma: Factor; 0 makes everything grey.
+
+    Returns:
+        float64 ``(3, 3)``, to be multiplied with RGB from the left; its rows sum to 1.
+    """
+    grey, axis = np.full((3, 3), 1 / 3), 1 / np.sqrt(3)
+    turned = np.cross(np.eye(3), np.full(3, -axis))
+    return grey + chroma * (np.cos(angle_rad) * (np.eye(3) - grey) + np.sin(angle_rad) * turned)
 
 
 def _checked_files(name: str, paths: Sequence[Path]) -> tuple[Path, ...]:

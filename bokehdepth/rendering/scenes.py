@@ -24,7 +24,7 @@ from bokehdepth.rendering.materials import Materials
 from bokehdepth.rendering.staging import MAX_DEPTH_M, MIN_DEPTH_M, Plane, Stage, Surface
 
 KIND_WEIGHTS = {"portrait": 0.38, "ground": 0.17, "room": 0.13, "table": 0.12, "wall": 0.12, "landscape": 0.08}
-PHOTOGRAPH_SHARE = 0.2
+PHOTOGRAPH_SHARE = 0.3
 """Of scenes, where whole photographs with a subject are given: the kind ``photograph``."""
 _SUBJECT_SHARES = (0.025, 0.85)  # of the frame, smallest and largest
 _THINGS = ("box", "blob", "bottle", "figure")
@@ -80,8 +80,8 @@ class SceneGenerator:
         seed: 0 or more.
         backdrops: Photos to be seen whole behind a subject: best views without a large face in them, which would be
             blurred there and teach that faces are. None: all photos.
-        portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). One
-            scene in five is then such a photograph itself, its subject where it was.
+        portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). Three
+            scenes in ten are then such a photograph itself, its subject where it was.
 
     Raises:
         InputError: If ``size_px`` or ``seed`` is out of range or a path is not a file.
@@ -168,10 +168,8 @@ class _Draft(Stage):
     def build_photograph(self) -> None:
         """Build a real photograph from its subject and, behind it, the rest, which is given a plausible depth."""
         photo = self.materials.portrait(self.rng)
-        if self.happens(0.5):
-            photo = photo[:, ::-1]
         rows, columns = photo.shape[:2]
-        scale = self.uniform(0.62, 1.0) * min(rows / self.height, columns / self.width)
+        scale = self.uniform(0.55, 1.0) * min(rows / self.height, columns / self.width)
         tall, wide = self.height * scale, self.width * scale
         left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
         box = (left, top, left + wide, top + tall)
