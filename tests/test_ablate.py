@@ -118,7 +118,7 @@ def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypa
                *(f"pool.{name}=[]" for name in ("photos", "backdrops", "portraits", "mattes"))]  # fmt: skip
     short = [{"size_px": 32, "batch": 2, "steps": 2, "learning_rate": 1e-3}]
     monkeypatch.setitem(ablate.TRIAL_BASE, "phases", short)
-    names = ["base", "generated picture"]
+    names = ["base", "generated picture", "4 denoising steps"]
     ablate.stage1.fill_pool(config.load(Stage1Config, config_file, changes).pool)
     threads = torch.get_num_threads()
     text = ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3)
@@ -129,8 +129,10 @@ def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypa
         for name in ("base", "generated_picture")
     }
     assert heads == {"base": "disks", "generated_picture": "picture"}
-    scores = [json.loads((root / "trials" / "base" / seed / "score.json").read_text()) for seed in "01"]
+    scores = [json.loads((root / "trials" / "base" / seed / "score_1.json").read_text()) for seed in "01"]
     assert scores[0]["whole"] != scores[1]["whole"]  # another seed is another training
+    four = json.loads((root / "trials" / "base" / "0" / "score_4.json").read_text())
+    assert four["whole"] != scores[0]["whole"] and not (root / "trials" / "4_denoising_steps").exists()
     logged = (root / "trials/base/0/log.jsonl").read_text()
     assert ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3) == text
     assert (root / "trials/base/0/log.jsonl").read_text() == logged

@@ -105,6 +105,8 @@ def test_colours_change_in_linear_light():
     grey = torch.linspace(0, 1, 24).expand(2, 3, 24, 24)
     torch.testing.assert_close(data.recoloured(grey, turned), grey, rtol=0, atol=1e-5)
     assert (data.recoloured(picture, turned) - picture).abs().mean() > 0.02
+    with torch.autocast("cpu", torch.bfloat16):
+        assert data.recoloured(picture, turned).dtype == torch.float32
     plain = torch.stack([data.colour_matrix(rng, PictureAugmentConfig()) for _ in range(2)])
     light = picture.pow(2.2) * plain.diagonal(dim1=1, dim2=2)[..., None, None]
     torch.testing.assert_close(data.recoloured(picture, plain).pow(2.2), light.clamp(max=1), rtol=0, atol=1e-5)

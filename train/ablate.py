@@ -68,8 +68,17 @@ TRIALS = {
     "one block a level": {"base.transformer.stem_depths": [1, 1, 1, 1]},
     "levels weigh 0.3": {"level_weight": 0.3},
     "128 px, a quarter of the scenes": {"phases": [{"size_px": 128, "batch": 4, "steps": 125, "learning_rate": 1e-3}]},
+    "128 px, then 256 px": {
+        "phases": [
+            {"size_px": 128, "batch": 4, "steps": 62, "learning_rate": 1e-3},
+            {"size_px": 256, "batch": 2, "steps": 32, "learning_rate": 5e-4},
+        ]
+    },
+    "4 denoising steps": {},
 }
 """Rows of the trials of Stage-1 to the values that differ; one attention token without a null key is a constant."""
+SCORED_STEPS = {"4 denoising steps": 4}
+"""Denoising steps that a trial is scored with, where it is not one; the weights are those of the base."""
 TRIAL_BASE = {
     "phases": [{"size_px": 64, "batch": 8, "steps": 250, "learning_rate": 1e-3}],
     "base.transformer": {
@@ -84,6 +93,7 @@ TRIAL_BASE = {
     "loop.plain_attention": True,
     "loop.pool_on_device": False,
     "loop.held_out_every": 0,
+    "picture_share": 1.0,
 }
 """What all trials change of the configuration: half of the network and a minute on a CPU."""
 
@@ -227,14 +237,16 @@ def ablate_stage1(
     for name in trials:
         found = []
         for seed in range(seeds):
-            folder = output / name.replace(" ", "_") / str(seed)
+            trained = name if TRIALS[name] else "base"
+            folder = output / trained.replace(" ", "_").replace(",", "") / str(seed)
             values = {**TRIALS[name], "seed": seed, "output": str(folder)}
             cfg = config.load(Stage1Config, path, [*_sets(TRIAL_BASE), *changes, *_sets(values)])
-            saved = folder / "score.json"
+            steps = SCORED_STEPS.get(name, 1)
+            saved = folder / f"score_{steps}.json"
             if not saved.exists():
-                logger.info("%s, seed %d: training", name, seed)
+                logger.info("%s, seed %d", name, seed)
                 model = stage1.run(cfg, "latest" if latest(folder) else None)
-                held = controls.Scenes(load_stage1(str(model)), cfg, scenes, 1, cfg.phases[-1].size_px)
+                held = controls.Scenes(load_stage1(str(model)), cfg, scenes, steps, cfg.phases[-1].size_px)
                 stacks = [held.stack(i, held.strengths) for i in range(len(held.sharp))]
                 row = controls.score_row(held, lambda i, k, s=stacks, h=held: s[i][h.strengths.index(k)])
                 saved.write_text(json.dumps(row[f"K{held.strengths[-1]:g}"]))

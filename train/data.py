@@ -306,7 +306,8 @@ def recoloured(pictures: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     shape = (len(gains), *[1] * (pictures.ndim - 4), 3, 1, 1)
     if torch.equal(matrices, torch.diag_embed(gains)):  # gains act on display values too
         return (pictures * gains.pow(1 / GAMMA).view(shape)).clamp(max=1)
-    light = torch.einsum("bij,b...jhw->b...ihw", matrices, pictures.pow(GAMMA))
+    with torch.autocast(pictures.device.type, enabled=False):  # a training's would round the pictures to bfloat16
+        light = torch.einsum("bij,b...jhw->b...ihw", matrices, pictures.pow(GAMMA))
     return light.clamp(0, 1).pow(1 / GAMMA)
 
 
