@@ -123,7 +123,8 @@ def test_numbers_of_the_released_generation(parity_root, group):
         if half:
             assert (value.float() - wanted).norm() <= 2e-2 * wanted.norm(), name
         else:
-            assert (value - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
+            # Phases of the timestep embedding end at 6e-5, see test_numbers_of_the_released_adapter.
+            assert (value - wanted).abs().max() <= 3e-5 * wanted.abs().max(), name
     assert list(images[0].size) == arrays[f"{group}/out_size_wh"].tolist() == [128, 96]
     pictures = np.stack([np.asarray(image) for image in images])[:, ::3, ::3].astype(int)
     difference = np.abs(pictures - arrays[f"{group}/image_u8"])
