@@ -35,7 +35,6 @@ from .processing_bokehdepth import (
     MIN_SIDE_PX,
     BokehDepthOutput,
     BokehStackOutput,
-    DetailRestorer,
     Frames,
     PhotoInput,
     list_photos,
@@ -320,7 +319,6 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             if not isinstance(memory, PhotoMemory):
                 memory = self._remember(photo, steps, guidance_scale, source, *prompted, processing_area_px)
             frames, (h, w) = [], memory.working.shape[-2:]
-            restored = DetailRestorer(memory.pixels, memory.working) if restore and blurred else None
             if blurred:
                 # 4. Denoise all K together
                 latents = self._sample(
@@ -329,7 +327,7 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
                 # 5. Decode frame by frame, which keeps the peak memory at one frame
                 for frame in latents:
                     decoded = self._decode(frame[None], memory.padded_height, w)[..., :h, :]  # (1, 3, h, w)
-                    frames.append(restored(decoded) if restore else decoded)
+                    frames.append(memory.restorer(decoded) if restore else decoded)
             if strengths[0] == 0:
                 frames.insert(0, memory.pixels if restore else memory.working)
             stacks.append(to_output(torch.cat(frames), output_type))

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch.nn.functional as fn
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
-from .processing_bokehdepth import PhotoInput, resize, to_pixels, working_size
+from .processing_bokehdepth import DetailRestorer, PhotoInput, resize, to_pixels, working_size
 
 DEFAULT_PROMPT = (
     "Photograph the same scene with a wider aperture: keep the subject in focus and sharp, blur what lies nearer or "
@@ -66,6 +67,11 @@ class PhotoMemory:
     guidance_scale: float
     reference: dict[str, Any] = field(default_factory=dict)
     shared_latents: dict[tuple[int, float | None, int], torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def restorer(self) -> DetailRestorer:
+        """Brings frames to the photo's size; made for the first stack that wants it."""
+        return DetailRestorer(self.pixels, self.working)
 
 
 def photo_of(image: Any) -> PhotoInput:

@@ -313,6 +313,6 @@ def test_numbers_of_the_released_adapter(data_root, fold):
     )
     name = next(n for n in reference.files if n.endswith("qk_on_batch") and not n.startswith("f64"))
     wanted = torch.from_numpy(reference[name])
-    # The base embeds timesteps up to 1000 by sines of phases in float32, which end at 6e-5: another CPU's exp moves them
-    # by one such step (seen: 1.3e-5 of the largest value here, the same in float32 and float64).
+    # The base embeds timesteps up to 1000 by sines of float32 phases, of last digit 6e-5; another CPU's exp moves
+    # it by one (seen: 1.3e-5 of the largest value here, the same in float32 and float64).
     assert (out - wanted).abs().max() <= 2e-5 * wanted.abs().max()
