@@ -96,6 +96,15 @@ def test_a_batch_is_made_as_by_hand(pool, augment):
     assert seen == {True, False}
 
 
+def test_white_stays_white_when_pictures_are_reduced(pool):
+    scenes = data.ScenePool(pool, "train")
+    scenes.tensors = {name: value.clone() for name, value in scenes.tensors.items()}
+    scenes.tensors["image"][:] = scenes.tensors["bokeh"][:] = 255
+    for size_px in range(16, 48):
+        batch = scenes.batch(np.arange(2), size_px)
+        assert batch["image"].max() == batch["bokeh"].max() == 1 and batch["image"].min() > 0.999
+
+
 def test_colours_change_in_linear_light():
     """Greys keep their light, exposure and white balance are factors on it, and a blurred pair stays a pair."""
     rng, picture = np.random.default_rng(0), torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))

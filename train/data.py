@@ -276,6 +276,7 @@ class ScenePool:
         if size_px != self.pool.size_px:
             flat = frames.flatten(0, 1)
             flat = fn.interpolate(flat, size=(size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
+            flat = flat.clamp(max=1)  # weights that sum to one up to rounding can lift white a last digit above 1
             frames = flat.unflatten(0, frames.shape[:2])
             disparity = fn.interpolate(disparity, size=(size_px, size_px), mode="nearest-exact")
         return {

@@ -245,8 +245,7 @@ class PoolSource(Source):
     def __getitem__(self, number: int) -> Sample:
         """One scene; the same arithmetic as training's batches, without augmentation."""
         batch = self.pool.batch(np.array([number]), self.size_px)
-        # The weights of a reduction sum to one up to rounding, which can lift white a last digit above 1.
-        pictures = torch.cat([batch["image"], batch["bokeh"][0]]).clamp(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
+        pictures = torch.cat([batch["image"], batch["bokeh"][0]]).permute(0, 2, 3, 1).contiguous().numpy()
         strengths = batch["strength"][0].tolist()
         frames = tuple(Frame(k, picture) for k, picture in zip(strengths, pictures[1:], strict=True))
         focus = float(self.pool.tensors["focus_distance_m"][number])
