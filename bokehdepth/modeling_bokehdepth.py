@@ -99,17 +99,16 @@ class _FocusAttention(nn.Module):
 
 
 class FocusMeasureEmbedding(nn.Module):
-    """Explicit focus cue: log local-gradient energy of the pixels, mapped to token width.
+    """Explicit focus cue: log local-gradient energy of the pixels, and what a frame lost of it, as a token.
 
-    The paper has no such part. A large pretrained encoder reads blur from its patches; a small net trained
-    from scratch for a short time did not learn to use a stack without this cue. ``dim`` is the token width ``D``.
+    The paper has no such part; a small net from scratch did not learn to use a stack without it. ``dim`` is ``D``.
     """
 
     num_measures = 4 * len(_MEASURE_SCALES_PX)
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(self.num_measures, dim)
+        self.proj = nn.Linear(2 * self.num_measures, dim)
 
     @staticmethod
     def measure(pixel_values: Tensor, patch_size: int) -> Tensor:
@@ -144,8 +143,9 @@ class FocusMeasureEmbedding(nn.Module):
         return cells.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B*F, 12, h, w) to (B, F, N, 12)
 
     def forward(self, measures: Tensor) -> Tensor:
-        """Map measures (..., 12) to (..., D)."""
-        return self.proj(measures.to(self.proj.weight.dtype))
+        """Map the frames' measures (B, F, N, 12), the sharp reference first, to (B, F, N, D)."""
+        lost = measures[:, :1] - measures
+        return self.proj(torch.cat([measures, lost], dim=-1).to(self.proj.weight.dtype))
 
 
 class DividedSpaceFocusAttention(GradientCheckpointingLayer):
@@ -178,7 +178,7 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         use_focus: keep step 2.
         use_film: keep Eq. 9.
         use_bokeh: look at the stack and its K at all.
-        focus_measure: add a `FocusMeasureEmbedding` to the normalised tokens that step 2 attends over.
+        focus_measure: add a `FocusMeasureEmbedding` to the tokens before step 1.
         space_attention_scale: factor on the logits of step 1; None is ``head_dim ** -0.5``. The released checkpoints'
             SDPA path scales twice, which is ``1 / head_dim``.
 
@@ -256,6 +256,8 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
             init.uniform_(self.k_embed[0].bias, -1.0, 1.0)
         if self.use_film and self.layerscale_init == 0:
             init.zeros_(self.focus_film.weight)
+        if self.focus_measure:  # blur takes a few tenths from a measure, beside tokens of unit variance
+            init.normal_(self.focus_measure_embed.proj.weight, std=0.5 * (self.layerscale_init != 0))
 
     def forward(
         self,
@@ -295,14 +297,15 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         strengths = strengths / self.bokeh_strength_scale
         if self.use_space or self.use_film:
             k_tokens = self.k_embed(strengths.unsqueeze(-1).to(self.k_embed[0].weight.dtype))  # Eq. 6, (B, F, D)
+        if self.focus_measure:
+            x = x + self.focus_measure_embed(focus_measures[:, :visible])
         if self.use_space:
             x = self._space_step(x, k_tokens)
         if self.use_film:
             scale, shift = self.focus_film(k_tokens).unsqueeze(2).chunk(2, dim=-1)
             x = x * (1 + scale.tanh()) + shift  # Eq. 9
         if self.use_focus:
-            measures = focus_measures[:, :visible] if self.focus_measure else None
-            x = self._focus_step(x, strengths, measures, queries)
+            x = self._focus_step(x, strengths, queries)
         return x if self.use_bokeh or reference_only else x.expand(-1, frames, -1, -1)
 
     def _check_shapes(self, tokens: Tensor, bokeh_strengths: Tensor, focus_measures: Tensor | None) -> None:
@@ -325,13 +328,10 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         x = x + self.gamma_space_attn * update
         return x + self.gamma_space_ffn * self.space_ffn(self.ln_space_ffn(x))
 
-    def _focus_step(self, x: Tensor, strengths: Tensor, measures: Tensor | None, queries: int) -> Tensor:
+    def _focus_step(self, x: Tensor, strengths: Tensor, queries: int) -> Tensor:
         """Attention along the frames (B, F, N, D) at each patch; returns the first ``queries`` frames."""
         distance = (strengths[:, :queries, None] - strengths[:, None, :]).abs()
-        normed = self.ln_focus_attn(x)
-        if measures is not None:
-            normed = normed + self.focus_measure_embed(measures)
-        update = self.focus_attn(normed, -self.focus_bias_slope * distance)
+        update = self.focus_attn(self.ln_focus_attn(x), -self.focus_bias_slope * distance)
         x = x[:, :queries] + self.gamma_focus_attn * update
         return x + self.gamma_focus_ffn * self.focus_ffn(self.ln_focus_ffn(x))
 
@@ -353,7 +353,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
     use_space, use_focus, use_film, use_bokeh (`bool`, *optional*, default to `True`):
         The ablations of the paper's Table 4, see `DividedSpaceFocusAttention`.
     focus_measure (`bool`, *optional*, defaults to `False`):
-        Whether the focus attention also sees explicit sharpness measures of the pixels.
+        Whether the blocks also see explicit sharpness measures of the pixels.
     space_attention_scale (`float`, *optional*):
         Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
     stack_scale (`float`, *optional*, defaults to 1.0):

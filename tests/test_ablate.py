@@ -88,8 +88,7 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     assert not (root / "bad").exists()
 
 
-def test_table_5_runs_one_model_at_several_steps(cfg, root, monkeypatch, caplog):
-    caplog.set_level("INFO")
+def test_table_5_runs_one_model_at_several_steps(cfg, root, monkeypatch, capsys):
     changes = ["--set", f"pool.folder={root / 'pool'}"]
     assert pool_of(DEBUG, changes[1:]).folder == str(root / "pool")
     ablate.stage2.fill_pool(cfg.pool)
@@ -105,7 +104,7 @@ def test_table_5_runs_one_model_at_several_steps(cfg, root, monkeypatch, caplog)
     assert (cards["004_steps"].options["steps"], cards["001_steps"].options["steps"]) == (4, 1)
     one, four = (report["rows"][name]["psnr_srgb"]["mean"] for name in ("001_steps", "004_steps"))
     assert one != four and report["rows"]["004_steps"]["psnr_linear_minus_against"]["mean"] == 0
-    assert "| 001_steps |" in caplog.text
+    assert "| 001_steps |" in capsys.readouterr().out
     for steps, sentence in (([], r"steps is \[\]"), ([1, 1], r"steps is \[1, 1\]"), ([0], r"steps is \[0\]")):
         with pytest.raises(InputError, match=sentence):
             ablate.ablate_steps(PoolSource(cfg.pool), root / "six", steps, MethodOptions())

@@ -73,6 +73,9 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
         depth = source[source.ids.index(row["sample"])].depth_m.astype(np.float64)
         assert float(row["abs_rel"]) == pytest.approx(np.mean(np.abs(2.5 - depth) / depth), rel=1e-9)
         assert float(row["rmse_m"]) == pytest.approx(np.sqrt(np.mean((2.5 - depth) ** 2)), rel=1e-9)
+        scaled = np.mean(np.abs(np.median(depth) - depth) / depth)
+        assert float(row["abs_rel_median_scaled"]) == pytest.approx(scaled, rel=1e-6)
+    assert report["rows"]["inverse"]["abs_rel_median_scaled"] is None and "AbsRel, median-scaled" in text
     own = [float(row["abs_rel"]) for row in rows if row["method"] == "constant:2.5"]
     assert report["rows"]["constant:2.5"]["abs_rel"]["mean"] == pytest.approx(np.mean(own))
     test = report["rows"]["truth"]["abs_rel_minus_against"]
@@ -185,7 +188,7 @@ def call(module, monkeypatch, *arguments):
     torch.set_num_threads(threads)
 
 
-def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, caplog):
+def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, caplog, capsys):
     """Real pairs: KITTI's, with crop and cap, from photo to table."""
     caplog.set_level("INFO")
     pairs = ("--rgbd", data_root / "rgbd", "--only", "kitti_object", "--limit", 2)
@@ -196,7 +199,7 @@ def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, cap
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rows"]["truth"]["abs_rel"]["mean"] == 0 and report["rows"]["truth"]["delta1"]["mean"] == 1
     assert report["rows"]["constant"]["abs_rel"]["mean"] > 0.1 and report["protocol"]["max_depth_m"] == 80
-    assert "cap 80 m, predictions clipped" in caplog.text
+    assert "cap 80 m, predictions clipped" in capsys.readouterr().out
     for module, arguments, sentence in [
         (predict, (*pairs, "--method", "magic", "--output", tmp_path / "q"), "no method could be run"),
         (predict, ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "no index.csv"),

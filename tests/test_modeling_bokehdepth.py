@@ -167,7 +167,7 @@ def test_gradient_reaches_every_frame_and_parameter(base, frames):
 
 def test_fresh_model_starts_to_learn_at_once(base, frames):
     model = BokehDepthAnythingForDepthEstimation.from_base(base, focus_measure=True).train()
-    optimiser = torch.optim.SGD(model.dsfa.parameters(), lr=0.1)
+    optimiser = torch.optim.SGD(model.dsfa.parameters(), lr=0.01)
     for _ in range(2):
         optimiser.zero_grad()
         model(frames, STRENGTHS).predicted_depth.square().mean().backward()

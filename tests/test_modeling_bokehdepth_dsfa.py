@@ -345,3 +345,19 @@ def test_block_parity(parity_root, released, path, precision, tolerance):
         parity.assert_stored(arrays, f"{prefix}/k_small_stage/{name}", output, tolerance)
     # Dividing FiLM out again costs some digits.
     parity.assert_stored(arrays, f"{prefix}/k_small_stage/after_space", after_space, 10 * tolerance)
+
+
+@torch.no_grad()
+def test_focus_measure_embedding_knows_what_a_frame_lost():
+    embed = FocusMeasureEmbedding(8)
+    measures = torch.rand(2, 3, 15, 12)
+    own, lost = embed.proj.weight.split(12, dim=1)
+    expected = measures @ own.T + (measures[:, :1] - measures) @ lost.T + embed.proj.bias
+    assert torch.allclose(embed(measures), expected, atol=1e-6)
+    # Before step 1, so that a frame's patches see one another's sharpness.
+    block = make_block(focus_measure=True, layerscale_init=1.0)
+    tokens, measures = torch.randn(2, 4, 15, 32), torch.rand(2, 4, 15, 12)
+    changed = measures.clone()
+    changed[:, 2, 0] += 1
+    moved = (block(tokens, STRENGTHS, changed) - block(tokens, STRENGTHS, measures)).abs().amax(dim=(0, 3))
+    assert (moved[:, 1:] > 0).all()

@@ -243,6 +243,11 @@ def test_stage2_trains_on_every_kind_of_stack(root, mini, monkeypatch):
     cfg = config.load(Stage2Config, two, [])
     with np.load(data.shard_path(cfg.pool, "train", 0)) as a, np.load(generated / "train_64px_0000.npz") as b:
         assert np.array_equal(a["image"], b["image"]) and not np.array_equal(a["bokeh"], b["bokeh"])
+    last = root / "generated_last"
+    call(stacks, monkeypatch, "--config", root / "stage1.yaml", "--model", mini, "--output", last, "--shards", 1)
+    assert sorted(f.name for f in last.glob("*.npz")) == ["held_out_64px_0000.npz", "train_64px_0001.npz"]
+    assert np.array_equal(np.load(last / "train_64px_0001.npz")["bokeh"],
+                          np.load(generated / "train_64px_0001.npz")["bokeh"])  # fmt: skip
     with pytest.raises(InputError, match="steps is 3"):
         call(stacks, monkeypatch, "--config", root / "stage1.yaml", "--model", mini, "--output", generated,
              "--steps", 3)  # fmt: skip
@@ -259,6 +264,11 @@ def test_stage2_trains_on_every_kind_of_stack(root, mini, monkeypatch):
     for name in ("image", "depth_m", "strength"):  # controls see the same data
         assert all(torch.equal(drawn[stack][name], drawn["renderer"][name]) for stack in config.STACKS)
     assert not torch.equal(drawn["stage1"]["bokeh"], drawn["renderer"]["bokeh"])
+    phase = PhaseConfig(56, 2, 1, 0.0)
+    for stack, folder in (("stage1", generated), ("renderer", cfg.pool.folder)):  # judged by what it is trained on
+        changed = replace(cfg, stack=stack, generated=str(generated))
+        held = data.ScenePool(replace(cfg.pool, folder=str(folder)), "held_out").batch(np.arange(2), 56)
+        assert torch.equal(next(data.PoolStacks(changed).held_out(phase))["bokeh"], held["bokeh"])
 
 
 def test_gradients_of_stage2_and_its_loss_falls(root):
@@ -275,6 +285,36 @@ def test_gradients_of_stage2_and_its_loss_falls(root):
     with pytest.raises(InputError, match="depends on no trainable parameter"):
         none = replace(cfg, stack="none", base=replace(cfg.base, trainable="dsfa"))
         loop.freeze_idle(stage2.Stage2Network(stage2.build_model(none), none), batch)
+
+
+def test_samples_without_a_stack_are_those_of_the_base_path(root):
+    cfg = config.load(Stage2Config, root / "stage2.yaml", ["lone_share=0.5"])
+    drawn = data.lone_samples(cfg, 3, np.arange(200))
+    assert torch.equal(drawn[7:9], data.lone_samples(cfg, 3, np.arange(7, 9))) or drawn[7:9].all()
+    assert 70 < drawn.sum() < 130 and not torch.equal(drawn, data.lone_samples(cfg, 4, np.arange(200)))
+    assert not data.lone_samples(replace(cfg, lone_share=1.0), 0, np.arange(4)).any()  # DSFA needs a gradient
+    batch = data.PoolStacks(cfg)(0, PhaseConfig(56, 4, 1, 0.0), np.arange(4))
+    network = stage2.Stage2Network(stage2.build_model(cfg), cfg)
+    lone = torch.tensor([True, False, False, True])
+    with torch.no_grad():
+        mixed = network({**batch, "lone": lone})["silog"]
+        parts = {kind: stage2.predict(network.model, batch, kind) for kind in ("none", "frames")}
+        depth = torch.where(lone[:, None, None], parts["none"], parts["frames"])
+        each = losses.scale_invariant_log_loss(depth, batch["depth_m"][:, 0], cfg.variance_share)
+    torch.testing.assert_close(mixed, each)
+    assert (parts["none"] / parts["frames"]).log().abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_decoder_from_nothing_passes_on_what_the_encoder_says(root):
+    cfg = config.load(Stage2Config, root / "stage2.yaml", [])
+    batch = data.PoolStacks(cfg)(0, PhaseConfig(56, 4, 1, 0.0), np.arange(4))
+    model = stage2.build_model(cfg)
+    depth = stage2.predict(model, batch, "frames").log()
+    assert 0.05 < depth.std() < 3 and 0.3 < depth.exp().median() < 30
+    for module in (*model.neck.modules(), *model.head.modules()):
+        model._init_weights(module)  # transformers' own start
+    assert stage2.predict(model, batch, "frames").log().std() < 1e-3
 
 
 def test_stage2_goes_on_from_a_plain_base(root, tmp_path):
@@ -304,16 +344,23 @@ def test_stage2_goes_on_from_a_plain_base(root, tmp_path):
 
 def test_augmentation_of_stacks_keeps_frames_and_strengths_together(root):
     cfg = config.load(Stage2Config, root / "stage2.yaml", [])
-    bokeh, strength = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2), torch.tensor([1.0, 2.0, 3.0, 29.9])
-    seen = set()
+    two, strength = replace(cfg.augment, frames=2), torch.tensor([1.0, 29.9])
     for seed in range(20):
-        frames, told = data.choose_frames(bokeh, strength, np.random.default_rng(seed), replace(cfg.augment, frames=2))
-        assert len(told) == 2 and (told <= 30).all()
-        assert torch.allclose(told, strength[frames[:, 0, 0, 0].long()], rtol=0.3)
-        seen.add(tuple(frames[:, 0, 0, 0].int().tolist()))
-    assert len(seen) > 6
+        told = data.told_strength(strength, np.random.default_rng(seed), two)
+        assert (told <= 30).all() and torch.allclose(told, strength, rtol=0.3)
+    orders = {tuple(data.chosen_frames(4, np.random.default_rng(seed), two).tolist()) for seed in range(20)}
+    assert len(orders) > 6 and all(len(set(order)) == 2 for order in orders)
     with pytest.raises(InputError, match="augment.frames is 9"):
-        data.choose_frames(bokeh, strength, np.random.default_rng(0), replace(cfg.augment, frames=9))
+        data.chosen_frames(4, np.random.default_rng(0), replace(cfg.augment, frames=9))
+    # Frames that are picked from a pool are those of the whole stack, with their K.
+    pool = data.ScenePool(cfg.pool, "train")
+    rows, frames = np.array([1, 3]), torch.tensor([[2, 0], [1, 1]])
+    everything = pool.batch(rows, 56, [np.random.default_rng(n) for n in rows], cfg.augment)
+    picked = pool.batch(rows, 56, [np.random.default_rng(n) for n in rows], cfg.augment, frames)
+    for row in range(2):
+        assert torch.equal(picked["bokeh"][row], everything["bokeh"][row, frames[row]])
+        assert torch.equal(picked["strength"][row], everything["strength"][row, frames[row]])
+    assert torch.equal(picked["image"], everything["image"])
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "train/configs").glob("*.yaml")))

@@ -297,7 +297,7 @@ def main() -> None:
             text = ablate_stage2(cfg, arguments.output, names, options_of(arguments), arguments.protocol)
     except InputError as error:
         sys.exit(f"error: {error}")
-    logger.info("%s", text)
+    sys.stdout.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -415,6 +415,8 @@ class Stage2Config:
     """Pool: folder of the same shards with stacks that Stage-1 made, see train.stacks."""
     generated_share: float = 1.0
     """Share of steps of a stage1 run that take Stage-1's stacks; the others take rendered ones."""
+    lone_share: float = 0.0
+    """Share of samples that are given the photo without its stack, so that the model is of use without one too."""
     strengths: list[float] = field(default_factory=lambda: [10.0, 20.0, 30.0])
     """Manifests: K of the frames that are rendered on the fly."""
     size_px: int = 140
@@ -429,6 +431,8 @@ class Stage2Config:
     """Of the scale-invariant log loss."""
     gradient_weight: float = 0.5
     """Weight of the gradient loss on log depth."""
+    relative_weight: float = 0.0
+    """Weight of AbsRel itself; it prefers too near to too far, which the log losses count alike."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05, warmup=50))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(ema_decay=0.995, save_every=100))
@@ -443,6 +447,7 @@ class Stage2Config:
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
         _among("stack", self.stack, STACKS)
         _within("generated_share", self.generated_share, 0.0, 1.0)
+        _within("lone_share", self.lone_share, 0.0, 1.0)
         if self.stack == "stage1" and self.pool is not None and not self.generated:
             raise InputError("generated is empty; wanted the folder of Stage-1's stacks for stack stage1.")
         _check_held_out(self.loop, self.pool)
@@ -456,6 +461,7 @@ class Stage2Config:
         _within("max_depth_m", self.max_depth_m, self.min_depth_m)
         _within("variance_share", self.variance_share, 0.0, 1.0)
         _within("gradient_weight", self.gradient_weight, 0.0)
+        _within("relative_weight", self.relative_weight, 0.0)
 
 
 # ---------------------------------------------------------------------- YAML

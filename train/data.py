@@ -241,6 +241,7 @@ class ScenePool:
         size_px: int,
         rngs: Sequence[np.random.Generator] | None = None,
         augment: PictureAugmentConfig | None = None,
+        frames: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Scenes as tensors, augmented where generators are given (mirror image and colours; frames alike).
 
@@ -249,6 +250,7 @@ class ScenePool:
             size_px: side of the pictures; smaller than the pool's by area averaging.
             rngs: (B,) source of each scene's augmentation.
             augment: how much of it; None takes the defaults.
+            frames: (B, F) numbers of the frames that are wanted of each scene, in this order; None takes all.
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and
@@ -259,30 +261,33 @@ class ScenePool:
         """
         self.need(int(np.max(rows)) + 1)
         places = torch.as_tensor(rows, device=self.device)
+        chosen = slice(None) if frames is None else frames.to(self.device)
+        each = places if frames is None else places[:, None]
+        strength = self.tensors["strength"][each, chosen]
         image = self.tensors["image"][places].movedim(-1, -3).float() / 255
-        bokeh = self.tensors["bokeh"][places].movedim(-1, -3).float() / 255
+        bokeh = self.tensors["bokeh"][each, chosen].movedim(-1, -3).float() / 255
         depth = self.tensors["depth_m"][places][:, None]
         focus = self.tensors["focus_distance_m"][places][:, None, None, None]
-        frames = torch.cat([image[:, None], bokeh], dim=1)
+        pictures = torch.cat([image[:, None], bokeh], dim=1)
         if rngs is not None:
             augment = augment or PictureAugmentConfig()
             mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs]).to(self.device)
             matrices = torch.stack([colour_matrix(rng, augment) for rng in rngs]).to(self.device)
             mirrored = mirrored[:, None, None, None]
-            frames = torch.where(mirrored[..., None], frames.flip(-1), frames)
+            pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
             depth = torch.where(mirrored, depth.flip(-1), depth)
-            frames = recoloured(frames, matrices)
+            pictures = recoloured(pictures, matrices)
         disparity = 1 / depth
         if size_px != self.pool.size_px:
-            flat = frames.flatten(0, 1)
+            flat = pictures.flatten(0, 1)
             flat = fn.interpolate(flat, size=(size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
             flat = flat.clamp(max=1)  # weights that sum to one up to rounding can lift white a last digit above 1
-            frames = flat.unflatten(0, frames.shape[:2])
+            pictures = flat.unflatten(0, pictures.shape[:2])
             disparity = fn.interpolate(disparity, size=(size_px, size_px), mode="nearest-exact")
         return {
-            "image": frames[:, 0],
-            "bokeh": frames[:, 1:],
-            "strength": self.tensors["strength"][places],
+            "image": pictures[:, 0],
+            "bokeh": pictures[:, 1:],
+            "strength": strength,
             "depth_m": 1 / disparity,
             "offset_dpt": (disparity - 1 / focus).abs(),
         }
@@ -387,17 +392,16 @@ class PoolPairs:
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
         frames = torch.tensor([int(rng.integers(self.group - 1)) for rng in rngs])
         grounded = torch.tensor([rng.random() < self.cfg.grounded_share for rng in rngs])
-        batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment)
         itself = torch.arange(len(rows))
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
+        batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames.clamp(min=0)[:, None])
         sharp = (frames < 0).to(self.pool.device)
-        places = itself.to(self.pool.device), frames.to(self.pool.device)
         return {
             "text_to_image": text,
             "image": batch["image"],
-            "target": torch.where(sharp[:, None, None, None], batch["image"], batch["bokeh"][places]),
-            "strength": torch.where(sharp, 0.0, batch["strength"][places]),
+            "target": torch.where(sharp[:, None, None, None], batch["image"], batch["bokeh"][:, 0]),
+            "strength": torch.where(sharp, 0.0, batch["strength"][:, 0]),
             "offset_dpt": batch["offset_dpt"],
             "seed": seeds,
             "drop_strength": strength_drops(self.cfg, step, numbers, text),
@@ -408,14 +412,15 @@ class PoolPairs:
         """Batches of all held-out scenes at a phase's size, without augmentation, each at one of its K in turn."""
         self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out", self.pool.device)
         for rows in _parts(len(self._held_out), phase.batch):
-            batch = self._held_out.batch(rows, phase.size_px)
+            batch = self._held_out.batch(
+                rows, phase.size_px, frames=torch.from_numpy(rows % (self.group - 1))[:, None]
+            )
             itself = torch.arange(len(rows))
-            places = itself.to(self.pool.device), torch.from_numpy(rows % (self.group - 1)).to(self.pool.device)
             yield {
                 "text_to_image": False,
                 "image": batch["image"],
-                "target": batch["bokeh"][places],
-                "strength": batch["strength"][places],
+                "target": batch["bokeh"][:, 0],
+                "strength": batch["strength"][:, 0],
                 "offset_dpt": batch["offset_dpt"],
                 "seed": torch.from_numpy(rows),
                 "drop_strength": torch.zeros(len(rows), dtype=torch.bool),
@@ -432,6 +437,12 @@ def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool
     """Which samples (B,) get no K: a share of those of text-to-image steps."""
     share = cfg.prompts.strength_dropout if text else 0.0
     return torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < share for n in numbers])
+
+
+def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray) -> torch.Tensor:
+    """Which samples (B,) get no stack; never all, since DSFA would then have no gradient."""
+    lone = torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < cfg.lone_share for n in numbers])
+    return lone & ~lone.all()
 
 
 class PoolStacks:
@@ -468,7 +479,7 @@ class PoolStacks:
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
-            (B, 1, H, W), all on the pool's device.
+            (B, 1, H, W), all on the pool's device, and lone (B,), who gets no stack.
         """
         pool = self.rendered
         if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
@@ -476,13 +487,12 @@ class PoolStacks:
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
         scenes = _scenes_of(pool, phase)
         rows = np.array([rng.integers(scenes) for rng in rngs])
-        batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment)
-        stacks = [
-            choose_frames(bokeh, strength, rng, self.cfg.augment)
-            for bokeh, strength, rng in zip(batch["bokeh"], batch["strength"], rngs, strict=True)
-        ]
-        batch["bokeh"], batch["strength"] = (torch.stack(part) for part in zip(*stacks, strict=True))
-        return self._sample(batch)
+        count = pool.tensors["bokeh"].shape[1]
+        frames = torch.stack([chosen_frames(count, rng, self.cfg.augment) for rng in rngs])
+        batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
+        told = [told_strength(k, rng, self.cfg.augment) for k, rng in zip(batch["strength"], rngs, strict=True)]
+        batch["strength"] = torch.stack(told)
+        return self._sample(batch) | {"lone": lone_samples(self.cfg, step, numbers)}
 
     def _sample(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         depth = batch["depth_m"]
@@ -490,8 +500,14 @@ class PoolStacks:
         return {name: batch[name] for name in ("image", "bokeh", "strength")} | {"depth_m": depth, "valid": valid}
 
     def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of all held-out scenes with the renderer's stacks, without augmentation."""
-        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out", self.rendered.device)
+        """Batches of all held-out scenes, without augmentation.
+
+        Their stacks are Stage-1's where the run takes those and `train.stacks` made them, else the renderer's.
+        """
+        made = dataclasses.replace(self.cfg.pool, folder=self.cfg.generated)
+        generated = self.cfg.stack == "stage1" and shard_path(made, "held_out", 0).exists()
+        pool = made if generated else self.cfg.pool
+        self._held_out = self._held_out or ScenePool(pool, "held_out", self.rendered.device)
         for rows in _parts(len(self._held_out), phase.batch):
             yield self._sample(self._held_out.batch(rows, phase.size_px))
 
@@ -501,22 +517,21 @@ class PoolStacks:
         return pool.batch(np.arange(min(count, len(pool))), self.cfg.size_px)
 
 
-def choose_frames(
-    bokeh: torch.Tensor, strength: torch.Tensor, rng: np.random.Generator, augment: AugmentConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random choice of a stack's frames (F, 3, H, W) in random order, and their K (F,) with jitter.
+def chosen_frames(count: int, rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:
+    """Numbers (F,) of the frames that a sample keeps of `count`, in random order; all, ascending, unless told so."""
+    if augment.frames is None:
+        return torch.arange(count)
+    if augment.frames > count:
+        raise InputError(f"augment.frames is {augment.frames}; wanted at most the stack's {count} frames.")
+    return torch.from_numpy(rng.permutation(count)[: augment.frames])
 
-    The jitter's product ends at the trained range, since a lens beyond it is refused at inference too.
-    """
-    if augment.frames is not None:
-        if augment.frames > len(bokeh):
-            raise InputError(f"augment.frames is {augment.frames}; wanted at most the stack's {len(bokeh)} frames.")
-        chosen = torch.from_numpy(rng.permutation(len(bokeh))[: augment.frames]).to(bokeh.device)
-        bokeh, strength = bokeh[chosen], strength[chosen]
-    if augment.strength_jitter:
-        factor = np.exp(augment.strength_jitter * rng.normal(size=len(strength))).astype(np.float32)
-        strength = (strength * torch.from_numpy(factor).to(strength.device)).clamp(max=MAX_BOKEH_STRENGTH)
-    return bokeh, strength
+
+def told_strength(strength: torch.Tensor, rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:
+    """K (F,) with jitter, which ends at the trained range, since a lens beyond it is refused at inference too."""
+    if not augment.strength_jitter:
+        return strength
+    factor = np.exp(augment.strength_jitter * rng.normal(size=len(strength))).astype(np.float32)
+    return (strength * torch.from_numpy(factor).to(strength.device)).clamp(max=MAX_BOKEH_STRENGTH)
 
 
 def main() -> None:

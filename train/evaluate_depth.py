@@ -52,6 +52,8 @@ from train.stage2 import predict
 
 ALWAYS = ("constant", "vertical_gradient")
 """Rows of every table; computed here where they were not predicted."""
+MEDIAN_SCALED = "abs_rel_median_scaled"
+"""AbsRel of a metric prediction that is given the true median: what is left when its scale does not count."""
 ALIGNMENTS = {
     "depth_metric": "none",
     "depth_scale_invariant": "median",
@@ -72,8 +74,8 @@ def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[di
         protocol: crop, cap, and whether predictions are clipped.
 
     Returns:
-        One row for each method and picture with method, key, sample, scene and the measures; pictures without a pixel
-        that counts have none.
+        One row for each method and picture with method, key, sample, scene, the measures, and AbsRel once the median
+        is the truth's (NaN but for metric predictions); pictures without a pixel that counts have none.
 
     Raises:
         InputError: a prediction is missing, of another size, or not positive where it counts.
@@ -95,6 +97,10 @@ def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[di
             except InputError as error:
                 raise InputError(f"{name}, sample {sample.sample_id!r}: {error}") from error
             if scores is not None:
+                scaled = float("nan")
+                if key == "depth_metric":
+                    scaled = score_depth(depth, "depth_scale_invariant", sample.depth_m, protocol)["abs_rel"]
+                scores = {**scores, MEDIAN_SCALED: scaled}
                 rows.append({"method": name, "key": key, "sample": sample.sample_id, "scene": sample.scene, **scores})
     if not rows:
         raise InputError(f"no sample has a pixel that counts under {protocol.name}, wanted at least one.")
@@ -125,7 +131,7 @@ def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against
             "uses_truth": card.uses_truth if card else True,
             "intrinsics_given": card.intrinsics_given if card else False,
         }
-        for measure in DEPTH_MEASURES:
+        for measure in (*DEPTH_MEASURES, MEDIAN_SCALED):
             # The boundary score is undefined where the truth has no contour, as sparse depth has none.
             kept = [row for row in own if np.isfinite(row[measure])]
             entry[measure] = None
@@ -158,13 +164,14 @@ def score_table(report: dict[str, Any]) -> str:
                 "yes" if entry["intrinsics_given"] else "no",
                 interval(entry, "abs_rel"),
                 interval(entry, "delta1"),
+                interval(entry, MEDIAN_SCALED),
                 *(mean(entry, m) for m in DEPTH_MEASURES if m not in ("abs_rel", "delta1")),
                 f"{test['mean']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f}), p {test['p_value']:.3f}",
             ]
         )
-    header = ["method", "alignment", "intrinsics given", "AbsRel (95 %)", "delta1 (95 %)", "SqRel m", "RMSE m",
-              "RMSE log", "log10", "SILog", "delta2", "delta3", "boundary F1",
-              f"AbsRel minus {report['against']}"]  # fmt: skip
+    header = ["method", "alignment", "intrinsics given", "AbsRel (95 %)", "delta1 (95 %)",
+              "AbsRel, median-scaled (95 %)", "SqRel m", "RMSE m", "RMSE log", "log10", "SILog", "delta2", "delta3",
+              "boundary F1", f"AbsRel minus {report['against']}"]  # fmt: skip
     protocol = report["protocol"]
     cap = "none" if protocol["max_depth_m"] is None else f"{protocol['max_depth_m']:g} m"
     clipped = "clipped to it" if protocol["clips_prediction"] else "not clipped"

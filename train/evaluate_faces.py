@@ -10,7 +10,6 @@ quarter. The whole of `--output` is one sheet of photos and results, to be looke
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from bokehdepth.visualization import contact_sheet
 from train.methods.stage1 import load_stage1
 from train.predictions import markdown
 
-logger = logging.getLogger("train.evaluate_faces")
 SHARP_BELOW = 0.25
 _SHEET_PX = 320
 
@@ -111,11 +109,10 @@ def main() -> None:
     parser.add_argument("--bokeh-strength", type=float, default=30.0)
     parser.add_argument("--output", type=Path, required=True, help="PNG file of the sheet")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         marks = yaml.safe_load(arguments.marks.read_text(encoding="utf-8"))
         place = (arguments.model, arguments.bokeh_strength, arguments.output)
-        logger.info("%s", evaluate(arguments.root, marks, *place))
+        sys.stdout.write(evaluate(arguments.root, marks, *place) + "\n")
     except InputError as error:
         sys.exit(f"error: {error}")
 

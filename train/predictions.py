@@ -223,13 +223,13 @@ def print_scores(of_files: Callable[[], str], of_pool: Callable[[], str]) -> Non
         of_files: scores saved predictions; taken where ``--predictions`` is given.
         of_pool: scores a model on the pool of procedural scenes.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, on standard error
     scores_files = any(argument.split("=")[0] == "--predictions" for argument in sys.argv[1:])
     try:
         text = of_files() if scores_files else of_pool()
     except InputError as error:
         sys.exit(f"error: {error}")
-    logger.info("%s", text)
+    sys.stdout.write(text + "\n")
 
 
 def cell(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:

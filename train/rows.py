@@ -28,7 +28,15 @@ from bokehdepth.processing_bokehdepth import resize, to_pixels
 from bokehdepth.rendering.refocus import render_from_depth
 from train.checkpointing import step_rng
 from train.config import ManifestConfig, PhaseConfig, Stage1Config, Stage2Config
-from train.data import choose_frames, colour_matrix, is_text_step, recoloured, strength_drops
+from train.data import (
+    chosen_frames,
+    colour_matrix,
+    is_text_step,
+    lone_samples,
+    recoloured,
+    strength_drops,
+    told_strength,
+)
 from train.prompts import Prompts
 from train.sources import read_depth as read_depth_file
 
@@ -403,7 +411,8 @@ class RowStacks:
         """Draws a batch; as `PoolStacks` says, with intrinsics (B, 3, 3) in pixels where all rows have them."""
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
         samples = [self._sample(self.rows[rng.integers(len(self.rows))], rng) for rng in rngs]
-        return {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+        batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+        return batch | {"lone": lone_samples(self.cfg, step, numbers)}
 
     def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
         """One sample, with neither augmentation nor chance where there is no generator."""
@@ -438,7 +447,8 @@ class RowStacks:
         if rng is not None:
             matrix = colour_matrix(rng, cfg.augment)
             image, bokeh = recoloured(image, matrix[None]), recoloured(bokeh[None], matrix[None])[0]
-            bokeh, strength = choose_frames(bokeh, strength, rng, cfg.augment)
+            chosen = chosen_frames(len(bokeh), rng, cfg.augment)
+            bokeh, strength = bokeh[chosen], told_strength(strength[chosen], rng, cfg.augment)
         valid = torch.isfinite(metres) & (metres >= cfg.min_depth_m) & (metres <= cfg.max_depth_m)
         return {
             **sample,

@@ -12,6 +12,7 @@ is skipped. A photo that cannot be used is written to `failures_<process>.jsonl`
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -229,16 +230,16 @@ def stack_pool(
         output: folder of the new shards.
         settings: what the stacks are made with, kept in the folder.
         size_px: side of the pictures at work.
-        limit: at most so many shards of the training split.
+        limit: at most so many shards of the training split, the last ones: those that a Stage-1 of fewer scenes has
+            not seen.
     """
     state, new = PartialState(), dataclasses.replace(cfg.pool, folder=output)
     check_record(Path(output), settings, state.is_main_process)
     pairs = []
-    for split, most in (("held_out", None), ("train", limit)):
-        index = 0
-        while (most is None or index < most) and (source := shard_path(cfg.pool, split, index)).exists():
-            pairs.append((source, shard_path(new, split, index)))
-            index += 1
+    for split in ("held_out", "train"):
+        count = next(n for n in itertools.count() if not shard_path(cfg.pool, split, n).exists())
+        for index in range(max(0, count - limit) if split == "train" else 0, count):
+            pairs.append((shard_path(cfg.pool, split, index), shard_path(new, split, index)))
     if not pairs:
         raise InputError(f"pool.folder is {cfg.pool.folder!r}, which has no shard; run train.data first.")
     pending = [pair for pair in pairs if not pair[1].exists()]
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="as in bokehdepth.hub")
     parser.add_argument("--output", required=True, help="folder of new shards, or name beside the manifest")
     parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
-    parser.add_argument("--shards", type=int, default=10**6, help="at most so many shards of a pool's training split")
+    parser.add_argument("--shards", type=int, default=10**6, help="so many shards of a pool's training, the last ones")
     parser.add_argument("--steps", type=int, help="denoising steps; the model's own where not given")
     parser.add_argument("--size", type=int, help="side at work; the pool's or the model's own where not given")
     parser.add_argument("--seed", type=int, default=0)

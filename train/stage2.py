@@ -56,9 +56,7 @@ def build_model(cfg: Stage2Config) -> PreTrainedModel:
         backbone = Dinov2Config(reshape_hidden_states=False, apply_layernorm=True, **cfg.base.backbone)
         fields = {"depth_estimation_type": "metric", **fields}
         model = BokehDepthAnythingForDepthEstimation(BokehDepthAnythingConfig(backbone_config=backbone, **fields))
-        # A start at a few metres: a sigmoid's own start, half of max_depth, is far from every scene.
-        share = _START_M / model.config.max_depth
-        nn.init.constant_(model.head.conv3.bias, math.log(share / (1 - share)))
+        start_afresh(model)
     if getattr(model.config, "depth_estimation_type", "metric") != "metric":
         raise InputError(f"base.path is {cfg.base.path!r}, which predicts relative depth; wanted metric depth.")
     if not hasattr(model, "dsfa"):
@@ -67,6 +65,36 @@ def build_model(cfg: Stage2Config) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(kept))
     return model
+
+
+@torch.no_grad()
+def start_afresh(model: BokehDepthAnythingForDepthEstimation) -> None:
+    """Random weights of a decoder that is to be trained from nothing.
+
+    transformers draws each with a standard deviation of 0.02, whatever the width: nine narrow layers in a row then
+    keep a thousandth of what the encoder says, and the first hundreds of steps go into growing them. Here each layer
+    keeps the variance (He et al. 2015), residual branches begin small, and depth begins at a few metres, since half of
+    `max_depth`, a sigmoid's own start, is far from every scene.
+
+    Args:
+        model: whose neck and head are drawn again; the encoder and DSFA stay.
+    """
+    last = model.head.conv3
+    for name, layer in [*model.neck.named_modules(), *model.head.named_modules()]:
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        if isinstance(layer, nn.ConvTranspose2d):  # as far apart as wide: each output sees one input
+            nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
+        else:
+            linear = layer is last or "projection" in name
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if linear else "relu")
+        if name.endswith("convolution2"):
+            layer.weight.mul_(0.1)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    last.weight.mul_(0.5)
+    share = _START_M / model.config.max_depth
+    nn.init.constant_(last.bias, math.log(share / (1 - share)))
 
 
 def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) -> torch.Tensor:
@@ -106,12 +134,19 @@ class Stage2Network(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Loss terms of a batch of `PoolStacks` or `RowStacks`, and AbsRel."""
+        lone = batch.get("lone", torch.zeros(len(batch["image"]), dtype=torch.bool))
+        order, stacks = lone.long().argsort(stable=True), int((~lone).sum())  # those with a stack first
+        batch = {name: value[order.to(value.device)] for name, value in batch.items()}
+        with_stack, alone = ({name: value[part] for name, value in batch.items()} for part in
+                             (slice(stacks), slice(stacks, None)))  # fmt: skip
+        kinds = [(with_stack, self.stack), (alone, "none")]
+        depth = torch.cat([predict(self.model, part, kind) for part, kind in kinds if len(part["image"])])
+        depth = depth.float().clamp(min=self.cfg.min_depth_m)
         target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
-        depth = predict(self.model, batch, self.stack).float().clamp(min=self.cfg.min_depth_m)
         silog = losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid)
         gradient = losses.log_gradient_loss(depth, target, valid=valid)
         error = ((depth - target).abs() / target)[valid].mean()
-        loss = silog + self.cfg.gradient_weight * gradient
+        loss = silog + self.cfg.gradient_weight * gradient + self.cfg.relative_weight * error
         return {"loss": loss, "silog": silog, "gradient": gradient, "abs_rel": error.detach()}
 
 
