@@ -464,10 +464,12 @@ class PoolStacks:
     ) -> None:
         self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
         self._held_out: ScenePool | None = None
-        self.generated = None
-        if cfg.stack == "stage1":
+        self._held_out_of, self.generated = cfg.pool, generated if cfg.stack == "stage1" else None
+        if cfg.stack == "stage1" and generated is None:
             folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
-            self.generated = generated or _open_pool(folder, cfg.loop, device)
+            self.generated = _open_pool(folder, cfg.loop, device)
+            if shard_path(folder, "held_out", 0).exists():
+                self._held_out_of = folder
 
     def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
         """Draws a batch.
@@ -502,12 +504,9 @@ class PoolStacks:
     def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
         """Batches of all held-out scenes, without augmentation.
 
-        Their stacks are Stage-1's where the run takes those and `train.stacks` made them, else the renderer's.
+        Their stacks are Stage-1's where the run loaded those and they include held-out ones, else the renderer's.
         """
-        made = dataclasses.replace(self.cfg.pool, folder=self.cfg.generated)
-        generated = self.cfg.stack == "stage1" and shard_path(made, "held_out", 0).exists()
-        pool = made if generated else self.cfg.pool
-        self._held_out = self._held_out or ScenePool(pool, "held_out", self.rendered.device)
+        self._held_out = self._held_out or ScenePool(self._held_out_of, "held_out", self.rendered.device)
         for rows in _parts(len(self._held_out), phase.batch):
             yield self._sample(self._held_out.batch(rows, phase.size_px))
 

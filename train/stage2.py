@@ -73,8 +73,9 @@ def start_afresh(model: BokehDepthAnythingForDepthEstimation) -> None:
 
     transformers draws each with a standard deviation of 0.02, whatever the width: nine narrow layers in a row then
     keep a thousandth of what the encoder says, and the first hundreds of steps go into growing them. Here each layer
-    keeps the variance (He et al. 2015), residual branches begin small, and depth begins at a few metres, since half of
-    `max_depth`, a sigmoid's own start, is far from every scene.
+    keeps the variance (He et al. 2015), residual branches begin small, and the last bias is that of a few metres:
+    half of `max_depth`, a sigmoid's own start, is far from every scene. By chance a network can begin ten times nearer
+    or farther; steps of Adam correct that within the first hundred.
 
     Args:
         model: whose neck and head are drawn again; the encoder and DSFA stay.
@@ -145,7 +146,8 @@ class Stage2Network(nn.Module):
         target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
         silog = losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid)
         gradient = losses.log_gradient_loss(depth, target, valid=valid)
-        error = ((depth - target).abs() / target)[valid].mean()
+        known, truth = depth[valid], target[valid]  # picked first: a quotient by 0 would have no gradient
+        error = ((known - truth).abs() / truth).mean()
         loss = silog + self.cfg.gradient_weight * gradient + self.cfg.relative_weight * error
         return {"loss": loss, "silog": silog, "gradient": gradient, "abs_rel": error.detach()}
 
