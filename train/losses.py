@@ -96,6 +96,68 @@ def log_gradient_loss(
     return total / scales
 
 
+def bounded_log_losses(
+    depth: torch.Tensor,
+    disparity: torch.Tensor,
+    valid: torch.Tensor,
+    metric: torch.Tensor,
+    far_m: float,
+    scales: int = 4,
+) -> dict[str, torch.Tensor]:
+    """Absolute errors of log depth that stay bounded towards infinity, so that the sky can be learned.
+
+    The error of a pixel is `log(1/depth + 1/far_m) - log(disparity + 1/far_m)`. Each term is a mean over a picture's
+    valid pixels, then over all pictures, those without a valid pixel as 0: halves of a batch average to the whole.
+
+    Args:
+        depth: (B, H, W), positive metres.
+        disparity: (B, H, W) in 1/m or, where not metric, of an unknown scale; 0 is infinitely far.
+        valid: (B, H, W) bool.
+        metric: (B,) bool, whose metres count.
+        far_m: beyond it distances count less and less.
+        scales: halvings of the gradient term.
+
+    Returns:
+        metric: of metric pictures, the mean absolute error; shape: of all, after the median error is taken out;
+        gradient: mean absolute difference between neighbours of the error, over the scales; abs_rel: of depth in
+        metric pictures up to `far_m`, without gradient.
+    """
+    counts = valid.sum((-2, -1)).clamp(min=1)
+    inverse = 1 / depth
+    # A scale that is not known is matched before the bound comes in.
+    scale = torch.ones_like(counts, dtype=depth.dtype)
+    with torch.no_grad():
+        for number in (~metric).nonzero()[:, 0].tolist():
+            seen = valid[number] & (disparity[number] > 0)
+            if bool(seen.any()):
+                ratio = inverse[number][seen].log() - disparity[number][seen].log()
+                scale[number] = ratio.median().exp()
+    target = disparity * scale[:, None, None]
+    error = (inverse + 1 / far_m).log() - (target.clamp(min=0) + 1 / far_m).log()
+    error = torch.where(valid, error, 0.0)
+    with torch.no_grad():
+        middles = [e[v].median() if bool(v.any()) else e.new_zeros(()) for e, v in zip(error, valid, strict=True)]
+        middle = torch.stack(middles)[:, None, None]
+        near = valid & (disparity > 1 / far_m)
+        relative = torch.where(near, (depth * disparity - 1).abs(), 0.0).sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
+    each = error.abs().sum((-2, -1)) / counts
+    shape = torch.where(valid, (error - middle).abs(), 0.0).sum((-2, -1)) / counts
+    gradient, level, weight = depth.new_zeros(()), error[:, None], valid[:, None].float()
+    for _ in range(scales):
+        for axis in (-1, -2):
+            count = level.shape[axis] - 1
+            both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
+            change = (level.narrow(axis, 1, count) - level.narrow(axis, 0, count)).abs() * both
+            gradient = gradient + (change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)).mean()
+        level, weight = fn.avg_pool2d(level, 2), (fn.avg_pool2d(weight, 2) == 1).float()
+    return {
+        "metric": torch.where(metric, each, 0.0).mean(),
+        "shape": shape.mean(),
+        "gradient": gradient / scales,
+        "abs_rel": relative[metric].mean() if bool(metric.any()) else depth.new_zeros(()),
+    }
+
+
 def _log_ratio(
     prediction_m: torch.Tensor, target_m: torch.Tensor, valid: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,24 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForDepthEstimation, DepthAnythingForDepthEstimation, Dinov2Config
 from transformers.modeling_utils import PreTrainedModel
 
 import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its classes with transformers
+from bokehdepth import modeling_bokehdepth_efficientnet as efficientnet
 from bokehdepth.errors import InputError
+from bokehdepth.hub import load_pipeline
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
 from bokehdepth.visualization import contact_sheet, depth_preview
 from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage2Config
 from train.data import PoolStacks, ScenePool, fill_pool
+from train.depth_photos import DepthPhotos, DepthPhotosNetwork, frames_of
+from train.encoders import load_imagenet
 from train.rows import RowStacks
 
 logger = logging.getLogger("train.stage2")
-_HEADS = ("dsfa.", "neck.", "head.", "pixel_decoder.")
+_HEADS = ("dsfa.", "neck.", "head.", "pixel_decoder.", "fusion.", "context.", "camera.", "guide.")
 _START_M = 3.0
 
 
@@ -52,6 +56,11 @@ def build_model(cfg: Stage2Config) -> PreTrainedModel:
             model = BokehDepthAnythingForDepthEstimation.from_base(model, **fields)
         elif fields:
             raise InputError(f"base.model is {fields} over {cfg.base.path!r}, which has DSFA already; wanted none.")
+    elif not cfg.base.backbone:
+        config = efficientnet.BokehDepthEfficientNetConfig(**fields)
+        model = efficientnet.BokehDepthEfficientNetForDepthEstimation(config)
+        if cfg.base.imagenet:
+            load_imagenet(model.encoder)
     else:
         backbone = Dinov2Config(reshape_hidden_states=False, apply_layernorm=True, **cfg.base.backbone)
         fields = {"depth_estimation_type": "metric", **fields}
@@ -188,8 +197,8 @@ def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_pad": False,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(getattr(model.config, "image_mean", IMAGENET_MEAN)),
+        "image_std": list(getattr(model.config, "image_std", IMAGENET_STD)),
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
 
@@ -218,6 +227,8 @@ def run(
     if config.pool is not None and accelerator.is_main_process:
         fill_pool(config.pool)
     accelerator.wait_for_everyone()
+    if config.photos is not None:
+        return _run_photos(config, accelerator, resume)
     if config.manifests is None:
         source = PoolStacks(config, accelerator.device, *(pools or ()))
     else:
@@ -236,6 +247,28 @@ def run(
         export=lambda folder: export(config, model, folder),
         sample=lambda: look(config, network, source),
         held_out=lambda: source.held_out(phase),
+        is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
+    )
+    return loop.fit(config, accelerator, stage, resume)
+
+
+def _run_photos(config: Stage2Config, accelerator: Accelerator, resume: str | Path | None) -> Path:
+    """Trains a depth model that knows cameras on photographs and scenes."""
+    scenes = None if config.pool is None else ScenePool(config.pool, "train")
+    stage1 = None
+    if config.stack == "stage1":
+        stage1 = frames_of(load_pipeline(config.stage1))
+    source, model = DepthPhotos(config, scenes, stage1), build_model(config)
+    model.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+    if config.loop.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    largest = max(config.phases, key=lambda phase: phase.size_px)
+    stage = loop.Stage(
+        network=DepthPhotosNetwork(model, config),
+        draw=source,
+        plan=config.phases,
+        export=lambda folder: export(config, model, folder),
+        held_out=None if config.held_out_photos is None else lambda: source.held_out(largest),
         is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
     )
     return loop.fit(config, accelerator, stage, resume)
