@@ -1,7 +1,7 @@
 """The embedded Stage-1 base: FLUX blocks at small size, with the stem and head that a few million weights need.
 
 `MiniFluxTransformer2DModel` is diffusers' `FluxTransformer2DModel` (its blocks, embeddings, conditioning and call
-signature) with three differences: tokens also see a convolutional stem of the reference photo, the output head blends
+signature) with three differences: tokens also see what an image encoder makes of the reference photo, the head blends
 disk-blurred copies of that photo (`head="picture"` generates what is added to it instead), and the network predicts
 the clean picture x0, from which `forward` returns the
 velocity `(x_t - x0) / sigma` that a flow-matching scheduler expects (Eq. 10-11). `PatchAutoencoder` takes the place of
@@ -12,10 +12,8 @@ The head works on physical offsets: level j stands for `|1/S1 - 1/S2| = offsets_
 levels are mixed by their probability; in evaluation each pixel takes one disk, a quantile of them: the median, or less
 where leaving the subject alone counts for more than blurring all that is behind it.
 
-The file stands alone, as every file does that a Hub repository carries.
+A Hub repository carries the file with the one of ours that it imports joined in front of it.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -27,6 +25,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2D
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import nn
+
+from .modeling_efficientnet_lite import EfficientNetLiteEncoder
 
 REFERENCE_WIDTH_PX = 512
 GAMMA = 2.2
@@ -110,28 +110,28 @@ def residual_levels(channels: tuple[int, ...], depths: tuple[int, ...]) -> nn.Mo
     return nn.ModuleList(nn.Sequential(*(ResidualBlock(width) for _ in range(depth))) for width, depth in levels)
 
 
-class ConvStem(nn.Module):
-    """Feature pyramid of the photo and its normalised coordinates, at 1/2, 1/4, 1/8 and 1/16 of its size."""
+class PhotoStem(nn.Module):
+    """What an image encoder sees in the photo, at 1/2, 1/4, 1/8 and 1/16 of its size; the last knows 1/32 too.
 
-    def __init__(self, channels: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    Args:
+        width_factor: of the encoder.
+        depth_factor: likewise.
+        channels: of the four levels.
+    """
+
+    def __init__(self, width_factor: float, depth_factor: float, channels: tuple[int, ...]) -> None:
         super().__init__()
-        inputs = (5, *channels[:-1])
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(inputs, channels, strict=True)
-        )
-        self.blocks = residual_levels(channels, depths)
+        self.encoder = EfficientNetLiteEncoder(width_factor, depth_factor)
+        *levels, deepest = self.encoder.channels
+        self.lateral = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(levels, channels, strict=True))
+        self.deepest = nn.Conv2d(deepest, channels[-1], 1)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) in [-1, 1] to the four levels, finest first."""
-        batch, _, height, width = image.shape
-        rows = torch.linspace(-1, 1, height, device=image.device, dtype=image.dtype)
-        columns = torch.linspace(-1, 1, width, device=image.device, dtype=image.dtype)
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(batch, -1, -1, -1)
-        features, levels = torch.cat([image, grid], dim=1), []
-        for down, block in zip(self.down, self.blocks, strict=True):
-            features = block(down(features))
-            levels.append(features)
-        return levels
+        *maps, deepest = self.encoder(image)
+        levels = [layer(features) for layer, features in zip(self.lateral, maps, strict=True)]
+        above = fn.interpolate(self.deepest(deepest), size=levels[-1].shape[-2:], mode="bilinear")
+        return [*levels[:-1], fn.silu(levels[-1] + above)]
 
 
 class BlendDecoder(nn.Module):
@@ -246,9 +246,11 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
     Arguments that are not listed are those of `FluxTransformer2DModel`.
 
     Args:
-        in_channels: 768 for tokens of 16x16 pixels, 192 for tokens of 8x8.
-        stem_channels: widths of the stem at 1/2, 1/4, ... of the photo's size, multiples of 8; the last at a token's.
-        stem_depths: residual blocks of each of these levels, in the stem and in the decoder.
+        in_channels: 768, the values of a token of 16x16 pixels.
+        width_factor: of the image encoder, see `EfficientNetLiteEncoder`.
+        depth_factor: likewise.
+        decoder_channels: widths at 1/2, 1/4, 1/8 and 1/16 of the photo's size, multiples of 8.
+        decoder_depths: residual blocks of each of these levels in the decoder.
         offsets_dpt: disparity offset of each blend level in 1/m, ascending from 0.
         mirrored: look at the photo's mirror image too and average what both say of the levels, in evaluation. It
             takes twice the time and is a little more often right.
@@ -258,8 +260,10 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             unseen in training has familiar positions.
 
     Raises:
-        ValueError: a token does not have the size of the stem's last level, or the head is unknown.
+        ValueError: the decoder does not have four levels, or the head is unknown.
     """
+
+    token_px = 16
 
     @register_to_config
     def __init__(
@@ -275,22 +279,21 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         pooled_projection_dim: int = 64,
         guidance_embeds: bool = False,
         axes_dims_rope: tuple[int, int, int] = (8, 12, 12),
-        stem_channels: tuple[int, ...] = (24, 48, 96, 128),
-        stem_depths: tuple[int, ...] = (1, 1, 1, 1),
+        width_factor: float = 1.1,
+        depth_factor: float = 1.2,
+        decoder_channels: tuple[int, ...] = (24, 48, 96, 128),
+        decoder_depths: tuple[int, ...] = (1, 1, 1, 1),
         offsets_dpt: tuple[float, ...] = (0.0, 0.04, 0.08, 0.16, 0.32, 0.64, 1.1, 1.8),
         head: str = "disks",
         mirrored: bool = False,
         quantile: float = 0.5,
         grid_extent: float = 16.0,
     ) -> None:
-        self.token_px = 2 ** len(stem_channels)
+        for name, given in (("decoder_channels", decoder_channels), ("decoder_depths", decoder_depths)):
+            if len(given) != 4:
+                raise ValueError(f"`{name}` must be four numbers, one for each level, got {tuple(given)}.")
         if in_channels != 3 * self.token_px**2:
-            raise ValueError(
-                f"in_channels is {in_channels} with {len(stem_channels)} stem_channels; wanted 3 * "
-                "(2 ** levels) ** 2, the values of a token."
-            )
-        if len(stem_depths) != len(stem_channels):
-            raise ValueError(f"stem_depths is {stem_depths}; wanted one for each of the {len(stem_channels)} levels.")
+            raise ValueError(f"`in_channels` must be {3 * self.token_px**2}, a token's values, got {in_channels}.")
         if head not in ("disks", "picture"):
             raise ValueError(f"head is {head!r}; wanted 'disks' or 'picture'.")
         if not 0 < quantile < 1:
@@ -312,10 +315,10 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             guidance_embeds=guidance_embeds,
             axes_dims_rope=axes_dims_rope,
         )
-        self.stem = ConvStem(tuple(stem_channels), tuple(stem_depths))
-        self.stem_proj = nn.Linear(stem_channels[-1], self.inner_dim)
+        self.stem = PhotoStem(width_factor, depth_factor, tuple(decoder_channels))
+        self.stem_proj = nn.Linear(decoder_channels[-1], self.inner_dim)
         maps = len(offsets_dpt) if head == "disks" else 3 * 2**2  # the picture's values, 2x2 of them at half size
-        self.decoder = BlendDecoder(self.inner_dim, tuple(stem_channels), tuple(stem_depths), maps)
+        self.decoder = BlendDecoder(self.inner_dim, tuple(decoder_channels), tuple(decoder_depths), maps)
         # The blend decoder takes the place of the projection to latents.
         self.proj_out = nn.Identity()
 

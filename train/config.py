@@ -252,6 +252,9 @@ class BaseConfig:
     path: str = ""
     """Folder or Hub repository of a Flux Kontext pipeline; empty builds random weights from the two below."""
     revision: str | None = None
+    encoder: str = ""
+    """Mini: what its image encoder starts from: imagenet, the folder of a Stage-2 model on EfficientNet-Lite, or
+    empty for random weights."""
     transformer: dict[str, Any] = field(default_factory=dict)
     """Arguments of MiniFluxTransformer2DModel, or of FluxTransformer2DModel with random weights."""
     autoencoder: dict[str, Any] = field(default_factory=dict)
@@ -355,6 +358,14 @@ class Stage1Config:
     """Of a pool's pictures; manifests are mirrored and cropped alone."""
     level_weight: float = 0.3
     """Embedded model: weight of the supervision of the blend levels by the true disparity offset."""
+    photos: PhotosConfig | None = None
+    """Embedded model: photographs in memory that are mixed with the pool's scenes."""
+    mask_share: float = 0.3
+    """Photos: share of samples with a marked subject."""
+    paste_share: float = 0.4
+    """Photos: share of those with depth into which a cut-out is pasted."""
+    depth_model: str = ""
+    """Photos: folder of the Stage-2 model that guesses distances behind marked subjects."""
     picture_share: float = 1.0
     """Embedded model: share of each batch whose pictures are blended and compared; levels are supervised in all."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -366,8 +377,10 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         """Checks what belongs together."""
-        if (self.pool is None) == (self.manifests is None):
+        if self.photos is None and (self.pool is None) == (self.manifests is None):
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
+        if self.photos is not None and not self.depth_model:
+            raise InputError("`depth_model` must be the folder of a Stage-2 model with `photos`, got ''.")
         if not self.phases:
             raise InputError("phases is []; wanted at least one.")
         for phase in self.phases:

@@ -56,6 +56,21 @@ def level_loss(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch
     return (joint_mean(entropy, sharp) + joint_mean(entropy, 1 - sharp)) / 2
 
 
+def balanced_mean(errors: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Mean over pictures of the half-sum of two weighted means, so that neither kind of pixel outvotes the other.
+
+    Args:
+        errors: (B, ...).
+        first: the same shape, not negative; weights of one kind.
+        second: of the other; a kind that a picture lacks counts as 0 there.
+    """
+
+    def mean(weights: torch.Tensor) -> torch.Tensor:
+        return (errors * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)
+
+    return ((mean(first) + mean(second)) / 2).mean()
+
+
 def scale_invariant_log_loss(
     prediction_m: torch.Tensor,
     target_m: torch.Tensor,

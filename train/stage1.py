@@ -305,10 +305,14 @@ def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_
             adapter = BokehAdapter.from_pretrained(subfolder="bokeh_adapter", **place)
         else:
             base = MiniFluxTransformer2DModel(**cfg.base.transformer)
+            start_encoder(base.stem.encoder, cfg.base.encoder)
             adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
         patch_px = base.token_px // 2
         autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, (1,) * patch_px.bit_length())
-        network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight, cfg.picture_share)
+        kind = MiniNetwork
+        if cfg.photos is not None:
+            from train.bokeh_photos import BokehPhotosNetwork as kind  # it builds on this module
+        network = kind(base, adapter, autoencoder, cfg.level_weight, cfg.picture_share)
         return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
     dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32
     if cfg.base.path:
@@ -439,7 +443,12 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         fill_pool(config.pool)
     accelerator.wait_for_everyone()
     network, prompts = build_network(config, accelerator)
-    if config.manifests is None:
+    if config.photos is not None:
+        from train.bokeh_photos import BokehPhotos
+
+        scenes = None if config.pool is None else pool or ScenePool(config.pool, "train")
+        source = BokehPhotos(config, scenes, AutoModelForDepthEstimation.from_pretrained(config.depth_model).eval())
+    elif config.manifests is None:
         source = PoolPairs(config, accelerator.device, pool)
     else:
         source = RowPairs(config, prompts)
@@ -452,6 +461,14 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         held_out=lambda: source.held_out(max(config.phases, key=lambda phase: phase.size_px)),
     )
     return loop.fit(config, accelerator, stage, resume)
+
+
+def start_encoder(encoder: EfficientNetLiteEncoder, start: str) -> None:
+    """Fills an image encoder from ImageNet or from a Stage-2 model; an empty start leaves it as it is."""
+    if start == "imagenet":
+        load_imagenet(encoder)
+    elif start:
+        encoder.load_state_dict(AutoModelForDepthEstimation.from_pretrained(start).encoder.state_dict())
 
 
 def main() -> None:
