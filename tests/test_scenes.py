@@ -6,11 +6,10 @@ import pytest
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.drawing import FAMILIES
 from bokehdepth.rendering.layered import composite
-from bokehdepth.rendering.materials import Materials, hue_chroma_matrix
+from bokehdepth.rendering.materials import FAMILIES, Materials, hue_chroma_matrix
 from bokehdepth.rendering.scenes import KIND_WEIGHTS, Scene, SceneGenerator
-from bokehdepth.rendering.staging import MAX_DEPTH_M, MIN_DEPTH_M
+from bokehdepth.rendering.staging import FOCAL_SHARES, MIN_DEPTH_M, SKY_M
 
 SIZE = (64, 80)
 
@@ -34,9 +33,10 @@ def test_every_kind_is_whole_and_metric(scenes):
         assert scene.image.shape == (*SIZE, 3) and scene.image.dtype == np.float32
         assert scene.depth_m.shape == SIZE and scene.depth_m.dtype == np.float32
         assert scene.image.min() >= 0 and scene.image.max() <= 1 and scene.image.std() > 0.01
-        assert scene.depth_m.min() >= MIN_DEPTH_M * 0.9999 and scene.depth_m.max() <= MAX_DEPTH_M * 1.0001
+        assert scene.depth_m.min() >= MIN_DEPTH_M * 0.9999 and scene.depth_m.max() <= SKY_M * 1.0001
         assert scene.layers[0].is_opaque
-        assert 0.8 * SIZE[1] < scene.focal_length_px < 1.4 * SIZE[1]
+        assert FOCAL_SHARES[0] <= scene.focal_length_px / max(SIZE) <= FOCAL_SHARES[1]
+        assert scene.depth_known.shape == SIZE and scene.depth_known.dtype == bool
 
 
 def test_subject_is_exactly_in_focus_and_the_rest_is_not(scenes):

@@ -48,8 +48,8 @@ def test_a_pool_has_the_scenes_that_are_asked_for_and_no_more(pool):
     whole, part = data.ScenePool(pool, "train"), data.ScenePool(replace(pool, scenes=3), "train")
     assert (len(whole), len(part)) == (6, 3) and len(part.kinds) == 3
     assert {k: v.dtype for k, v in whole.tensors.items()} == {
-        "image": torch.uint8, "bokeh": torch.uint8,
-        "depth_m": torch.float32, "strength": torch.float32, "focus_distance_m": torch.float32,
+        "image": torch.uint8, "bokeh": torch.uint8, "strength": torch.float32, "depth_m": torch.float32,
+        "depth_known": torch.bool, "focus_distance_m": torch.float32, "focal_px": torch.float32,
     }  # fmt: skip
     for name, block in whole.tensors.items():
         assert torch.equal(part.tensors[name], block[:3])

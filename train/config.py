@@ -58,12 +58,18 @@ class PoolConfig:
     held_out_scenes: int = 192
     size_px: int = 192
     renders: int = 3
-    """Renders of each scene, K stratified over (0, 30]."""
+    """Renders of each scene, K stratified over (0, 30]; 0 for a pool that teaches depth alone."""
     shard: int = 100
     """Scenes in one shard."""
     seed: int = 0
     render_missing: bool = False
     """Let a training render the shards that are missing; sensible for a few scenes, see train.data for many."""
+    kinds: dict[str, float] | None = None
+    """Weights of the kinds of scenes (rendering.scenes.KIND_WEIGHTS, or photograph); None takes these."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        _within("pool.renders", self.renders, 0)
 
 
 @dataclass(frozen=True)

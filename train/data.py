@@ -43,6 +43,7 @@ from train.config import (
 logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
 _KIND = "U32"
+_ARRAYS = ("image", "bokeh", "strength", "depth_m", "depth_known", "focus_distance_m", "focal_px")
 _POLL_S = 0.5
 
 
@@ -78,20 +79,24 @@ def render_shard(pool: PoolConfig, split: str, index: int) -> None:
         backdrops=split_files(pool.backdrops, pool.hold_out, split),
         portraits=split_files(pool.portraits, pool.hold_out, split),
         seed=pool.seed + (0 if split == "train" else 1_000_003),
+        kinds=pool.kinds,
     )
-    rows: dict[str, list] = {k: [] for k in ("image", "bokeh", "strength", "depth_m", "focus_distance_m", "kind")}
+    rows: dict[str, list] = {name: [] for name in (*_ARRAYS, "kind")}
     for number in range(index * pool.shard, min((index + 1) * pool.shard, total)):
         scene = generator.generate(number)
         rng = np.random.default_rng([pool.seed, number, SPLITS.index(split)])
-        stratum = MAX_BOKEH_STRENGTH / pool.renders
+        stratum = MAX_BOKEH_STRENGTH / max(pool.renders, 1)
         strengths = [float(rng.uniform(max(i * stratum, 1.0), (i + 1) * stratum)) for i in range(pool.renders)]
         if split == "held_out":
             strengths = [(i + 1) * stratum for i in range(pool.renders)]
         rows["image"].append(np.round(scene.image * 255).astype(np.uint8))
-        rows["bokeh"].append(np.stack([np.round(scene.render(k) * 255).astype(np.uint8) for k in strengths]))
+        frames = [np.round(scene.render(k) * 255).astype(np.uint8) for k in strengths]
+        rows["bokeh"].append(np.stack(frames) if frames else np.empty((0, *scene.image.shape), np.uint8))
         rows["strength"].append(np.asarray(strengths, np.float32))
         rows["depth_m"].append(scene.depth_m.astype(np.float32))
         rows["focus_distance_m"].append(np.float32(scene.focus_distance_m))
+        rows["focal_px"].append(np.float32(scene.focal_length_px))
+        rows["depth_known"].append(scene.depth_known)
         rows["kind"].append(scene.kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}_{path.name}")
@@ -120,8 +125,9 @@ def _scenes_in(path: Path) -> int:
 class ScenePool:
     """Scenes of one split in memory, and random batches of them.
 
-    `tensors` holds image uint8 (S, H, W, 3), bokeh uint8 (S, F, H, W, 3), depth_m (S, H, W), strength (S, F) and
-    focus_distance_m (S,), one block each; `kinds` (S,) are the scenes' kinds.
+    `tensors` holds image uint8 (S, H, W, 3), bokeh uint8 (S, F, H, W, 3), depth_m (S, H, W), depth_known bool
+    (S, H, W), strength (S, F), focus_distance_m (S,) and focal_px (S,), one block each; `kinds` (S,) are the scenes'
+    kinds.
 
     Args:
         pool: its configuration.
@@ -131,7 +137,7 @@ class ScenePool:
             thread loads them in order as they appear, and gives up after so many seconds without a new one.
 
     Raises:
-        InputError: no shard is there and patience_s is 0.
+        InputError: no shard is there and patience_s is 0, or one lacks an array.
     """
 
     def __init__(
@@ -223,9 +229,15 @@ class ScenePool:
     def _load(self, path: Path) -> None:
         """Appends a shard, up to the number of scenes, to blocks of that size: a large pool is never there twice."""
         with np.load(path, allow_pickle=False) as shard:
+            lacking = sorted({*_ARRAYS, "kind"} - set(shard.files))
+            if lacking:
+                raise InputError(
+                    f"pool.folder must hold shards with {', '.join(lacking)}, got {str(path)!r} of another version; "
+                    "delete its shards and run train.data again."
+                )
             begin, end = self._loaded, min(self._loaded + len(shard["kind"]), self._scenes)
             self.kinds[begin:end] = shard["kind"][: end - begin]
-            for key in ("image", "bokeh", "depth_m", "strength", "focus_distance_m"):
+            for key in _ARRAYS:
                 values = torch.from_numpy(shard[key][: end - begin])
                 if key not in self.tensors:
                     size = (self._scenes, *values.shape[1:])
@@ -253,8 +265,9 @@ class ScenePool:
             frames: (B, F) numbers of the frames that are wanted of each scene, in this order; None takes all.
 
         Returns:
-            image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and
-            offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|; all on the pool's device.
+            image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W),
+            depth_known bool (B, 1, H, W), focal_px (B,) at `size_px`, and offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|;
+            all on the pool's device.
 
         Raises:
             InputError: as `need` says of the rows' scenes.
@@ -267,6 +280,7 @@ class ScenePool:
         image = self.tensors["image"][places].movedim(-1, -3).float() / 255
         bokeh = self.tensors["bokeh"][each, chosen].movedim(-1, -3).float() / 255
         depth = self.tensors["depth_m"][places][:, None]
+        known = self.tensors["depth_known"][places][:, None]
         focus = self.tensors["focus_distance_m"][places][:, None, None, None]
         pictures = torch.cat([image[:, None], bokeh], dim=1)
         if rngs is not None:
@@ -276,6 +290,7 @@ class ScenePool:
             mirrored = mirrored[:, None, None, None]
             pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
             depth = torch.where(mirrored, depth.flip(-1), depth)
+            known = torch.where(mirrored, known.flip(-1), known)
             pictures = recoloured(pictures, matrices)
         disparity = 1 / depth
         if size_px != self.pool.size_px:
@@ -284,11 +299,14 @@ class ScenePool:
             flat = flat.clamp(max=1)  # weights that sum to one up to rounding can lift white a last digit above 1
             pictures = flat.unflatten(0, pictures.shape[:2])
             disparity = fn.interpolate(disparity, size=(size_px, size_px), mode="nearest-exact")
+            known = fn.interpolate(known.float(), size=(size_px, size_px), mode="nearest-exact").bool()
         return {
             "image": pictures[:, 0],
             "bokeh": pictures[:, 1:],
             "strength": strength,
             "depth_m": 1 / disparity,
+            "depth_known": known,
+            "focal_px": self.tensors["focal_px"][places] * (size_px / self.pool.size_px),
             "offset_dpt": (disparity - 1 / focus).abs(),
         }
 
@@ -347,6 +365,11 @@ def is_text_step(step: int, share: float) -> bool:
     return int((step + 1) * share) > int(step * share)
 
 
+def _check_renders(pool: PoolConfig, user: str) -> None:
+    if not pool.renders:
+        raise InputError(f"pool.renders must be 1 or more for {user}, got 0.")
+
+
 class PoolPairs:
     """Stage-1 batches from a pool: sharp photo and render (image-to-image), or renders of one scene in groups.
 
@@ -360,6 +383,7 @@ class PoolPairs:
     """
 
     def __init__(self, cfg: Stage1Config, device: str | torch.device = "cpu", pool: ScenePool | None = None) -> None:
+        _check_renders(cfg.pool, "Stage-1")
         self.cfg, self.pool = cfg, pool or _open_pool(cfg.pool, cfg.loop, device)
         self.pool.need(1)
         self._held_out: ScenePool | None = None
@@ -462,6 +486,8 @@ class PoolStacks:
         rendered: ScenePool | None = None,
         generated: ScenePool | None = None,
     ) -> None:
+        if cfg.stack in ("renderer", "stage1"):
+            _check_renders(cfg.pool, f"the stack {cfg.stack}")
         self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
         self._held_out: ScenePool | None = None
         self._held_out_of, self.generated = cfg.pool, generated if cfg.stack == "stage1" else None

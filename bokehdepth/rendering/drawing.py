@@ -106,7 +106,7 @@ class _Pen:
         return np.asarray(image.reduce(2), dtype=np.float32) / 255
 
 
-def _covered(tile: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def covered(tile: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Texture in an outline: float32 ``(h, w, 4)`` of 0 to 255."""
     side = max(alpha.shape)
     picture = Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC)
@@ -116,7 +116,7 @@ def _covered(tile: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return rgba
 
 
-def _paint(rgba: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
+def paint_over(rgba: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
     """Lay ``colour`` (0 to 255, ``(3,)`` or ``(h, w, 3)``) over ``rgba`` where ``mask`` is, in place."""
     rgba[..., :3] += (colour - rgba[..., :3]) * mask[..., None]
     rgba[..., 3] = np.maximum(rgba[..., 3], 255 * mask)
@@ -135,41 +135,41 @@ def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         ("ellipse", (middle - wide, chin + 0.06, middle + wide, chin + 0.9)),
         ("rectangle", (middle - wide, chin + 0.45, middle + wide, 1.01)),
     )
-    rgba = _covered(tile(rng), body)
+    rgba = covered(tile(rng), body)
     long = rng.uniform(0.9, 2.6) if rng.random() < 0.5 else 0.8
     back = (face_x - 1.2 * head, eye_row - 1.45 * head, face_x + 1.2 * head, eye_row + long * head)
     grain = power_law_noise(rng, pen.size, 0.6)[..., None]
     strands = hair * (1 + 0.22 * grain)
-    _paint(rgba, pen.mask(("ellipse", back)), strands)
-    _paint(
+    paint_over(rgba, pen.mask(("ellipse", back)), strands)
+    paint_over(
         rgba, pen.mask(("rectangle", (face_x - 0.45 * head, eye_row, face_x + 0.45 * head, chin + 0.1))), 0.85 * skin
     )
     oval = (face_x - head, eye_row - 1.25 * head, face_x + head, chin + 0.02)
     x = (np.arange(pen.size[1]) / pen.size[0] - face_x) / head
     lit = (1 + rng.uniform(-0.3, 0.3) * np.clip(x, -1, 1))[None, :, None]
     if rng.random() < 0.15:  # from behind
-        _paint(rgba, pen.mask(("ellipse", oval)), strands)
+        paint_over(rgba, pen.mask(("ellipse", oval)), strands)
         return rgba
-    _paint(rgba, pen.mask(("ellipse", oval)), skin * lit * (1 + 0.02 * grain))
+    paint_over(rgba, pen.mask(("ellipse", oval)), skin * lit * (1 + 0.02 * grain))
     for side in (-1, 1):
         eye = face_x + side * 0.42 * head
         white = (eye - 0.2 * head, eye_row - 0.09 * head, eye + 0.2 * head, eye_row + 0.09 * head)
         iris = (eye - 0.09 * head, eye_row - 0.1 * head, eye + 0.09 * head, eye_row + 0.1 * head)
         brow = (eye - 0.24 * head, eye_row - 0.24 * head, eye + 0.24 * head, eye_row - 0.28 * head)
-        _paint(rgba, pen.mask(("ellipse", white)), np.full(3, 235.0))
-        _paint(rgba, pen.mask(("ellipse", iris)), 120 * rng.random(3))
-        _paint(rgba, pen.mask(("line", brow), width=0.012), hair * 0.8)
+        paint_over(rgba, pen.mask(("ellipse", white)), np.full(3, 235.0))
+        paint_over(rgba, pen.mask(("ellipse", iris)), 120 * rng.random(3))
+        paint_over(rgba, pen.mask(("line", brow), width=0.012), hair * 0.8)
     nose = (face_x, eye_row + 0.1 * head, face_x + 0.12 * head, eye_row + 0.5 * head, face_x, eye_row + 0.55 * head)
-    _paint(rgba, 0.5 * pen.mask(("line", nose), width=0.012), skin * 0.6)
+    paint_over(rgba, 0.5 * pen.mask(("line", nose), width=0.012), skin * 0.6)
     lips = (face_x - 0.32 * head, eye_row + 0.74 * head, face_x + 0.32 * head, eye_row + 0.9 * head)
-    _paint(rgba, pen.mask(("ellipse", lips)), skin * np.array([0.85, 0.55, 0.55]))
+    paint_over(rgba, pen.mask(("ellipse", lips)), skin * np.array([0.85, 0.55, 0.55]))
     fringe = (
         face_x - 1.05 * head,
         eye_row - 1.42 * head,
         face_x + 1.05 * head,
         eye_row - rng.uniform(0.5, 0.8) * head,
     )
-    _paint(rgba, pen.mask(("ellipse", fringe)), strands)
+    paint_over(rgba, pen.mask(("ellipse", fringe)), strands)
     return rgba
 
 
@@ -182,7 +182,7 @@ def _figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         ("polygon", (middle - 0.09, 0.48, middle + 0.01, 0.48, middle - spread + 0.02, 1, middle - spread - 0.05, 1)),
         ("polygon", (middle - 0.01, 0.48, middle + 0.09, 0.48, middle + spread + 0.05, 1, middle + spread - 0.02, 1)),
     )
-    rgba = _covered(tile(rng), legs)
+    rgba = covered(tile(rng), legs)
     swing = rng.uniform(-0.06, 0.09, 2)
     arms = pen.mask(
         ("line", (middle - 0.1, 0.2, middle - 0.13 - swing[0] / 2, 0.35, middle - 0.12 - swing[0], 0.5)),
@@ -190,10 +190,10 @@ def _figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         width=0.05,
     )
     torso = pen.mask(("rounded_rectangle", (middle - 0.12, 0.155, middle + 0.12, 0.54)))
-    _paint(rgba, np.maximum(arms, torso), _covered(tile(rng), torso)[..., :3])
-    _paint(rgba, pen.mask(("ellipse", (middle - 0.055, -0.002, middle + 0.055, 0.12))), hair)
+    paint_over(rgba, np.maximum(arms, torso), covered(tile(rng), torso)[..., :3])
+    paint_over(rgba, pen.mask(("ellipse", (middle - 0.055, -0.002, middle + 0.055, 0.12))), hair)
     if rng.random() < 0.75:
-        _paint(rgba, pen.mask(("ellipse", (middle - 0.043, 0.025, middle + 0.043, 0.145))), skin)
+        paint_over(rgba, pen.mask(("ellipse", (middle - 0.043, 0.025, middle + 0.043, 0.145))), skin)
     return rgba
 
 
@@ -206,11 +206,11 @@ def _bottle(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     half_width = ndimage.gaussian_filter1d(half_width, rng.uniform(1, 14))
     x = np.arange(round(0.5 * _DRAWN_PX)) / _DRAWN_PX - 0.25
     alpha = np.clip((half_width[:, None] - np.abs(x)[None]) * _DRAWN_PX + 0.5, 0, 1).astype(np.float32)
-    rgba = _covered(tile(rng), alpha)
+    rgba = covered(tile(rng), alpha)
     if rng.random() < 0.6:
         low, high = np.sort(rng.uniform(0.1, 0.95, 2))
         label = ((y > low) & (y < high))[:, None] * alpha
-        _paint(rgba, label, _covered(tile(rng), alpha)[..., :3])
+        paint_over(rgba, label, covered(tile(rng), alpha)[..., :3])
     relative = np.clip(x[None] / half_width[:, None], -1, 1)
     rgba[..., :3] *= (0.45 + 0.65 * np.sqrt(1 - np.clip(relative - rng.uniform(-0.4, 0.4), -1, 1) ** 2))[..., None]
     return rgba
@@ -221,16 +221,16 @@ def _box(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     aspect = np.exp(rng.uniform(np.log(0.35), np.log(2.0)))
     pen = _Pen(aspect)
     alpha = np.ones(pen.size, dtype=np.float32)
-    rgba = _covered(tile(rng), alpha)
+    rgba = covered(tile(rng), alpha)
     if rng.random() < 0.7:
         edge = int(pen.size[1] * rng.uniform(0.15, 0.85))
         if rng.random() < 0.5:
-            rgba[:, :edge, :3] = _covered(tile(rng), alpha)[:, :edge, :3]
+            rgba[:, :edge, :3] = covered(tile(rng), alpha)[:, :edge, :3]
         rgba[:, :edge, :3] *= rng.uniform(0.4, 0.85)
     for _ in range(rng.integers(3)):  # windows, handles, prints
         y, x = rng.uniform(0.08, 0.7), rng.uniform(0.05, 0.7) * aspect
         mark = pen.mask(("rectangle", (x, y, x + rng.uniform(0.08, 0.28) * aspect, y + rng.uniform(0.05, 0.25))))
-        _paint(rgba, mark, random_colour(rng) * 255)
+        paint_over(rgba, mark, random_colour(rng) * 255)
     return rgba
 
 
@@ -245,7 +245,7 @@ def _blob(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     aspect = rng.uniform(0.75, 1.4)
     pen = _Pen(aspect)
     points = np.stack([aspect * (0.5 + radius * np.cos(angle)), 0.5 + radius * np.sin(angle)], axis=1)
-    rgba = _covered(tile(rng), pen.mask(("polygon", points.ravel())))
+    rgba = covered(tile(rng), pen.mask(("polygon", points.ravel())))
     y, x = np.mgrid[-1 : 1 : pen.size[0] * 1j, -1 : 1 : pen.size[1] * 1j]
     light = rng.uniform(-0.5, 0.5, 2)
     rgba[..., :3] *= np.clip(1.2 - 0.45 * ((x - light[0]) ** 2 + (y + 0.4 - light[1]) ** 2), 0.25, 1.3)[..., None]
@@ -276,7 +276,7 @@ def _foliage(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     for _ in range(int(rng.integers(3, 7))):
         start = (rng.uniform(0.2, 0.8) * aspect, 1.0)
         shapes += _branch(rng, pen, start, -np.pi / 2 + rng.normal(0, 0.4), rng.uniform(0.6, 1.1))
-    rgba = _covered(tile(rng), pen.mask(*shapes, width=0.015))
+    rgba = covered(tile(rng), pen.mask(*shapes, width=0.015))
     _tint_leaves(rng, rgba, pen)
     return rgba
 
@@ -287,7 +287,7 @@ def _tree(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     pen = _Pen(aspect)
     trunk, low = rng.uniform(0.02, 0.05), rng.uniform(0.55, 0.85)
     base = (aspect / 2 - trunk, low - 0.2, aspect / 2 + trunk, 1)
-    rgba = _covered(tile(rng), pen.mask(("rectangle", base)))
+    rgba = covered(tile(rng), pen.mask(("rectangle", base)))
     rgba[..., :3] *= np.array([0.6, 0.5, 0.4])
     noise = power_law_noise(rng, pen.size, rng.uniform(0.9, 1.4))
     y, x = np.mgrid[: pen.size[0], : pen.size[1]] / _DRAWN_PX
@@ -295,9 +295,9 @@ def _tree(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     crown = np.clip(4 * (inside + 0.25 * noise - 0.12), 0, 1).astype(np.float32)
     crown[[0, -1]] = 0
     crown[:, [0, -1]] = 0
-    leaves = _covered(tile(rng), crown)
+    leaves = covered(tile(rng), crown)
     _tint_leaves(rng, leaves, pen)
-    _paint(rgba, crown, leaves[..., :3])
+    paint_over(rgba, crown, leaves[..., :3])
     return rgba
 
 
@@ -314,7 +314,7 @@ def _bar(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     pen = _Pen(0.35)
     lean, half = rng.uniform(-0.1, 0.1), rng.uniform(0.012, 0.06)
     top, foot = 0.175 + lean, 0.175 - lean
-    rgba = _covered(tile(rng), pen.mask(("polygon", (top - half, 0, top + half, 0, foot + half, 1, foot - half, 1))))
+    rgba = covered(tile(rng), pen.mask(("polygon", (top - half, 0, top + half, 0, foot + half, 1, foot - half, 1))))
     x = (np.arange(pen.size[1]) / _DRAWN_PX - 0.175) / 0.175
     rgba[..., :3] *= (1 - 0.5 * np.abs(x + rng.uniform(-0.3, 0.3)))[None, :, None].clip(0.3, 1)
     return rgba
@@ -327,7 +327,7 @@ FAMILIES: dict[str, tuple[Shape, tuple[float, float], tuple[str, ...]]] = {
     "bottle": (_bottle, (0.15, 1.2), ()),
     "box": (_box, (0.2, 1.8), ()),
     "blob": (_blob, (0.1, 1.2), ()),
-    "tree": (_tree, (2.0, 7.0), ()),
+    "tree": (_tree, (3.0, 16.0), ()),
     "foliage": (_foliage, (0.4, 1.6), ()),
     "bar": (_bar, (0.8, 2.5), ()),
 }

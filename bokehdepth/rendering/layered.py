@@ -95,7 +95,8 @@ def composite(layers: Sequence[Layer]) -> tuple[np.ndarray, np.ndarray]:
     out = np.zeros((*layers[0].alpha.shape, 3), dtype=np.float32)
     disparity = layers[0].disparity_dpt.copy()
     for layer in layers:
-        _over(out, layer.light)
+        box = extent(layer.alpha)
+        _over(out[box], layer.light[box])
         seen = layer.alpha >= 0.5
         disparity[seen] = layer.disparity_dpt[seen]
     return from_light(out), disparity

@@ -5,7 +5,7 @@ generator that is passed in, never from what happens to be cached. No torch impo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.drawing import FAMILIES, TILE_PX, drawn_tile, shading
+from bokehdepth.rendering import drawing, townscape
+from bokehdepth.rendering.drawing import TILE_PX, drawn_tile, shading
 
+FAMILIES = drawing.FAMILIES | townscape.FAMILIES
+"""Of drawn things: how they are drawn, their smallest and largest height in metres, their open sides."""
 _TILE_COUNT = 40
 _DRAWN_COUNT = 64  # different drawings of each family
 _BEND_CELLS = 4  # on a side
@@ -33,12 +36,14 @@ class Sprite:
         open_sides: The sides (of `SIDES`) where the picture, not the thing, ends: they belong outside the frame.
         height_m: Smallest and largest plausible height of ``rgba`` in metres.
         family: What it shows.
+        has_size: Whether ``height_m`` is what such things have in the world, not a guess.
     """
 
     rgba: np.ndarray
     open_sides: frozenset[str]
     height_m: tuple[float, float]
     family: str
+    has_size: bool = True
 
 
 class Materials:
@@ -199,7 +204,8 @@ class Materials:
             own = np.random.default_rng([self._seed, 2, list(FAMILIES).index(family), number])
             shape, height_m, open_sides = FAMILIES[family]
             rgba = shape(own, self.tile)
-            rgba[..., :3] *= shading(own, rgba.shape[:2])[..., None]
+            if family not in townscape.FAMILIES:
+                rgba[..., :3] *= shading(own, rgba.shape[:2])[..., None]
             rows, columns = np.flatnonzero(rgba[..., 3].max(1) > 8), np.flatnonzero(rgba[..., 3].max(0) > 8)
             rgba = np.clip(rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 0, 255).astype(np.uint8)
             self._cache[family, number] = Sprite(rgba, frozenset(open_sides), height_m, family)
@@ -213,15 +219,16 @@ def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
         rgba = rgba[:, ::-1]
         mirror = {"left": "right", "right": "left"}
         open_sides = frozenset(mirror.get(side, side) for side in open_sides)
-    picture = Image.fromarray(np.ascontiguousarray(rgba))
-    size, mesh = _bent(picture.size, open_sides, rng)
-    rgba = np.asarray(picture.transform(size, Image.Transform.MESH, mesh, _BILINEAR))
+    if sprite.family not in townscape.FAMILIES:  # these have one true shape and size
+        picture = Image.fromarray(np.ascontiguousarray(rgba))
+        size, mesh = _bent(picture.size, open_sides, rng)
+        rgba = np.asarray(picture.transform(size, Image.Transform.MESH, mesh, _BILINEAR))
     seen = rgba[..., 3] > 8
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if rows.size:  # something thinner than a pixel may be lost on the way
         rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     recoloured = np.dstack([_recoloured(rgba[..., :3], rng), rgba[..., 3]])
-    return Sprite(recoloured, open_sides, sprite.height_m, sprite.family)
+    return replace(sprite, rgba=recoloured, open_sides=open_sides)
 
 
 def _bent(
@@ -329,4 +336,4 @@ def _read_matte(path: Path, side_px: int) -> Sprite:
     image = Image.fromarray(rgba)
     image = image.resize(_size_for_short_side(image.size, side_px), Image.Resampling.LANCZOS)
     whole = "bottom" not in open_sides
-    return Sprite(np.asarray(image), open_sides, (0.7, 1.8) if whole else (0.4, 0.8), "matte")
+    return Sprite(np.asarray(image), open_sides, (0.7, 1.8) if whole else (0.4, 0.8), "matte", has_size=False)

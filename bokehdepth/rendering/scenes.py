@@ -6,10 +6,10 @@ in front of it. The place in the frame tells little: far things are at the top, 
 
 Depth shows by contact with the ground and contact shadows, by size (things have a height in metres), by texture that
 shrinks with distance (surfaces are textured in world coordinates), by haze, by occlusion. All lengths are metres along
-the optical axis (z-depth), between 0.4 and 40 m. numpy, scipy and PIL only.
+the optical axis (z-depth), between 0.4 m and the sky at 2000 m. numpy, scipy and PIL only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +18,16 @@ from PIL import Image
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.drawing import random_colour
 from bokehdepth.rendering.layered import Layer, composite, render_bokeh
 from bokehdepth.rendering.materials import Materials
-from bokehdepth.rendering.staging import MAX_DEPTH_M, MIN_DEPTH_M, Plane, Stage, Surface
+from bokehdepth.rendering.outdoors import Outdoors
+from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
 
-KIND_WEIGHTS = {"portrait": 0.38, "ground": 0.17, "room": 0.13, "table": 0.12, "wall": 0.12, "landscape": 0.08}
+KIND_WEIGHTS = {"portrait": 0.34, "ground": 0.2, "room": 0.13, "table": 0.11, "wall": 0.09, "landscape": 0.13}
 PHOTOGRAPH_SHARE = 0.3
 """Of scenes, where whole photographs with a subject are given: the kind ``photograph``."""
 _SUBJECT_SHARES = (0.025, 0.85)  # of the frame, smallest and largest
 _THINGS = ("box", "blob", "bottle", "figure")
-_OUTDOOR_THINGS = ("figure", "tree", "box", "blob", "bar", "foliage")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Scene:
         focal_length_px: Focal length in pixels; the principal point is the middle of the frame.
         kind: A key of `KIND_WEIGHTS`, or ``photograph``.
         subject_mask: Where the subject is seen, bool ``(H, W)``.
+        depth_known: Where the picture alone can tell the depth, bool ``(H, W)``: not where a photograph, or something
+            of no particular size, was put at an invented distance.
     """
 
     layers: tuple[Layer, ...]
@@ -52,6 +53,7 @@ class Scene:
     focal_length_px: float
     kind: str
     subject_mask: np.ndarray
+    depth_known: np.ndarray
 
     def render(self, bokeh_strength: float) -> np.ndarray:
         """Render the scene through a lens focused on the subject (Eq. 15, 26).
@@ -82,9 +84,12 @@ class SceneGenerator:
             blurred there and teach that faces are. None: all photos.
         portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). Three
             scenes in ten are then such a photograph itself, its subject where it was.
+        kinds: Weights of the kinds that are made, keys as `generate` takes them. None: `KIND_WEIGHTS`, and
+            ``photograph`` in `PHOTOGRAPH_SHARE` of the scenes where portraits are given.
 
     Raises:
-        InputError: If ``size_px`` or ``seed`` is out of range or a path is not a file.
+        InputError: If ``size_px`` or ``seed`` is out of range, a path is not a file, or ``kinds`` names something
+            else or has a weight that is negative or not finite, or none above 0.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class SceneGenerator:
         *,
         backdrops: Sequence[Path] = (),
         portraits: Sequence[Path] = (),
+        kinds: Mapping[str, float] | None = None,
     ) -> None:
         if len(size_px) != 2 or not all(isinstance(n, int | np.integer) and 32 <= n <= 2048 for n in size_px):
             raise InputError(f"size_px is {size_px!r}, wanted (H, W), each a whole number from 32 to 2048")
@@ -104,6 +110,24 @@ class SceneGenerator:
         self.size_px, self.seed = (int(size_px[0]), int(size_px[1])), int(seed)
         self._materials = Materials(photos, mattes, max(self.size_px), self.seed, backdrops=backdrops,
                                     portraits=portraits)  # fmt: skip
+        self._kinds = self._checked_kinds(kinds)
+
+    def _checked_kinds(self, kinds: Mapping[str, float] | None) -> dict[str, float]:
+        """Make shares that sum to 1 of weights; every kind that can be made has one, 0 where it is not wanted."""
+        share = PHOTOGRAPH_SHARE if self._materials.has_portraits else 0.0
+        usual = {kind: (1 - share) * weight for kind, weight in KIND_WEIGHTS.items()}
+        if self._materials.has_portraits:
+            usual["photograph"] = share
+        if kinds is None:
+            return usual
+        wanted = f"kinds must be weights of some of {sorted(usual)}, at least one above 0"
+        if not isinstance(kinds, Mapping) or not set(kinds) <= set(usual):
+            raise InputError(f"{wanted}, got {kinds!r}.")
+        weights = np.array([kinds.get(kind, 0) for kind in usual], dtype=object)
+        numbers = all(isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < np.inf for w in weights)
+        if not numbers or not sum(weights):
+            raise InputError(f"{wanted}, got {kinds!r}.")
+        return {kind: float(weight / sum(weights)) for kind, weight in zip(usual, weights, strict=True)}
 
     def generate(self, index: int, kind: str | None = None) -> Scene:
         """Make one scene.
@@ -120,13 +144,10 @@ class SceneGenerator:
         """
         if not (isinstance(index, int | np.integer) and index >= 0):
             raise InputError(f"index is {index!r}, wanted a whole number, 0 or more")
-        kinds = [*KIND_WEIGHTS, *(["photograph"] if self._materials.has_portraits else [])]
-        if kind is not None and kind not in kinds:
-            raise InputError(f"kind is {kind!r}, wanted one of {sorted(kinds)}")
+        if kind is not None and kind not in self._kinds:
+            raise InputError(f"kind is {kind!r}, wanted one of {sorted(self._kinds)}")
         rng = np.random.default_rng([self.seed, 0, int(index)])
-        drawn_kind = str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
-        if self._materials.has_portraits and rng.random() < PHOTOGRAPH_SHARE:
-            drawn_kind = "photograph"
+        drawn_kind = str(rng.choice(list(self._kinds), p=list(self._kinds.values())))
         while True:  # a subject can end up hidden, outside or filling the frame: few in a hundred, so this ends
             draft = _Draft(self.size_px, self._materials, rng, kind or drawn_kind)
             getattr(draft, f"build_{draft.kind}")()
@@ -135,7 +156,7 @@ class SceneGenerator:
                 return scene
 
 
-class _Draft(Stage):
+class _Draft(Outdoors):
     """A scene in the making: one method for each kind, and the finish."""
 
     # --- the kinds of scene -------------------------------------------------------------------------------------
@@ -146,9 +167,9 @@ class _Draft(Stage):
         tall = self.uniform(0.55, 1.35) * self.height
         if sprite.family == "matte" and "bottom" not in sprite.open_sides:
             tall = self.uniform(0.7, 2.0) * self.height
-        depth = np.clip(self.focal_px * self.uniform(*sprite.height_m) / tall, 0.5, 5.0)
-        behind = min(depth * self.spread(2.0, 10.0), MAX_DEPTH_M)
-        self.add_backdrop(self.slope(behind, self.uniform(0, 0.35)), self.picture())
+        depth, tall = self.fit(sprite, tall, 0.5, 5.0)
+        behind = depth * self.spread(2.0, 10.0)
+        self.add_picture(self.slope(behind, self.uniform(0, 0.35)))
         for _ in range(int(self.rng.choice(4, p=[0.55, 0.25, 0.12, 0.08]))):
             other_depth = depth * self.uniform(1.3, max(1.4, min(behind / depth, 6) * 0.8))
             other = self.sprite(("half_figure", "figure", "box", "foliage", "blob"), 0.4, ("bottom",))
@@ -182,7 +203,7 @@ class _Draft(Stage):
         rgba = np.stack([np.asarray(band, dtype=np.float32) / 255 for band in bands], axis=-1)
         rgb, alpha = rgba[..., :3], rgba[..., 3]
         depth = self.spread(0.7, 5.0)
-        behind = min(depth * self.spread(1.6, 8.0), MAX_DEPTH_M)
+        behind = depth * self.spread(1.6, 8.0)
         disparity = self.slope(behind, self.uniform(0, 0.35))
         filled = np.flatnonzero((alpha > 0.5).any(axis=1))
         foot = int(filled[-1]) if filled.size else self.height - 1
@@ -191,53 +212,10 @@ class _Draft(Stage):
             horizon = foot - self.uniform(0.15, 0.7) * self.height
             ramp = (np.arange(self.height, dtype=np.float32)[:, None] - horizon) / (foot - horizon)
             disparity = np.maximum(disparity, np.minimum(ramp / depth, 1 / MIN_DEPTH_M))
-        self.add_backdrop(disparity, _continued(rgb, alpha))
+        self.add_backdrop(disparity, _continued(rgb, alpha), is_known=False)
         flat = np.full(self.size_px, 1 / depth, dtype=np.float32)
-        self.things.append(Surface(rgb.copy(), alpha.copy(), flat, True))
+        self.things.append(Surface(rgb.copy(), alpha.copy(), flat, is_subject=True, is_known=False))
         self.add_foreground(depth)
-
-    def build_ground(self) -> None:
-        """Build ground with a wall, or sky and hills, behind it; things stand on it."""
-        horizon = self.uniform(0.12, 0.55) * self.height
-        self.aim_at_horizon(horizon)
-        sprite = self.sprite(("figure", "half_figure", "tree", "box", "blob", "bottle"), 0.55, ("bottom",))
-        height_m, is_cut = self.uniform(*sprite.height_m), "bottom" in sprite.open_sides
-        tall = self.uniform(0.55, 1.2) * self.height if is_cut else self.uniform(0.35, 1.1) * self.height
-        depth = float(np.clip(self.focal_px * height_m / tall, 0.7, 12.0))
-        # The subject's foot decides the camera height: half figures stand below the frame.
-        tall = self.focal_px * height_m / depth
-        foot = self.height + self.uniform(0, 0.3) * tall if is_cut else self.uniform(0.62, 1.05) * self.height
-        camera_m = (foot - horizon) / self.focal_px * depth * (self.uniform(1.0, 1.8) if is_cut else 1.0)
-        plane = self.plane((0, 1, 0), max(camera_m, 0.3))
-        if self.happens(0.6):
-            far = min(depth * self.spread(1.8, 7.0), MAX_DEPTH_M)
-            self.add_backdrop(self.slope(far, 0.1), self.picture())
-        else:
-            far = MAX_DEPTH_M
-            self.add_sky(horizon)
-        ground = self.add_plane(plane, far)
-        centre = self.width * float(np.clip(self.rng.normal(0.5, 0.13), 0.22, 0.78))
-        self.crowd(plane, ground, depth, far, _OUTDOOR_THINGS)
-        if is_cut:
-            self.place(sprite, centre, foot, tall, depth, is_subject=True)
-        else:
-            self.stand(plane, ground, sprite, depth, centre, height_m, is_subject=True)
-        self.add_foreground(depth)
-        self.add_haze(6)
-
-    def crowd(self, plane: Plane, ground: Surface, depth_m: float, far_m: float, families: Sequence[str]) -> None:
-        """Stand up to four further things on the ground: mostly behind the subject, a few nearer and beside it."""
-        for _ in range(int(self.rng.integers(5))):
-            centre = self.uniform(-0.1, 1.1) * self.width
-            other_depth = depth_m * self.spread(1.3, 7.0)
-            if self.happens(0.15):
-                other_depth = depth_m * self.uniform(0.55, 0.85)
-                centre = self.width * (self.uniform(-0.15, 0.12) if self.happens(0.5) else self.uniform(0.88, 1.15))
-            if not MIN_DEPTH_M < other_depth < 0.95 * far_m:
-                continue
-            other = self.sprite(families, 0.3, ())
-            if not other.open_sides:
-                self.stand(plane, ground, other, other_depth, centre, self.uniform(*other.height_m))
 
     def build_room(self) -> None:
         """Build a room: floor, ceiling, walls and back wall in perspective; things stand in it or hang."""
@@ -256,7 +234,7 @@ class _Draft(Stage):
         rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
         for number, wall in enumerate(walls):
             self.paint(rgb, wall, nearest == number)
-        room = self.add_backdrop(np.clip(stack.max(axis=0), 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M), rgb)
+        room = self.add_backdrop(np.clip(stack.max(axis=0), 1 / SKY_M, 1 / MIN_DEPTH_M), rgb)
         sprite = self.sprite(("half_figure", "figure", "box", "bottle", "blob"), 0.55, ("bottom",))
         height_m = self.uniform(*sprite.height_m)
         tall = self.uniform(0.4, 1.15) * self.height
@@ -297,9 +275,9 @@ class _Draft(Stage):
         plane = self.plane((0, 1, 0), self.uniform(0.55, 1.3) if from_above else self.uniform(0.25, 0.7), 0.6)
         nearest = self.disparity(plane).max() * MIN_DEPTH_M
         plane.offset_m *= max(1.0, 1.02 * float(nearest))  # nothing of the table nearer than the metric range allows
-        edge_m = MAX_DEPTH_M if from_above else self.uniform(0.9, 2.2)
+        edge_m = SKY_M if from_above else self.uniform(0.9, 2.2)
         if not from_above:
-            self.add_backdrop(self.slope(edge_m * self.spread(1.3, 5.0), self.uniform(0, 0.3)), self.picture())
+            self.add_picture(self.slope(edge_m * self.spread(1.3, 5.0), self.uniform(0, 0.3)))
         table = self.add_plane(plane, edge_m)
         centre = self.width * float(np.clip(self.rng.normal(0.5, 0.14), 0.2, 0.8))
         foot = self.height * self.uniform(0.6, 1.0)
@@ -315,12 +293,13 @@ class _Draft(Stage):
             thing = self.sprite(("box", "blob", "bottle"), 0.2, ())
             if not thing.open_sides:
                 size = self.focal_px * self.uniform(0.05, 0.25) * local
-                self.shade_contact(table, column, row, 0.5 * size * thing.rgba.shape[1] / thing.rgba.shape[0])
-                self.place(thing, column, row, size, 1 / local)
+                half = 0.5 * size * thing.rgba.shape[1] / thing.rgba.shape[0]
+                self.shade_contact(table, column, row, half, self.uniform(0.15, 0.4) * half)
+                self.place(thing, column, row, size, 1 / local, touches=True)
         sprite = self.sprite(("box", "blob", "bottle", "bottle"), 0.35, ())
-        wide = tall * sprite.rgba.shape[1] / sprite.rgba.shape[0]
-        self.shade_contact(table, centre, foot, 0.5 * wide)
-        self.place(sprite, centre, foot, tall, depth, is_subject=True)
+        half = 0.5 * tall * sprite.rgba.shape[1] / sprite.rgba.shape[0]
+        self.shade_contact(table, centre, foot, half, self.uniform(0.15, 0.4) * half)
+        self.place(sprite, centre, foot, tall, depth, is_subject=True, touches=True)
         self.add_foreground(depth)
 
     def build_wall(self) -> None:
@@ -329,24 +308,25 @@ class _Draft(Stage):
         lean = self.rng.normal(0, 0.45, 2)
         normal = np.array([lean[0], lean[1], 1.0]) / np.linalg.norm([lean[0], lean[1], 1.0])
         plane = self.plane(normal, far * float(normal[2]))
-        disparity = np.clip(self.disparity(plane), 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M)
+        plane.offset_m *= max(1.0, 0.8 * float(self.disparity(plane).max()))  # room for things before it
+        disparity = np.maximum(self.disparity(plane), 1 / SKY_M)
         if self.happens(0.5):
-            rgb = self.picture()
+            self.add_picture(disparity)
         else:
             rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
             self.paint(rgb, plane, np.ones(self.size_px, dtype=bool))
-        self.add_backdrop(disparity, rgb)
-        depth = float(np.clip(0.8 / disparity.max() * self.spread(0.3, 1.0), 0.45, 6.0))
-        sprite = self.sprite(
-            ("blob", "box", "bottle", "half_figure", "foliage", "tree"), 0.5, ("left", "right", "bottom")
-        )
+            self.add_backdrop(disparity, rgb)
+        nearest_m = 0.8 / float(disparity.max())
+        sprite = self.sprite(("blob", "box", "bottle", "half_figure", "foliage"), 0.5, ("left", "right", "bottom"))
         tall = self.height * self.uniform(0.35, 0.9)
+        depth, tall = self.fit(sprite, tall, max(0.3 * nearest_m, 0.45), min(nearest_m, 6.0))
         near_is_up = self.happens(0.6)
         for _ in range(int(self.rng.integers(1, 6))):
             nearness = self.uniform(0, 1)  # 0: at the wall, 1: as near as the subject
             other_depth = 1 / (nearness / depth * 0.9 + (1 - nearness) * disparity.max())
-            other = self.materials.drawn(self.rng, ("blob", "box", "bottle", "foliage", "bar", "figure"))
+            other = self.materials.drawn(self.rng, ("blob", "box", "bottle", "foliage", "bar"))
             size = self.height * self.uniform(0.15, 0.5) * min(2.0, 0.6 + depth / other_depth)
+            other_depth, size = self.fit(other, size, 0.8 * other_depth, other_depth)
             level = (1 - nearness) if near_is_up else nearness
             row = self.height * (0.15 + 0.7 * level + self.rng.normal(0, 0.12))
             self.place(other, self.uniform(0, 1) * self.width, row + 0.5 * size, size, other_depth)
@@ -358,37 +338,7 @@ class _Draft(Stage):
         self.place(sprite, centre, base, tall, depth, is_subject=True)
         self.add_foreground(depth)
 
-    def build_landscape(self) -> None:
-        """Build a wide view whose subject is far: the near ground, at the bottom, is what blurs."""
-        horizon = self.uniform(0.2, 0.6) * self.height
-        self.aim_at_horizon(horizon)
-        plane = self.plane((0, 1, 0), self.spread(0.3, 1.6), self.spread(1.0, 4.0))
-        self.add_sky(horizon)
-        ground = self.add_plane(plane, MAX_DEPTH_M)
-        sprite = self.sprite(("tree", "box", "figure"), 0.25, ())
-        height_m = self.uniform(*sprite.height_m) * (3.0 if sprite.family == "box" else 1.0)
-        depth = float(np.clip(self.focal_px * height_m / (self.uniform(0.25, 0.8) * self.height), 4.0, 30.0))
-        centre = self.width * float(np.clip(self.rng.normal(0.5, 0.15), 0.2, 0.8))
-        for _ in range(int(self.rng.integers(6))):
-            thing = self.materials.drawn(self.rng, _OUTDOOR_THINGS)
-            far_m, column = self.spread(1.2, 35.0), self.uniform(0, 1) * self.width
-            if far_m < depth and abs(column - centre) < 0.25 * self.width:
-                continue
-            self.stand(plane, ground, thing, far_m, column, self.uniform(*thing.height_m))
-        self.stand(plane, ground, sprite, depth, centre, height_m, is_subject=True)
-        self.add_foreground(min(depth, 5.0))
-        self.add_haze(12)
-
     # --- finish -------------------------------------------------------------------------------------------------
-
-    def add_haze(self, nearest_m: float) -> None:
-        """In three scenes of five: air light that takes over with depth, exp(-Z / length), ``nearest_m`` to 25 m."""
-        if not self.happens(0.6):
-            return
-        length_m, air = self.uniform(nearest_m, 25), 0.5 * random_colour(self.rng) + 0.4
-        for surface in self.backdrop + self.things:
-            clear = np.exp(-1 / (surface.disparity_dpt * length_m))[..., None]
-            surface.rgb = surface.rgb * clear + air * (1 - clear)
 
     def finished(self) -> Scene:
         """Order the surfaces, give all the same tone, noise and sharpness, and close the scene."""
@@ -399,7 +349,8 @@ class _Draft(Stage):
         noise = self.rng.random(shape, dtype=np.float32) + self.rng.random(shape, dtype=np.float32) - 1
         noise *= np.float32(self.uniform(0, 0.03))  # a standard deviation of up to 0.012
         softness_px = self.uniform(0.2, 0.5) if self.happens(0.4) else 0.0
-        layers, subject_mask, focus_m = [], np.zeros(self.size_px, dtype=bool), 0.0
+        layers, focus_m = [], 0.0
+        subject_mask, known = np.zeros(self.size_px, dtype=bool), np.ones(self.size_px, dtype=bool)
         for surface in surfaces:
             rgb, alpha = np.zeros_like(noise), np.zeros_like(noise[..., 0])
             box = _visible(surface.alpha)
@@ -411,11 +362,12 @@ class _Draft(Stage):
             np.clip(part, 0, 1, out=rgb[box])
             layers.append(Layer(rgb, alpha, surface.disparity_dpt))
             seen = alpha >= 0.5
+            known[seen] = surface.is_known
             subject_mask = seen if surface.is_subject else subject_mask & ~seen
             if surface.is_subject:
                 focus_m = float(1 / np.float64(surface.disparity_dpt[0, 0]))
         image, disparity = composite(layers)
-        return Scene(tuple(layers), image, 1 / disparity, focus_m, self.focal_px, self.kind, subject_mask)
+        return Scene(tuple(layers), image, 1 / disparity, focus_m, self.focal_px, self.kind, subject_mask, known)
 
 
 def _continued(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from bokehdepth.rendering.drawing import TILE_PX, power_law_noise, random_colour
+from bokehdepth.rendering.drawing import TILE_PX
 from bokehdepth.rendering.materials import Materials, Sprite
 
-MIN_DEPTH_M, MAX_DEPTH_M = 0.4, 40.0
+MIN_DEPTH_M = 0.4
+SKY_M = 2000.0
+"""Where the sky is: the farthest depth of any scene, its disparity practically nothing."""
+FOCAL_SHARES = (0.55, 1.4)
+"""Smallest and largest focal length over the longer side: from a phone's or a car's camera to a mild tele."""
 FOREGROUND_SHARE = 0.2
+_SIZE_TOLERANCE = 1.25  # a thing's size tells its depth as long as it is within this factor of what such things have
 
 
 @dataclass
@@ -30,12 +35,16 @@ class Plane:
 
 @dataclass
 class Surface:
-    """A layer in the making: display values ``(H, W, 3)``, alpha ``(H, W)``, disparity ``(H, W)``."""
+    """A layer in the making: display values ``(H, W, 3)``, alpha ``(H, W)``, disparity ``(H, W)``.
+
+    ``is_known``: whether its depth can be told from what the picture shows.
+    """
 
     rgb: np.ndarray
     alpha: np.ndarray
     disparity_dpt: np.ndarray
     is_subject: bool = False
+    is_known: bool = True
 
 
 @dataclass
@@ -51,7 +60,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.height, self.width = self.size_px
-        self.focal_px = self.width * self.uniform(0.85, 1.3)
+        self.focal_px = max(self.size_px) * self.spread(*FOCAL_SHARES)
         self.ray_x = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2)[None] / self.focal_px
         self.ray_y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2)[:, None] / self.focal_px
         self.turn(0, 0, 0)
@@ -107,7 +116,7 @@ class Stage:
             y = self.ray_y[rows, 0] + np.float32(shift / self.focal_px)
             normal = plane.normal.astype(np.float32)
             facing = normal[0] * x + normal[1] * y + normal[2]
-            depth = plane.offset_m / np.maximum(facing, plane.offset_m / MAX_DEPTH_M)
+            depth = plane.offset_m / np.maximum(facing, plane.offset_m / SKY_M)
             point = [depth * x, depth * y, depth]
             u, v = (sum(np.float32(axis[i] * texels_per_m) * point[i] for i in range(3)) for axis in plane.axes)
             cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
@@ -140,8 +149,12 @@ class Stage:
         height_px: float,
         depth_m: float,
         is_subject: bool = False,
+        touches: bool = False,
     ) -> None:
-        """Put a sprite, its foot at ``(base_px, centre_px)``, into the frame: flat, at one depth."""
+        """Put a sprite, its foot at ``(base_px, centre_px)``, into the frame: flat, at one depth.
+
+        Its depth counts as known where it ``touches`` a plane, or is drawn at a size that such things have.
+        """
         tall, wide = sprite.rgba.shape[:2]
         scale = height_px / tall
         half = 0.5 * wide * scale
@@ -152,7 +165,7 @@ class Stage:
         left, top = centre_px - half, base_px - height_px
         x0, x1 = max(int(np.floor(left)), 0), min(int(np.ceil(left + 2 * half)), self.width)
         y0, y1 = max(int(np.floor(top)), 0), min(int(np.ceil(base_px)), self.height)
-        disparity = np.full(self.size_px, 1 / np.clip(depth_m, MIN_DEPTH_M, MAX_DEPTH_M), dtype=np.float32)
+        disparity = np.full(self.size_px, 1 / np.clip(depth_m, MIN_DEPTH_M, SKY_M), dtype=np.float32)
         rgb, alpha = np.zeros((*self.size_px, 3), dtype=np.float32), np.zeros(self.size_px, dtype=np.float32)
         if x1 - x0 >= 1 and y1 - y0 >= 1:
             box = [(x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale]
@@ -162,21 +175,29 @@ class Stage:
                 cut = picture.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, box=tuple(box), reducing_gap=2.0)
                 pixels = np.asarray(cut, dtype=np.float32) / 255
                 rgb[y0:y1, x0:x1], alpha[y0:y1, x0:x1] = pixels[..., :3], pixels[..., 3]
-        self.things.append(Surface(rgb, alpha, disparity, is_subject))
+        height_m, (low_m, high_m) = height_px * depth_m / self.focal_px, sprite.height_m
+        fits = sprite.has_size and low_m / _SIZE_TOLERANCE <= height_m <= high_m * _SIZE_TOLERANCE
+        self.things.append(Surface(rgb, alpha, disparity, is_subject, touches or fits))
 
     def stand(self, plane: Plane, ground: Surface, sprite: Sprite, depth_m: float, centre_px: float, height_m: float,
               is_subject: bool = False) -> None:  # fmt: skip
         """Stand a sprite on a plane and darken the ground at its foot."""
         base, height_px = self.row_on(plane, depth_m, centre_px), self.focal_px * height_m / depth_m
-        self.shade_contact(ground, centre_px, base, 0.5 * height_px * sprite.rgba.shape[1] / sprite.rgba.shape[0])
-        self.place(sprite, centre_px, base, height_px, depth_m, is_subject)
+        half_px = 0.5 * height_px * sprite.rgba.shape[1] / sprite.rgba.shape[0]
+        reach_m = min(self.uniform(0.15, 0.8) * half_px * depth_m / self.focal_px, 0.8)
+        flat_px = abs(base - self.row_on(plane, depth_m + reach_m, centre_px))
+        self.shade_contact(ground, centre_px, base, half_px, min(flat_px, 0.4 * half_px))
+        self.place(sprite, centre_px, base, height_px, depth_m, is_subject, touches=True)
 
-    def shade_contact(self, ground: Surface, column: float, row: float, half_width_px: float) -> None:
+    def shade_contact(self, ground: Surface, column: float, row: float, half_width_px: float, flat_px: float) -> None:
         """Darken a surface around one point, as a thing on it does."""
-        wide, flat = max(1.1 * half_width_px, 1.5), max(self.uniform(0.15, 0.4) * half_width_px, 1.0)
-        y, x = np.arange(self.height)[:, None] - row, np.arange(self.width)[None] - column
+        wide, flat = max(1.1 * half_width_px, 1.0), max(flat_px, 0.7)
+        strength = self.uniform(0.35, 0.75)
+        y0, y1 = (int(np.clip(row + side * 2.5 * flat, 0, self.height)) for side in (-1, 1))
+        x0, x1 = (int(np.clip(column + side * 2.5 * wide, 0, self.width)) for side in (-1, 1))
+        y, x = np.arange(y0, y1, dtype=np.float32)[:, None] - row, np.arange(x0, x1, dtype=np.float32)[None] - column
         shadow = np.exp(-((x / wide) ** 2)) * np.exp(-((y / flat) ** 2))
-        ground.rgb *= (1 - self.uniform(0.35, 0.75) * shadow)[..., None]
+        ground.rgb[y0:y1, x0:x1] *= (1 - strength * shadow)[..., None]
 
     def add_foreground(self, subject_depth_m: float) -> None:
         """In some scenes: something blurred in front of the subject, entering from an edge of the frame."""
@@ -203,6 +224,23 @@ class Stage:
 
     # --- backgrounds --------------------------------------------------------------------------------------------
 
+    def fit(self, sprite: Sprite, height_px: float, nearest_m: float, farthest_m: float) -> tuple[float, float]:
+        """Find a depth at which a sprite is about so high in the picture and has a size that such things have.
+
+        Returns:
+            Depth in metres, from ``nearest_m`` to ``farthest_m``, and the height in pixels that goes with it.
+        """
+        low_m, high_m = sprite.height_m
+        nearest_high_m, farthest_high_m = (depth * height_px / self.focal_px for depth in (nearest_m, farthest_m))
+        height_m = float(np.clip(self.uniform(low_m, high_m), max(low_m, min(nearest_high_m, high_m)),
+                                 max(low_m, min(farthest_high_m, high_m))))  # fmt: skip
+        depth_m = float(np.clip(self.focal_px * height_m / height_px, nearest_m, farthest_m))
+        return depth_m, self.focal_px * height_m / depth_m
+
+    def add_picture(self, disparity_dpt: np.ndarray) -> Surface:
+        """Add a picture as backdrop: nobody can tell from it how far it is."""
+        return self.add_backdrop(disparity_dpt, self.picture(), is_known=False)
+
     def picture(self) -> np.ndarray:
         """Fill the frame with most of one photograph, or with a drawn one: float32 ``(H, W, 3)``."""
         if self.materials.has_photos and self.happens(0.85):
@@ -228,49 +266,30 @@ class Stage:
         angle = self.uniform(0, 2 * np.pi)
         x, y = np.linspace(-1, 1, self.width)[None], np.linspace(-1, 1, self.height)[:, None]
         ramp = (np.cos(angle) * x + np.sin(angle) * y) / (abs(np.cos(angle)) + abs(np.sin(angle)))
-        return np.clip((1 + strength * ramp) / depth_m, 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M).astype(np.float32)
+        return np.clip((1 + strength * ramp) / depth_m, 1 / SKY_M, 1 / MIN_DEPTH_M).astype(np.float32)
 
-    def add_backdrop(self, disparity_dpt: np.ndarray, rgb: np.ndarray) -> Surface:
+    def add_backdrop(self, disparity_dpt: np.ndarray, rgb: np.ndarray, is_known: bool = True) -> Surface:
         """Add an opaque surface that fills the frame: disparity ``(H, W)`` in 1/m, display values ``(H, W, 3)``."""
-        surface = Surface(rgb, np.ones(self.size_px, dtype=np.float32), disparity_dpt)
+        surface = Surface(rgb, np.ones(self.size_px, dtype=np.float32), disparity_dpt, is_known=is_known)
         self.backdrop.append(surface)
         return surface
-
-    def add_sky(self, horizon_px: float) -> None:
-        """Sky, and mostly hills before it, at 25 to 40 m: the end of the metric range."""
-        top, low = random_colour(self.rng) * 0.5 + np.array([0.2, 0.35, 0.5]), np.array([0.85, 0.88, 0.9])
-        fade = np.clip(np.arange(self.height) / max(horizon_px, 1.0), 0, 1)[:, None, None]
-        clouds = 0.07 * power_law_noise(self.rng, self.size_px, 1.7)[..., None]
-        sky = (top * (1 - fade) + low * self.uniform(0.7, 1.1) * fade + clouds).astype(np.float32)
-        self.add_backdrop(np.full(self.size_px, 1 / MAX_DEPTH_M, dtype=np.float32), sky)
-        if self.happens(0.75):
-            ridge = power_law_noise(self.rng, (8, 4 * self.width), 1.5)[0, : self.width]
-            crest = horizon_px - self.height * (self.uniform(0.02, 0.2) + 0.03 * ridge)
-            alpha = np.clip(np.arange(self.height)[:, None] - crest[None] + 0.5, 0, 1).astype(np.float32)
-            disparity = np.full(self.size_px, 1 / self.uniform(25, MAX_DEPTH_M), dtype=np.float32)
-            self.backdrop.append(Surface(self.picture() * self.uniform(0.5, 0.9), alpha, disparity))
 
     def add_plane(self, plane: Plane, farthest_m: float) -> Surface:
         """Add a ground or a table up to a depth, its far edge antialiased."""
         disparity = self.disparity(plane)
-        edge = 1 / min(farthest_m, MAX_DEPTH_M)
+        edge = 1 / min(farthest_m, SKY_M)
         slope = np.hypot(*plane.normal[:2]) / plane.offset_m / self.focal_px
         alpha = np.clip((disparity - edge) / max(slope, 1e-6) + 0.5, 0, 1).astype(np.float32)
         rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
         self.paint(rgb, plane, alpha > 0)
-        clipped = np.clip(disparity, max(0.8 * edge, 1 / MAX_DEPTH_M), 1 / MIN_DEPTH_M)
+        clipped = np.clip(disparity, max(0.8 * edge, 1 / SKY_M), 1 / MIN_DEPTH_M)
         surface = Surface(rgb, alpha, clipped)
         self.backdrop.append(surface)
         return surface
 
-    def aim_at_horizon(self, row_px: float) -> None:
-        """Pitch the camera so that the horizon is at a row; a slight roll comes with it."""
-        roll = self.rng.normal(0, 0.025)
-        self.turn(self.uniform(-0.5, 0.5), np.arctan((self.height / 2 - row_px) / self.focal_px), roll)
-
 
 def _pyramid(tile: np.ndarray) -> np.ndarray:
-    """Halve a texture until 2 pixels are left: float32 ``(n, 4)``, the pixels of all levels, the finest first."""
+    """Halve a texture until 2 pixels are left, then their mean: float32 ``(n, 4)``, the finest level first."""
     fine = np.zeros((*tile.shape[:2], 4), dtype=np.float32)  # aligned pixels are read three times as fast
     fine[..., :3] = tile
     levels = [fine.reshape(-1, 4)]
@@ -278,6 +297,7 @@ def _pyramid(tile: np.ndarray) -> np.ndarray:
         rows = fine[::2] + fine[1::2]
         fine = 0.25 * (rows[:, ::2] + rows[:, 1::2])
         levels.append(fine.reshape(-1, 4))
+    levels.append(np.broadcast_to(fine.mean(axis=(0, 1)), (4, 4)))  # far away a whole tile is within a pixel
     return np.concatenate(levels)
 
 
@@ -293,9 +313,9 @@ def _looked_up(pyramid: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.
     Returns:
         float32 ``(n, 4)``, the last without meaning.
     """
-    count = int(np.log2(TILE_PX))  # levels: TILE_PX, TILE_PX / 2, ... 2
+    count = int(np.log2(TILE_PX)) + 1  # levels: TILE_PX, TILE_PX / 2, ... 2, and the mean, of 2 equal ones
     level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6))), 0, count - 1).astype(np.intp)
-    side = TILE_PX >> np.arange(count)
+    side = np.maximum(TILE_PX >> np.arange(count), 2)
     first = np.concatenate([[0], np.cumsum(side**2)[:-1]])
     side, first = np.take(side, level), np.take(first, level)
     corner, part = [], []
