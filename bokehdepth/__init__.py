@@ -16,6 +16,8 @@ _HOME = {
     "BokehDepthAnythingForDepthEstimation": "modeling_bokehdepth",
     "BokehDepthAnythingV2Config": "modeling_bokehdepth_dav2",
     "BokehDepthAnythingV2ForDepthEstimation": "modeling_bokehdepth_dav2",
+    "BokehDepthEfficientNetConfig": "modeling_bokehdepth_efficientnet",
+    "BokehDepthEfficientNetForDepthEstimation": "modeling_bokehdepth_efficientnet",
     "BokehDepthOutput": "processing_bokehdepth",
     "BokehDepthPipeline": "pipeline_bokehdepth",
     "BokehDepthUniDepthConfig": "modeling_bokehdepth_unidepth",
@@ -31,6 +33,8 @@ __all__ = [
     "BokehDepthAnythingForDepthEstimation",
     "BokehDepthAnythingV2Config",
     "BokehDepthAnythingV2ForDepthEstimation",
+    "BokehDepthEfficientNetConfig",
+    "BokehDepthEfficientNetForDepthEstimation",
     "BokehDepthOutput",
     "BokehDepthPipeline",
     "BokehDepthUniDepthConfig",
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
         DividedSpaceFocusAttention,
     )
     from .modeling_bokehdepth_dav2 import BokehDepthAnythingV2Config, BokehDepthAnythingV2ForDepthEstimation
+    from .modeling_bokehdepth_efficientnet import (
+        BokehDepthEfficientNetConfig,
+        BokehDepthEfficientNetForDepthEstimation,
+    )
     from .modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig, BokehDepthUniDepthForDepthEstimation
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput, BokehStackOutput

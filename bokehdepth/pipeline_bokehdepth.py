@@ -410,8 +410,9 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             if own_size:
                 values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)
                 predicted = model.infer(torch.cat(pixels)[None], values, **extra)
-                maps = [m[0].float().cpu() for m in (predicted.predicted_depth, predicted.confidence)]
-                maps = maps if output_type == "pt" else [m.numpy() for m in maps]
+                maps = [predicted.predicted_depth, getattr(predicted, "confidence", None)]
+                maps = [m if m is None else m[0].float().cpu() for m in maps]
+                maps = [m if m is None or output_type == "pt" else m.numpy() for m in maps]
                 depths.append(maps[0])
                 confidences.append(maps[1])
                 cameras.append(predicted.intrinsics[0].float().cpu().numpy())
@@ -439,7 +440,9 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             return result, stack, strengths
         if own_size and intrinsics is None:
             intrinsics = cameras if is_list else cameras[0]
-        confidence = (confidences if is_list else confidences[0]) if own_size else None
+        confidence = None
+        if own_size and confidences[0] is not None:
+            confidence = confidences if is_list else confidences[0]
         return BokehDepthOutput(
             depth_m=result, images=stack, bokeh_strengths=strengths, intrinsics=intrinsics, confidence=confidence
         )

@@ -113,27 +113,35 @@ def _module_file(name: str) -> Path:
 
 def _working_side_px(index: dict[str, Any], config: dict[str, Any]) -> int:
     """Shorter side at which a depth model works: what its pipeline says, or the middle of the areas that it takes."""
-    if "pixels_min" not in config:
+    if not _sizes_itself(config):
         return index["depth_processing_px"]
-    # A model that sizes photos itself: any side in between keeps photos of every aspect in its range of areas.
-    low, high = config["pixels_min"], config["pixels_max"] / config["aspect_max"]
-    return config["patch_size"] * max(1, round((low * high) ** 0.25 / config["patch_size"]))
+    # Any side in between keeps photos of every aspect in the range of areas; a photo of 3 : 2 has the one area.
+    low, high = config.get("pixels_min"), config.get("pixels_max")
+    area = config["area_px"] / 1.5 if low is None else (low * high / config["aspect_max"]) ** 0.5
+    return config["patch_size"] * max(1, round(area**0.5 / config["patch_size"]))
 
 
-def _image_processor(shorter_side_px: int) -> dict[str, Any]:
+def _sizes_itself(config: dict[str, Any]) -> bool:
+    """Whether a depth model brings photos to its own size (its class has `infer`)."""
+    return "pixels_min" in config or "area_px" in config
+
+
+def _image_processor(shorter_side_px: int, config: dict[str, Any]) -> dict[str, Any]:
     """Settings of transformers' image processor that come next to what the pipeline does itself."""
+    colours = {name: config[name] for name in _IMAGENET if name in config}
     return {
         "image_processor_type": "DPTImageProcessorPil",
         "do_resize": True,
         "size": {"height": shorter_side_px, "width": shorter_side_px},
         "keep_aspect_ratio": True,
-        "ensure_multiple_of": 14,
+        "ensure_multiple_of": config.get("patch_size") or 14,
         "resample": _BICUBIC,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_pad": False,
         **_IMAGENET,
+        **colours,
     }
 
 
@@ -160,7 +168,7 @@ def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
         (part / "config.json").unlink()
         _write_json(part / "config.json", _plain_auto_map(config))
         if not (part / "preprocessor_config.json").exists():
-            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(index, config)))
+            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
     adapter = _read_json(folder / "bokeh_adapter" / "config.json") if "bokeh_adapter" in sources else {}
     return _pipeline_facts(index, adapter)
 
@@ -198,13 +206,13 @@ def _build_depth(model: Path, folder: Path) -> dict[str, Any]:
     source = _module_file(loader.partition(".")[0])
     (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     if not (folder / "preprocessor_config.json").exists():
-        if not in_pipeline and "pixels_min" not in config:
+        if not in_pipeline and not _sizes_itself(config):
             raise InputError(
                 f"model is {str(part)!r} without preprocessor_config.json; wanted it, or the pipeline's folder, which "
                 "says at what size the model works."
             )
         index = _read_json(model / "model_index.json") if in_pipeline else {}
-        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(index, config)))
+        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
     unit = "metres along the optical axis" if config["depth_estimation_type"] == "metric" else "relative disparity"
     return {"max_bokeh_strength": f"{config['bokeh_strength_max']:g}", "depth_unit": unit}
 

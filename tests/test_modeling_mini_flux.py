@@ -28,7 +28,9 @@ def tiny(**changes) -> MiniFluxTransformer2DModel:
         "joint_attention_dim": 8,
         "pooled_projection_dim": 8,
         "axes_dims_rope": (4, 6, 6),
-        "stem_channels": (8, 8, 16, 16),
+        "width_factor": 0.25,
+        "depth_factor": 0.25,
+        "decoder_channels": (8, 8, 16, 16),
     }
     return MiniFluxTransformer2DModel(**{**settings, **changes}).eval()
 
@@ -237,27 +239,12 @@ def test_the_first_samples_alone_can_become_pictures(head):
         assert torch.equal(some[1], whole[1])
 
 
-def test_tokens_of_eight_pixels():
-    model = tiny(in_channels=192, stem_channels=(8, 8, 16), stem_depths=(1, 1, 1))
-    image, coder = picture(), PatchAutoencoder(4, 48, (1, 1, 1))
-    latents = coder.encode(image).latent_dist.mode()
-    packed = FluxKontextPipeline._pack_latents(latents, *latents.shape)
-    assert torch.equal(model._pack(image), packed) and torch.equal(model._unpack(packed, 4, 6), image)
-    ids = FluxKontextPipeline._prepare_latent_image_ids(1, 4, 6, "cpu", torch.float32)
-    given = arguments(tiny(), image, [20.0]) | {
-        "hidden_states": torch.cat([torch.randn(1, 24, 192), packed], dim=1),
-        "img_ids": torch.cat([ids, ids + torch.tensor([1.0, 0, 0])]),
-    }
-    with torch.no_grad():
-        velocity, logits = model(**given, return_weights=True)
-    assert velocity.shape == (1, 48, 192) and logits.shape[-2:] == (16, 24)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"in_channels": 192}, "in_channels is 192 with 4 stem_channels"),
-        ({"stem_depths": (1, 1)}, r"stem_depths is \(1, 1\)"),
+        ({"in_channels": 192}, "`in_channels` must be 768.*got 192"),
+        ({"decoder_depths": (1, 1)}, r"`decoder_depths` must be four numbers.*got \(1, 1\)"),
+        ({"decoder_channels": (8, 8, 8)}, "`decoder_channels` must be four numbers"),
         ({"quantile": 1.0}, "quantile is 1.0"),
         ({"head": "luck"}, "head is 'luck'"),
         ({"head": "picture", "mirrored": True}, "mirrored is True with head 'picture'"),

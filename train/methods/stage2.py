@@ -37,7 +37,8 @@ def load_stage2(model: str, device: str = "cpu") -> BokehDepthPipeline:
         import torch
         from transformers import AutoModelForDepthEstimation
 
-        import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its classes with transformers
+        import bokehdepth.modeling_bokehdepth_efficientnet  # noqa: F401 - registers its classes with transformers
+        import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - likewise
         from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
         try:
