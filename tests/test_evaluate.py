@@ -155,7 +155,9 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
     assert row["selectivity"]["ratio"] > 5 > report["rows"]["uniform_blur"]["selectivity"]["ratio"]
     assert report["uses_truth"] == ["uniform_blur"]
     assert_every_interval_says_how_many_scenes(text, 4)
-    assert re.search(r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos", text)
+    assert re.search(
+        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos", text
+    )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0,
                "channel_axis": 2}  # fmt: skip
     rows = [row for row in read_rows(tmp_path / "out") if row["method"] == "identity"]
