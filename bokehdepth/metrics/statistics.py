@@ -84,9 +84,9 @@ def cluster_interval(
     few scenes (5 of them cover .85 of 95 %), t alone for skewed ones. An end can lie outside the range of a measure.
 
     Simulated with 5, 9, 20 and 192 scenes of one picture each or of 1 to 11, 95 % intervals cover .95 to .97 where the
-    errors of scenes are normal, and .93 to .96 where they are log-normal with a sigma of 0.6, about that of AbsRel over
-    scenes. They cover less where rare scenes decide the mean: .92 to .95 at a sigma of 0.75, and at 1 .89 to .91 with 5
-    or 9 scenes. Two or three scenes give wide intervals of .91 to .96.
+    errors of scenes are normal, and .93 to .96 where they are log-normal with a sigma of 0.6, about that of AbsRel
+    over scenes. They cover less where rare scenes decide the mean: .92 to .95 at a sigma of 0.75, and at 1 .89 to .91
+    with 5 or 9 scenes. Those of 2 or 3 scenes are wide and cover .92 to .96 of the first two kinds.
 
     Args:
         values: One number for each picture ``(n,)``, finite.
