@@ -128,9 +128,9 @@ def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypa
         for name in ("base", "generated_picture")
     }
     assert heads == {"base": "disks", "generated_picture": "picture"}
-    scores = [json.loads((root / "trials" / "base" / seed / "score_1.json").read_text()) for seed in "01"]
+    scores = [json.loads((root / "trials" / "base" / seed / "scores_1.json").read_text()) for seed in "01"]
     assert scores[0]["whole"] != scores[1]["whole"]  # another seed is another training
-    four = json.loads((root / "trials" / "base" / "0" / "score_4.json").read_text())
+    four = json.loads((root / "trials" / "base" / "0" / "scores_4.json").read_text())
     assert four["whole"] != scores[0]["whole"] and not (root / "trials" / "4_denoising_steps").exists()
     logged = (root / "trials/base/0/log.jsonl").read_text()
     assert ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3) == text

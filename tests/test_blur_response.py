@@ -6,6 +6,8 @@ import pytest
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import blur_response
 from bokehdepth.rendering.disk import disk_blur
+from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
+from bokehdepth.rendering.refocus import render_from_depth
 from bokehdepth.rendering.scenes import SceneGenerator
 
 STRENGTHS = (5.0, 15.0, 30.0)
@@ -61,6 +63,43 @@ def test_the_renderer_has_slope_one():
         stack = np.stack([scene.render(k) for k in STRENGTHS])
         slopes += blur_response(scene.image, stack, STRENGTHS, offset, patch_px=12).slope.tolist()
     assert len(slopes) > 5 and abs(np.median(slopes) - 1) < 0.05
+
+
+SIX = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
+FOCUS_M = 4.0
+
+
+def wall(radius_px):
+    """Offset of a wall that is blurred by a radius at K = 30 in a picture 64 px wide, behind nothing."""
+    return np.full((64, 64), radius_px / (30 * 64 / 512), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("radius_px", "slope", "exact"),
+    [(1.0, 0.87, 0.02), (1.5, 0.955, 0.02), (2.0, 1.0, 0.02), (3.0, 1.0, 0.02), (5.0, 1.0, 0.01), (8.0, 1.0, 0.01)],
+)
+def test_rendered_radii_are_measured_from_two_pixels_on(photo, radius_px, slope, exact):
+    """The claim of the docstring, by the renderer: low below 2 px, where no patch counts unless asked for."""
+    offset = wall(radius_px)
+    depth_m = 1 / (1 / FOCUS_M + offset)
+    frames = np.stack([render_from_depth(photo, depth_m, k, FOCUS_M) for k in SIX])
+    found = blur_response(photo, frames, SIX, offset, least_radius_px=0.5, largest_radius_px=8.5)
+    assert len(found.slope) == 16 and np.abs(found.slope - slope).max() < exact and found.is_monotone.all()
+    counted = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5).slope
+    assert len(counted) == (16 if radius_px >= 2 else 0)
+
+
+@pytest.mark.parametrize(("radius_px", "most"), [(2.0, 0.08), (3.0, 0.05), (5.0, 0.02), (8.0, 0.02)])
+def test_radii_of_a_ray_traced_lens(photo, radius_px, most):
+    """Rays, which know no kernel, read between the pixels and so measure somewhat more, the less the wider."""
+    offset = wall(radius_px)
+    canvas = np.pad(photo, ((10, 10), (10, 10), (0, 0)), mode="edge")
+    behind = DisparityPlane(0, 0, 0.2 + float(offset[0, 0]))
+    nothing = np.zeros((*canvas.shape[:2], 4), np.float32)
+    scene = TwoPlaneScene(nothing, canvas, DisparityPlane(0, 0, 9), behind, (64, 64))
+    frames = np.stack([render_raytraced(scene, k, 0.2, rays=512) for k in SIX])
+    found = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
+    assert len(found.slope) == 16 and 0 < np.median(found.slope) - 1 < most and found.is_monotone.all()
 
 
 def test_bad_arguments_are_refused(photo):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import numpy as np
@@ -13,11 +14,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tiny
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
+from bokehdepth.metrics import boundary_f1
 from train import controls, evaluate_bokeh, evaluate_depth, predict
 from train.config import PhaseConfig, PoolConfig, Stage1Config, Stage2Config
 from train.data import fill_pool
 from train.methods import MethodOptions
-from train.predictions import MethodCard, folder_name
+from train.predictions import MethodCard, cell, folder_name
 from train.sources import Part, PoolSource
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,6 +42,22 @@ def source(pool):
 def read_rows(folder):
     with (folder / "per_image.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def assert_every_interval_says_how_many_scenes(text, scenes):
+    """Intervals of a table are `(a to b, n scenes)`, in every column whose header says 95 %."""
+    intervals = re.findall(r"\(\S+ to [^)]*\)", text)
+    assert intervals and all(re.search(rf", n {scenes}\)$", found) for found in intervals)
+    header = next(line for line in text.splitlines() if line.startswith("|"))
+    assert "95 %" in header and header.count("95 %") == header.count("95 %, n scenes")
+
+
+def test_a_cell_says_what_an_interval_rests_on():
+    interval = {"mean": 0.5, "low": 0.25, "high": 1.0, "pictures": 40, "scenes": 9}
+    assert cell(interval) == "0.500 (0.250 to 1.000, n 9)"
+    assert cell(interval, 1, signed=True) == "+0.5 (+0.2 to +1.0, n 9)"
+    assert cell({**interval, "low": None, "high": None, "scenes": 1}) == "0.500 (no interval, n 1)"
+    assert cell(None) == "-"
 
 
 def save_method(folder, name, kind, **options):
@@ -66,7 +84,10 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
         for measure in ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "si_log"):
             assert row[measure]["mean"] == pytest.approx(0, abs=1e-4), (name, measure)
         assert row["delta1"]["mean"] == 1.0
-    assert report["rows"]["truth"]["boundary_f1"]["mean"] == 1.0
+    # The truth is the ceiling of the boundary score, and a scene without contours in a direction is below 1.
+    ceiling = np.mean([boundary_f1(sample.depth_m, sample.depth_m) for sample in source])
+    assert report["rows"]["truth"]["boundary_f1"]["mean"] == pytest.approx(ceiling) and 0.25 < ceiling <= 1
+    assert report["rows"]["constant"]["boundary_f1"]["mean"] == 0
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 5 * 4 and {row["method"] for row in rows} == set(report["rows"])
     for row in (row for row in rows if row["method"] == "constant:2.5"):
@@ -84,7 +105,9 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
         "protocol full, cap none, predictions not clipped" in text
         and text in (tmp_path / "out" / "table.md").read_text().strip()
     )
-    assert "| truth * | none | no |" in text and "| inverse | scale, shift of 1/depth | no |" in text
+    assert "| truth * | none | no | 0.000 (0.000 to 0.000, n 4) |" in text
+    assert "| inverse | scale, shift of 1/depth | no |" in text and "p 0.12 |" in text
+    assert_every_interval_says_how_many_scenes(text, 4)
 
 
 def test_depth_predictions_that_do_not_fit_are_refused(source, tmp_path):
@@ -131,6 +154,10 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
     assert report["rows"]["identity"]["selectivity"]["ratio"] is None
     assert row["selectivity"]["ratio"] > 5 > report["rows"]["uniform_blur"]["selectivity"]["ratio"]
     assert report["uses_truth"] == ["uniform_blur"]
+    assert_every_interval_says_how_many_scenes(text, 4)
+    assert re.search(
+        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos", text
+    )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0,
                "channel_axis": 2}  # fmt: skip
     rows = [row for row in read_rows(tmp_path / "out") if row["method"] == "identity"]
@@ -228,7 +255,13 @@ def test_controls_of_the_embedded_stage1(pool):
         "true radii, same disks",
     ]
     assert rows["identity"]["K30"]["selectivity"]["all"]["defocused"] == 0
-    assert rows["true radii, same disks"]["K30"]["whole"][0] > rows["identity"]["K30"]["whole"][0]
+    assert rows["true radii, same disks"]["K30"]["whole"]["mean"] > rows["identity"]["K30"]["whole"]["mean"]
+    text = controls.table(report)
+    assert_every_interval_says_how_many_scenes(text.split("\n\n")[0], 4)
+    change = rows["model"]["K30"]["selectivity"]
+    assert f"with a selectivity {change['all']['scenes']}: {change['close_up']['scenes']} close-ups" in text
+    # A smaller radius than 2 px measures low, in pictures of any size.
+    assert report["measured_blur"]["model"]["least_radius_px"] == 2.0
     assert all(f"| {name} | 30 |" in controls.table(report) for name in rows)
     before = report["level_change"]
     assert 0 < before < 0.125 and f"{before:.1e}" in controls.table(report)
@@ -249,4 +282,6 @@ def test_controls_of_stage2(pool, tmp_path):
     rows = report["rows"]
     assert rows["control: trained without a stack"]["abs_rel_minus_control"]["mean"] == 0
     assert rows["rendered stack (ceiling)"]["abs_rel"] != rows["sharp frame repeated"]["abs_rel"]
-    assert "| constant guess |" in evaluate_depth.table(report)
+    text = evaluate_depth.table(report)
+    assert "| constant guess |" in text
+    assert_every_interval_says_how_many_scenes(text, 4)

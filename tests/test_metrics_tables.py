@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from bokehdepth import metrics
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import PROTOCOLS
+from bokehdepth.rendering.scenes import SceneGenerator
 
 RNG = np.random.default_rng(11)
 
@@ -53,24 +55,24 @@ def test_ssim_refuses():
 
 
 def brute_boundary_f1(prediction, target, valid):
-    """Every ordered pair of neighbours, one at a time."""
+    """The published definition, one pixel, neighbour and ratio at a time."""
     total = weight = 0.0
     height, width = target.shape
     for ratio in np.linspace(1.05, 1.25, 10):
-        hits = drawn = wanted = 0
-        for y in range(height):
-            for x in range(width):
-                for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        shares = []
+        for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            hits = drawn = wanted = 0
+            for y in range(height):
+                for x in range(width):
                     v, u = y + dy, x + dx
-                    if not (0 <= v < height and 0 <= u < width and valid[y, x] and valid[v, u]):
-                        continue
-                    a = prediction[v, u] / prediction[y, x] > ratio
-                    b = target[v, u] / target[y, x] > ratio
-                    hits, drawn, wanted = hits + (a and b), drawn + a, wanted + b
-        if wanted:
-            precision, recall = hits / max(drawn, 1), hits / wanted
-            total += ratio * (2 * precision * recall / (precision + recall) if hits else 0)
-            weight += ratio
+                    if 0 <= v < height and 0 <= u < width and valid[y, x] and valid[v, u]:
+                        guess = prediction[v, u] / prediction[y, x] > ratio
+                        truth = target[v, u] / target[y, x] > ratio
+                        hits, drawn, wanted = hits + (guess and truth), drawn + guess, wanted + truth
+            shares.append((hits / max(drawn, 1), hits / max(wanted, 1)))
+        precision, recall = (sum(column) / 4 for column in zip(*shares, strict=True))
+        total += ratio * (2 * precision * recall / (precision + recall) if precision + recall else 0)
+        weight += ratio
     return total / weight
 
 
@@ -79,29 +81,53 @@ def test_boundary_f1_against_brute_force():
     target[:, 6:] *= 1.6
     prediction = target * np.exp(RNG.normal(0, 0.05, target.shape))
     valid = RNG.random(target.shape) > 0.15
-    expected = brute_boundary_f1(prediction, target, valid)
-    assert 0.2 < expected < 0.95
-    assert metrics.boundary_f1(prediction, target, valid) == pytest.approx(expected, rel=1e-12)
-    assert metrics.boundary_f1(prediction * 7, target, valid) == pytest.approx(expected, rel=1e-9)
-    assert metrics.boundary_f1(target, target, valid) == 1.0
+    for where in (valid, np.ones_like(valid)):
+        expected = brute_boundary_f1(prediction, target, where)
+        assert 0.2 < expected < 0.95
+        assert metrics.boundary_f1(prediction, target, where) == pytest.approx(expected, rel=1e-12)
+        assert metrics.boundary_f1(prediction * 7, target, where) == pytest.approx(expected, rel=1e-9)
+        assert metrics.boundary_f1(target, target, where) == pytest.approx(
+            brute_boundary_f1(target, target, where), rel=1e-12
+        )
+
+
+def test_boundary_f1_of_a_rendered_scene():
+    depth_m = SceneGenerator((32, 40), seed=1).generate(0, "ground").depth_m.astype(np.float64)
+    blurred = gaussian_filter(depth_m, 0.7)
+    everywhere = np.ones(depth_m.shape, dtype=bool)
+    expected = brute_boundary_f1(blurred, depth_m, everywhere)
+    assert 0.1 < expected < 0.9 and metrics.boundary_f1(blurred, depth_m) == pytest.approx(expected, rel=1e-12)
 
 
 def test_boundary_f1_by_hand():
     step = np.where(np.arange(8) < 4, 1.0, 2.0) * np.ones((5, 1))
-    assert metrics.boundary_f1(step, step) == 1.0
+    # One of the four directions has a contour, so precision and recall are 1/4 at best.
+    assert metrics.boundary_f1(step, step) == pytest.approx(0.25)
     assert metrics.boundary_f1(np.ones_like(step), step) == 0.0
     assert metrics.boundary_f1(1 / step, step) == 0.0  # the wrong side is nearer
     moved = np.roll(step, 1, axis=1)
     moved[:, 0] = 1.0
     assert metrics.boundary_f1(moved, step) == 0.0
-    # A drop of 10 % is a contour at 1.05, 1.072 and 1.094 alone.
+    # Steps up and down in both axes: every direction has a contour, and the truth reaches 1.
+    box = np.ones((7, 7))
+    box[2:5, 2:5] = 2.0
+    assert metrics.boundary_f1(box, box) == pytest.approx(1.0)
+    # A rise of 10 % and its fall are contours at 1.05, 1.072 and 1.094 alone: there the right precision is 5 of 10 and
+    # another direction has only false ones; P = 1/8, R = 1/4, F1 = 1/6.
     both = step.copy()
-    both[:, 2:4] *= 1.1
-    thirds = np.linspace(1.05, 1.25, 10)
-    # five true pairs, five more drawn at the first three ratios: F1 = 2 * 5 / (10 + 5).
-    expected = (thirds[:3].sum() * 2 / 3 + thirds[3:].sum()) / thirds.sum()
+    both[:, 2:3] *= 1.1
+    ratios = np.linspace(1.05, 1.25, 10)
+    expected = (ratios[:3].sum() / 6 + ratios[3:].sum() / 4) / ratios.sum()
     assert metrics.boundary_f1(both, step) == pytest.approx(expected)
-    assert math.isnan(metrics.boundary_f1(step, np.ones_like(step)))
+    # A truth without contours gives 0 to everything, itself too.
+    flat = np.ones_like(step)
+    assert metrics.boundary_f1(step, flat) == metrics.boundary_f1(flat, flat) == 0.0
+    # Sparse truth: pairs of valid neighbours count, and where there are none the score is not defined.
+    grid = np.indices(step.shape).sum(axis=0) % 2 == 0
+    assert math.isnan(metrics.boundary_f1(step, step, grid))
+    rows = np.zeros_like(grid)
+    rows[::2] = True
+    assert metrics.boundary_f1(step, step, rows) == pytest.approx(0.25)
     with pytest.raises(InputError, match="lowest_ratio is 1.0"):
         metrics.boundary_f1(step, step, lowest_ratio=1.0)
     with pytest.raises(InputError, match=r"target has the shape \(8,\)"):
@@ -176,15 +202,67 @@ def test_alignment_is_least_squares_of_its_own_kind():
             metrics.aligned_depth_m(holed, key, target, valid)
 
 
-def test_intervals_are_scipy_bootstrap_where_every_picture_is_a_scene():
-    values = RNG.gamma(2.0, 1.0, 60)
-    ours = metrics.cluster_interval(values, [str(i) for i in range(60)], samples=20_000)
-    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0)
-    assert ours.mean == pytest.approx(values.mean())
-    assert (ours.pictures, ours.scenes) == (60, 60)
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
-    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
+def errors_of_scenes(kind, scenes, times, seed):
+    """Errors (times, scenes), normal or log-normal, and their true mean; sigma 0.6 is AbsRel's over scenes here."""
+    rng = np.random.default_rng(seed)
+    if kind == "normal":
+        return rng.normal(1, 0.3, (times, scenes)), 1.0
+    return np.exp(rng.normal(0, kind, (times, scenes))), math.exp(kind**2 / 2)
+
+
+@pytest.mark.parametrize("kind", ["normal", 0.6])
+@pytest.mark.parametrize(("scenes", "times"), [(5, 600), (9, 600), (20, 400), (192, 150)])
+def test_intervals_cover_what_they_say(kind, scenes, times):
+    draws, truth = errors_of_scenes(kind, scenes, times, seed=3)
+    found = [metrics.cluster_interval(values, range(scenes), samples=500) for values in draws]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in found])
+    # Of 3000 draws .97, .96, .96, .96 of the normal and .95, .94, .95, .96 of the log-normal ones are covered.
+    assert 0.93 - 1.5 * math.sqrt(0.05 * 0.95 / times) < covered < 0.99
+    if scenes < 10:
+        samples = np.random.default_rng(0).integers(scenes, size=(500, scenes))
+        low, high = np.quantile(draws[:, samples].mean(axis=-1), [0.025, 0.975], axis=1)
+        # The percentiles of a plain bootstrap cover less: .84 to .91.
+        assert np.mean((low <= truth) & (truth <= high)) < covered - 0.03
+
+
+def test_paired_differences_of_few_scenes_are_covered_too():
+    first, truth = errors_of_scenes(0.6, 9, 1000, seed=4)
+    second = first * np.random.default_rng(5).normal(0.9, 0.2, first.shape)
+    found = [metrics.paired_test(a, b, range(9)).difference for a, b in zip(first[:300], second[:300], strict=True)]
+    assert np.mean([i.low <= 0.1 * truth <= i.high for i in found]) > 0.93
+
+
+def test_intervals_are_the_wider_of_students_t_and_a_studentised_bootstrap():
+    # Student's t by scipy: no end is inside it; for many scenes of normal errors both are the same.
+    values = RNG.normal(2, 1, 400)
+    ours = metrics.cluster_interval(values, range(400))
+    theirs = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert ours.mean == pytest.approx(values.mean()) and (ours.pictures, ours.scenes) == (400, 400)
+    assert ours.low <= theirs.low + 1e-12 and ours.high >= theirs.high - 1e-12
+    assert ours.high - ours.low < 1.05 * (theirs.high - theirs.low)
+
+    # Skewed, scenes of different sizes: one draw at a time, leaving out one scene at a time, from the pictures.
+    rng = np.random.default_rng(2)
+    scenes = [np.exp(rng.normal(level, 0.1, count)) for level, count in zip(
+        rng.normal(0, 0.8, 9), (1, 3, 2, 5, 4, 2, 1, 3, 2), strict=True)]  # fmt: skip
+
+    def mean_and_error(drawn):
+        means = [np.concatenate([s for j, s in enumerate(drawn) if j != i]).mean() for i in range(len(drawn))]
+        mean = np.concatenate(drawn).mean()
+        return mean, math.sqrt((len(drawn) - 1) / len(drawn) * sum((m - mean) ** 2 for m in means))
+
+    mean, error = mean_and_error(scenes)
+    away = []
+    for _ in range(4000):
+        drawn_mean, drawn_error = mean_and_error([scenes[i] for i in rng.integers(9, size=9)])
+        away.append((drawn_mean - mean) / drawn_error if drawn_error > 1e-9 else 0.0)
+    student = scipy.stats.t.ppf(0.975, 8)
+    low, high = np.quantile(away, [0.025, 0.975])
+    assert low < -student and high < student  # so one end is of each kind
+    ours = metrics.cluster_interval(np.concatenate(scenes), np.repeat(range(9), [len(s) for s in scenes]))
+    assert ours.mean == pytest.approx(mean)
+    assert ours.low == pytest.approx(mean - student * error)
+    assert ours.high == pytest.approx(mean - low * error, rel=0.1)
 
 
 def test_pictures_of_one_scene_add_no_certainty():
@@ -196,7 +274,11 @@ def test_pictures_of_one_scene_add_no_certainty():
     naive = metrics.cluster_interval(np.repeat(values, 50), range(600))
     assert naive.high - naive.low < 0.3 * (once.high - once.low)
     one = metrics.cluster_interval([1.0, 2.0], ["a", "a"])
-    assert (one.low, one.mean, one.high) == (1.5, 1.5, 1.5)
+    assert (one.low, one.mean, one.high, one.scenes) == (None, 1.5, None, 1)  # one scene tells nothing of others
+    two = metrics.cluster_interval([1.0, 2.0], ["a", "b"])
+    assert two.high == pytest.approx(1.5 + scipy.stats.t.ppf(0.975, 1) * 0.5)
+    same = metrics.cluster_interval([0.1] * 8, range(8))
+    assert (same.low, same.high) == pytest.approx((0.1, 0.1))
 
 
 def test_paired_test_is_scipys_permutation_test():

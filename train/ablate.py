@@ -242,7 +242,7 @@ def ablate_stage1(
             values = {**TRIALS[name], "seed": seed, "output": str(folder)}
             cfg = config.load(Stage1Config, path, [*_sets(TRIAL_BASE), *changes, *_sets(values)])
             steps = SCORED_STEPS.get(name, 1)
-            saved = folder / f"score_{steps}.json"
+            saved = folder / f"scores_{steps}.json"
             if not saved.exists():
                 logger.info("%s, seed %d", name, seed)
                 model = stage1.run(cfg, "latest" if latest(folder) else None)
@@ -252,7 +252,7 @@ def ablate_stage1(
                 saved.write_text(json.dumps(row[f"K{held.strengths[-1]:g}"]))
             entry = json.loads(saved.read_text())
             change = entry["selectivity"]["all"]
-            found.append([change["ratio"], change["defocused"], entry["whole"][0], entry["in_focus"][0]])
+            found.append([change["ratio"], change["defocused"], entry["whole"]["mean"], entry["in_focus"]["mean"]])
         columns = list(zip(*found, strict=True))
         lines.append([name, *(f"{sum(c) / len(c):.2f} ({min(c):.2f} to {max(c):.2f})" for c in columns)])
     header = ["trial", "selectivity at K = 30", "change where defocused", "PSNR dB", "PSNR dB in focus"]

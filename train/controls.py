@@ -10,14 +10,16 @@ defocused and over truly in-focus pixels. The renderer with Stage-2's depth is f
 gives the pixels truly in focus. Selectivity also stands for close-ups (portraits and photographs) and the other kinds
 apart; the blur's own radius is measured against K in patches of known depth (`bokehdepth.metrics.blur_response`).
 
-Intervals are 95 % bootstraps over scenes.
+Intervals are 95 % and over scenes (`bokehdepth.metrics.cluster_interval`); n is the number of scenes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from train import config
 from train.config import Stage1Config
 from train.data import ScenePool
 from train.methods.stage1 import load_stage1
+from train.predictions import INTERVAL, cell, markdown
 from train.stage1 import MiniNetwork
 
 CEILING_DB = 60.0
@@ -43,10 +46,9 @@ _RADII_PX = (0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0)  # of a picture 128 px wide
 Render = Callable[[int, float], np.ndarray]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the 95 % bootstrap interval of the mean, every value a scene of its own."""
-    found = cluster_interval(values, range(len(values)))
-    return found.mean, found.low, found.high
+def interval(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean with its interval, every value a scene of its own; None without a value."""
+    return dataclasses.asdict(cluster_interval(values, range(len(values)))) if values else None
 
 
 class Scenes:
@@ -182,19 +184,20 @@ def _mean_change(changes: Sequence) -> dict:
 def measured_blur(scenes: Scenes, stack: Callable[[int], np.ndarray]) -> dict:
     """Slope of the measured radius over that of Eq. 15, and the share of patches in which it rises with K."""
     slopes, monotone, numbers = [], [], []
+    # In pixels of any picture: a smaller radius measures low. The largest is one of the scene.
+    bounds = {"least_radius_px": 2.0, "largest_radius_px": 6 * scenes.scale}
     for number, photo in enumerate(scenes.sharp):
-        bounds = {"least_radius_px": scenes.scale, "largest_radius_px": 6 * scenes.scale}
         found = blur_response(photo, stack(number), RESPONSE_STRENGTHS, scenes.offset_dpt[number], **bounds)
         slopes += found.slope.tolist()
         monotone += found.is_monotone.tolist()
         numbers += [number] * len(found.slope)
     if not slopes:
-        return {"patches": 0}
-    mean = cluster_interval(slopes, numbers)
+        return {**bounds, "patches": 0}
     return {
+        **bounds,
         "patches": len(slopes),
         "median_slope": float(np.median(slopes)),
-        "mean_slope": (mean.mean, mean.low, mean.high),
+        "mean_slope": dataclasses.asdict(cluster_interval(slopes, numbers)),
         "within_20_percent": float(np.mean(np.abs(np.array(slopes) - 1) <= 0.2)),
         "monotone": float(np.mean(monotone)),
     }
@@ -291,36 +294,39 @@ def _k_response(scenes: Scenes, stacks: Sequence[np.ndarray]) -> dict:
         "model": mean[0].tolist(),
         "renderer": mean[1].tolist(),
         "rising_share": float(np.mean(rising)),
+        "scenes": len(rising),
     }
 
 
 def table(report: dict) -> str:
     """The report as Markdown."""
-    first = next(iter(report["rows"].values()))
-    lines = [
-        "| row | K | PSNR whole (95 %) | SSIM | defocused | in focus | change defocused : in focus | selectivity "
-        "| close-ups | other kinds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, row in report["rows"].items():
-        for k in first:
-            entry, change = row[k], row[k]["selectivity"]
-            mean, low, high = entry["whole"]
+        for k, entry in row.items():
+            change = entry["selectivity"]
             ratios = [
                 "-" if change[group]["ratio"] is None else f"{change[group]['ratio']:.2f}"
                 for group in ("all", "close_up", "general")
             ]
             both = change["all"]
             shown = "-" if both["defocused"] is None else f"{both['defocused']:.3f} : {both['in_focus']:.3f}"
-            lines.append(
-                f"| {name} | {k[1:]} | {mean:.2f} ({low:.2f} to {high:.2f}) | {entry['ssim'][0]:.4f} | "
-                f"{entry['defocused'][0]:.2f} | {entry['in_focus'][0]:.2f} | {shown} | {' | '.join(ratios)} |"
-            )
+            areas = ["-" if entry[a] is None else f"{entry[a]['mean']:.2f}" for a in ("defocused", "in_focus")]
+            rows.append([name, k[1:], cell(entry["whole"], 2), f"{entry['ssim']['mean']:.4f}", *areas, shown, *ratios])
+    header = ["row", "K", f"PSNR whole ({INTERVAL})", "SSIM", "defocused", "in focus", "change defocused : in focus",
+              "selectivity", "close-ups", "other kinds"]  # fmt: skip
+    lines = [markdown(header, rows)]
+    for k, entry in next(iter(report["rows"].values())).items():
+        defocused, in_focus = (0 if entry[a] is None else entry[a]["scenes"] for a in ("defocused", "in_focus"))
+        groups = (entry["selectivity"][group]["scenes"] for group in ("all", "close_up", "general"))
+        lines.append(
+            f"\nScenes at K = {k[1:]}: {report['scenes']}, with defocused pixels {defocused}, with pixels in focus "
+            "{}, with a selectivity {}: {} close-ups, {} other kinds".format(in_focus, *groups)
+        )
     response = report["k_response"]
     for name in ("model", "renderer"):
         curve = ", ".join(f"{v:.4f}" for v in response[name])
         lines.append(f"\nMean change in the defocused area, {name}: {curve} at K = {response['bokeh_strengths']}")
-    lines.append(f"\nShare of steps that rise: {response['rising_share']:.3f}; {report['scenes']} scenes")
+    lines.append(f"\nShare of steps that rise: {response['rising_share']:.3f}; {response['scenes']} scenes")
     if report["level_change"] is not None:
         ends = f"K = {RESPONSE_STRENGTHS[0]:g} and {RESPONSE_STRENGTHS[-1]:g}"
         lines.append(f"\nMean change of a level's probability between {ends}: {report['level_change']:.1e}")
@@ -328,11 +334,11 @@ def table(report: dict) -> str:
         if not found["patches"]:
             lines.append(f"\nMeasured radius, {name}: no patch of one depth with texture")
             continue
-        mean, low, high = found["mean_slope"]
         lines.append(
             f"\nMeasured radius over that of Eq. 15, K = 5 to 30, {name}: median {found['median_slope']:.2f}, mean "
-            f"{mean:.2f} ({low:.2f} to {high:.2f}), within 20 % in {found['within_20_percent']:.2f} and monotone in "
-            f"{found['monotone']:.3f} of {found['patches']} patches"
+            f"{cell(found['mean_slope'], 2)}, within 20 % in {found['within_20_percent']:.2f} and monotone in "
+            f"{found['monotone']:.3f} of {found['patches']} patches, whose true radius at K = 30 is "
+            f"{found['least_radius_px']:g} to {found['largest_radius_px']:g} px"
         )
     return "\n".join(lines)
 

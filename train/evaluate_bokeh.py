@@ -10,7 +10,7 @@ The photo itself and the best uniform blur are always rows.
 
 compares the embedded Stage-1 with its controls on held-out scenes of the pool (`train.controls`).
 
-Intervals are 95 % bootstraps over scenes.
+Intervals are 95 % and over scenes (`bokehdepth.metrics.cluster_interval`); n is the number of scenes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,16 @@ from bokehdepth.optics import blur_radius_px
 from train import controls
 from train.controls import CEILING_DB
 from train.methods import MethodOptions, make_method
-from train.predictions import markdown, print_scores, read_bokeh_prediction, read_cards, save_report
+from train.predictions import (
+    INTERVAL,
+    cell,
+    difference_cell,
+    markdown,
+    print_scores,
+    read_bokeh_prediction,
+    read_cards,
+    save_report,
+)
 from train.sources import Sample, Source, add_source_arguments, open_source
 
 ALWAYS = ("identity", "uniform_blur")
@@ -176,8 +185,10 @@ def summary(
             "in_focus": in_focus,
             "ratio": defocused / in_focus if changed and in_focus > 0 else None,
             "pictures": len(changed),
+            "scenes": len({row["scene"] for row in changed}),
         }
         entry["rising_share"] = float(np.mean(rising[name])) if rising[name] else None
+        entry["rising_photos"] = len(rising[name])
         test = paired_test([row["psnr_linear"] for row in own], baseline, scenes)
         entry["psnr_linear_minus_against"] = {"p_value": test.p_value, **dataclasses.asdict(test.difference)}
         result[name] = entry
@@ -188,13 +199,8 @@ def score_table(report: dict[str, Any]) -> str:
     """The table of saved predictions as Markdown, with its header line."""
     lines = []
     for name, entry in report["rows"].items():
-        values = [entry[m] for m in report["measures"]]
-        cells = [
-            f"{v['mean']:.{2 if m.startswith('psnr') else 3}f} ({v['low']:.{2 if m.startswith('psnr') else 3}f} to "
-            f"{v['high']:.{2 if m.startswith('psnr') else 3}f})"
-            for m, v in zip(report["measures"], values, strict=True)
-        ]
-        change, test = entry["selectivity"], entry["psnr_linear_minus_against"]
+        cells = [cell(entry[m], 2 if m.startswith("psnr") else 3) for m in report["measures"]]
+        change = entry["selectivity"]
         selective = "-" if change["ratio"] is None else f"{change['ratio']:.2f}"
         shown = "-" if change["defocused"] is None else f"{change['defocused']:.3f} : {change['in_focus']:.3f}"
         rises = "-" if entry["rising_share"] is None else f"{entry['rising_share']:.2f}"
@@ -205,16 +211,19 @@ def score_table(report: dict[str, Any]) -> str:
                 shown,
                 selective,
                 rises,
-                f"{test['mean']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f}), p {test['p_value']:.3f}",
+                difference_cell(entry["psnr_linear_minus_against"], 2),
             ]
         )
-    titles = {"psnr_linear": "PSNR linear (95 %)", "ssim_linear": "SSIM linear", "psnr_srgb": "PSNR sRGB",
+    titles = {"psnr_linear": "PSNR linear", "ssim_linear": "SSIM linear", "psnr_srgb": "PSNR sRGB",
               "ssim_srgb": "SSIM sRGB", "lpips": "LPIPS sRGB", "dists": "DISTS sRGB"}  # fmt: skip
-    header = ["method", *(titles[m] for m in report["measures"]), "change defocused : in focus", "selectivity",
-              "K steps that rise", f"PSNR linear minus {report['against']}"]  # fmt: skip
+    header = ["method", *(f"{titles[m]} ({INTERVAL})" for m in report["measures"]), "change defocused : in focus",
+              "selectivity", "K steps that rise", f"PSNR linear minus {report['against']} ({INTERVAL})"]  # fmt: skip
+    counts = report["rows"][report["against"]]
     title = (
-        f"{report['source']}; {report['pictures']} pictures of {report['scenes']} scenes; linear is value ** 2.2, "
-        f"sRGB display values; PSNR counts at most {CEILING_DB:g} dB; * looks at the scored truth."
+        f"{report['source']}; {report['pictures']} pictures of {report['scenes']} scenes, changes over "
+        f"{counts['selectivity']['pictures']} pictures of {counts['selectivity']['scenes']} scenes, K steps over "
+        f"{counts['rising_photos']} photos; linear is value ** 2.2, sRGB display values; PSNR counts at most "
+        f"{CEILING_DB:g} dB; * looks at the scored truth."
     )
     missing = "".join(f"\n\n{name} is left out: {reason}." for name, reason in report["left_out"].items())
     return title + "\n\n" + markdown(header, lines) + missing

@@ -13,7 +13,8 @@ with the sharp frame in place of every frame, and with no stack; the control, th
 on the same scenes without one; a constant guess, the training set's median depth. There AbsRel and delta1 are means
 over pictures without any alignment.
 
-Intervals are 95 % bootstraps over scenes, those of differences are paired.
+Intervals are 95 % and over scenes (`bokehdepth.metrics.cluster_interval`), those of differences are paired; n is the
+number of scenes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from bokehdepth.metrics import (
     DEPTH_MEASURES,
     PROTOCOLS,
     DepthProtocol,
-    Interval,
     abs_rel,
     cluster_interval,
     delta,
@@ -46,7 +46,17 @@ from train import config
 from train.config import Stage2Config
 from train.data import ScenePool
 from train.methods import MethodOptions, make_method
-from train.predictions import MethodCard, cell, markdown, print_scores, read_cards, read_depth_prediction, save_report
+from train.predictions import (
+    INTERVAL,
+    MethodCard,
+    cell,
+    difference_cell,
+    markdown,
+    print_scores,
+    read_cards,
+    read_depth_prediction,
+    save_report,
+)
 from train.sources import Source, add_source_arguments, open_source
 from train.stage2 import predict
 
@@ -132,7 +142,7 @@ def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against
             "intrinsics_given": card.intrinsics_given if card else False,
         }
         for measure in (*DEPTH_MEASURES, MEDIAN_SCALED):
-            # The boundary score is undefined where the truth has no contour, as sparse depth has none.
+            # The boundary score is undefined where no two pixels of the truth are neighbours.
             kept = [row for row in own if np.isfinite(row[measure])]
             entry[measure] = None
             if kept:
@@ -147,31 +157,28 @@ def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against
 def score_table(report: dict[str, Any]) -> str:
     """The table of saved predictions as Markdown, with its header line."""
 
-    def interval(entry: dict[str, Any], measure: str) -> str:
-        value = entry[measure]
-        return "-" if value is None else f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
     def mean(entry: dict[str, Any], measure: str) -> str:
-        return "-" if entry[measure] is None else f"{entry[measure]['mean']:.3f}"
+        value = entry[measure]
+        if value is None:
+            return "-"
+        # The line above the table tells the scenes of those that have all pictures.
+        return f"{value['mean']:.3f}" + ("" if value["pictures"] == report["pictures"] else f" (n {value['scenes']})")
 
     lines = []
     for name, entry in report["rows"].items():
-        test = entry["abs_rel_minus_against"]
         lines.append(
             [
                 name + (" *" if entry["uses_truth"] else ""),
                 ALIGNMENTS[entry["key"]],
                 "yes" if entry["intrinsics_given"] else "no",
-                interval(entry, "abs_rel"),
-                interval(entry, "delta1"),
-                interval(entry, MEDIAN_SCALED),
+                *(cell(entry[m]) for m in ("abs_rel", "delta1", MEDIAN_SCALED)),
                 *(mean(entry, m) for m in DEPTH_MEASURES if m not in ("abs_rel", "delta1")),
-                f"{test['mean']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f}), p {test['p_value']:.3f}",
+                difference_cell(entry["abs_rel_minus_against"]),
             ]
         )
-    header = ["method", "alignment", "intrinsics given", "AbsRel (95 %)", "delta1 (95 %)",
-              "AbsRel, median-scaled (95 %)", "SqRel m", "RMSE m", "RMSE log", "log10", "SILog", "delta2", "delta3",
-              "boundary F1", f"AbsRel minus {report['against']}"]  # fmt: skip
+    header = ["method", "alignment", "intrinsics given", f"AbsRel ({INTERVAL})", f"delta1 ({INTERVAL})",
+              f"AbsRel, median-scaled ({INTERVAL})", "SqRel m", "RMSE m", "RMSE log", "log10", "SILog", "delta2",
+              "delta3", "boundary F1", f"AbsRel minus {report['against']} ({INTERVAL})"]  # fmt: skip
     protocol = report["protocol"]
     cap = "none" if protocol["max_depth_m"] is None else f"{protocol['max_depth_m']:g} m"
     clipped = "clipped to it" if protocol["clips_prediction"] else "not clipped"
@@ -274,12 +281,13 @@ def table(report: dict) -> str:
     """The controls' report as Markdown."""
     lines = []
     for name, row in report["rows"].items():
-        error, difference = (Interval(**row[measure]) for measure in ("abs_rel", "abs_rel_minus_control"))
+        error, difference = row["abs_rel"], row["abs_rel_minus_control"]
         scaled = row["abs_rel_median_scaled"]["mean"]
         lines.append(
             [name, cell(error), f"{row['delta1']['mean']:.3f}", f"{scaled:.3f}", cell(difference, signed=True)]
         )
-    header = ["row", "AbsRel (95 %)", "delta1", "AbsRel, median-scaled", "AbsRel minus control (95 %, paired)"]
+    header = ["row", f"AbsRel ({INTERVAL})", "delta1", "AbsRel, median-scaled",
+              f"AbsRel minus control ({INTERVAL}, paired)"]  # fmt: skip
     last = f"\n\n{report['scenes']} scenes; the constant guess is {report['constant_m']:.2f} m"
     return markdown(header, lines) + last
 

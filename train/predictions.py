@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.io import bokeh_file_name, save_image
-from bokehdepth.metrics import DEPTH_KEYS, Interval
+from bokehdepth.metrics import DEPTH_KEYS
 from bokehdepth.staging import staged, write_file
 from train.methods import BokehMethod, DepthMethod
 from train.sources import Sample, Source, read_picture
@@ -232,10 +232,29 @@ def print_scores(of_files: Callable[[], str], of_pool: Callable[[], str]) -> Non
     sys.stdout.write(text + "\n")
 
 
-def cell(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
-    """`mean (low to high)` of a table."""
+INTERVAL = "95 %, n scenes"
+"""What a header says of a column of `cell`."""
+
+
+def cell(interval: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """`mean (low to high, n scenes)` of a table.
+
+    Args:
+        interval: the fields of a `bokehdepth.metrics.Interval`; None gives a dash.
+        digits: behind the point.
+        signed: whether a number above 0 has its sign.
+    """
+    if interval is None:
+        return "-"
     form = f"{'+' if signed else ''}.{digits}f"
-    return f"{interval.mean:{form}} ({interval.low:{form}} to {interval.high:{form}})"
+    low, high = interval["low"], interval["high"]
+    ends = "no interval" if low is None else f"{low:{form}} to {high:{form}}"
+    return f"{interval['mean']:{form}} ({ends}, n {interval['scenes']})"
+
+
+def difference_cell(difference: Mapping[str, Any], digits: int = 3) -> str:
+    """`cell` of a paired difference with the p-value of its test."""
+    return f"{cell(difference, digits, signed=True)}, p {difference['p_value']:.2g}"
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -44,7 +44,7 @@ def blur_response(
     offset_dpt: np.ndarray,
     *,
     patch_px: int = 16,
-    least_radius_px: float = 1.0,
+    least_radius_px: float = 2.0,
     largest_radius_px: float = 8.0,
     gamma: float = 2.2,
 ) -> BlurResponse:
@@ -53,13 +53,19 @@ def blur_response(
     A patch counts where its true offset varies by at most a tenth, its true radius at the largest K lies between the
     two bounds, and it has texture. Patches do not overlap.
 
+    Radii up to 0.6 px are measured as 0, since up to 0.5 px a disk leaves the picture as it is; from 0.7 px they are
+    right to within 7 %, from 1.5 px to within 2 %. So slopes come out too small where all radii are small: on rendered
+    frames of K = 5 to 30 they are .87 where the largest radius is 1 px and .95 at 1.5 px; from 2 px on they are right
+    to within .02. A ray-traced lens, which reads its picture between the pixels and so blurs a little more than the
+    disk, has 1.07 at 2 px, 1.04 at 3 px and 1.02 or less from 5 px on.
+
     Args:
         sharp: All-in-focus picture, float ``(H, W, 3)`` display values in [0, 1].
         frames: Generated stack, float ``(F, H, W, 3)`` in [0, 1], F at least 2.
         bokeh_strengths: K of the frames at the reference width, ``(F,)``, ascending, above 0.
         offset_dpt: True ``|1/S1 - 1/S2|`` in 1/m, float ``(H, W)``.
         patch_px: Side of a patch.
-        least_radius_px: Smallest true radius at the largest K.
+        least_radius_px: Smallest true radius at the largest K; below 2 slopes come out too small.
         largest_radius_px: Largest one.
         gamma: The disks blur in linear light ``value ** gamma``.
 

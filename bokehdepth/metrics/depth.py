@@ -5,7 +5,8 @@ Depth is z-depth in metres, any equal shapes, usually ``(H, W)``. A pixel counts
 above 0: a prediction with holes is an error, never a smaller average.
 
 Sources: Eigen et al. 2014 (AbsRel, SqRel, delta, RMSE, the scale-invariant log error) and section 10 of arXiv
-2512.12425 (Eq. 40-43); boundary F1 is the contour score of Depth Pro (arXiv 2410.02073, section 3.3).
+2512.12425 (Eq. 40-43); boundary F1 is the contour score of Depth Pro (arXiv 2410.02073, section 3.3, and its published
+code, `eval/boundary_metrics.py` of apple/ml-depth-pro).
 """
 
 import numpy as np
@@ -185,14 +186,21 @@ def boundary_f1(
     highest_ratio: float = 1.25,
     count: int = 10,
 ) -> float:
-    """Score the occluding contours of a depth map (boundary F1 of Depth Pro, section 3.3).
+    """Score the occluding contours of a depth map: the scale-invariant boundary F1 of Depth Pro.
 
-    A contour at ratio t lies between two neighbours where one is more than t times as deep as the other; which of the
-    two is nearer matters, so each of the four directions is its own contour. With c the predicted and c* the true
-    contours of all four directions together, precision is ``|c and c*| / |c|``, recall ``|c and c*| / |c*|``, and F1
-    their harmonic mean, 0 where they do not meet. F1 is averaged over ``count`` ratios, evenly spaced, with weights
-    in proportion to the ratio. Here a pair counts only where both pixels are valid, and a ratio at which the target
-    has no contour is left out, so that the truth scores 1 against itself; the score knows no scale.
+    A contour at ratio t lies between two neighbours of which one is more than t times as deep as the other. Which of
+    them is nearer makes four directions: left, right, upper and lower neighbour. In each direction precision is the
+    share of the predicted contours that are true, recall the share of the true ones that are predicted, 0 where there
+    is none. The two are averaged over the four directions before their harmonic mean is taken, and F1 over ``count``
+    evenly spaced ratios with weights in proportion to the ratio. No scale of the depths changes it.
+
+    So the truth does not score 1 against itself where a direction has no contour: a single upright edge reaches 1/4,
+    and a truth without contours gives 0 to everything. Compare methods on the same pictures, and with the truth's own
+    score as the ceiling.
+
+    The score is published for dense truth. Where the truth has holes, pairs of two valid neighbours count here and no
+    others; without holes that is the published score. Of LiDAR few pairs are left, and none across most contours: the
+    number then says little.
 
     Args:
         prediction: Predicted depth of any scale, float ``(H, W)``.
@@ -203,7 +211,7 @@ def boundary_f1(
         count: Number of ratios.
 
     Returns:
-        Score in [0, 1]; 1 is best; NaN where the target has no contour at any ratio, as sparse depth has none.
+        Score in [0, 1]; NaN where no two valid pixels are neighbours.
 
     Raises:
         InputError: As ``abs_rel`` says, or if the ratios are not above 1 and ascending or ``count`` is below 1.
@@ -219,20 +227,27 @@ def boundary_f1(
     valid_pairs(prediction, target, valid, ("prediction", "target"))
     valid = np.isfinite(target) & (target > 0) if valid is None else checked_mask("valid", valid, target.shape)
 
-    def neighbour_ratios(depth: np.ndarray) -> np.ndarray:
-        """Depth ratios of all pairs of valid neighbours, across and down, ``(n,)``."""
+    def neighbour_ratios(depth: np.ndarray) -> list[np.ndarray]:
+        """How many times as deep a pixel is as its neighbour, in the four directions, ``(n,)`` each."""
         safe = np.where(valid, depth, 1).astype(np.float64)
-        across, down = safe[:, 1:] / safe[:, :-1], safe[1:] / safe[:-1]
-        return np.concatenate([across[valid[:, 1:] & valid[:, :-1]], down[valid[1:] & valid[:-1]]])
+        pairs = []
+        for one, other in (((..., slice(1, None)), (..., slice(-1))), (slice(1, None), slice(-1))):
+            both = valid[one] & valid[other]
+            deep, near = safe[one][both], safe[other][both]
+            pairs += [deep / near, near / deep]
+        return pairs
 
     predicted, true = neighbour_ratios(prediction), neighbour_ratios(target)
-    scores, weights = [], []
-    for ratio in np.linspace(lowest_ratio, highest_ratio, count):
-        contours = [np.concatenate([values > ratio, values < 1 / ratio]) for values in (predicted, true)]
-        drawn, wanted = (int(contour.sum()) for contour in contours)
-        if wanted == 0:
-            continue
-        # 2 P R / (P + R) with P = hits / drawn and R = hits / wanted.
-        scores.append(2 * int((contours[0] & contours[1]).sum()) / (drawn + wanted))
-        weights.append(ratio)
-    return float(np.average(scores, weights=weights)) if scores else float("nan")
+    if not any(len(pairs) for pairs in true):
+        return float("nan")
+    ratios = np.linspace(lowest_ratio, highest_ratio, count)
+    scores = []
+    for ratio in ratios:
+        precision = recall = 0.0
+        for guess, truth in zip(predicted, true, strict=True):
+            drawn, wanted = guess > ratio, truth > ratio
+            hits = np.count_nonzero(drawn & wanted)
+            precision += hits / max(np.count_nonzero(drawn), 1) / len(true)
+            recall += hits / max(np.count_nonzero(wanted), 1) / len(true)
+        scores.append(2 * precision * recall / (precision + recall) if precision else 0.0)
+    return float(np.average(scores, weights=ratios))

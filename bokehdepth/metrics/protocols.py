@@ -172,8 +172,8 @@ def score_depth(
         protocol: Which pixels and depths count.
 
     Returns:
-        The numbers by the names of ``DEPTH_MEASURES``, ``boundary_f1`` NaN where the target has no contour; None
-        where no pixel counts.
+        The numbers by the names of ``DEPTH_MEASURES``, ``boundary_f1`` NaN where no two pixels that count are
+        neighbours; None where no pixel counts.
 
     Raises:
         InputError: As ``aligned_depth_m`` says, or a prediction that counts is not finite and above 0.
