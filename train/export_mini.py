@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from bokehdepth.hub import EMBEDDED_FOLDER
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
-from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
+from bokehdepth.modeling_bokehdepth_efficientnet import BokehDepthEfficientNetForDepthEstimation
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
@@ -23,8 +23,8 @@ def export(
     stage2: Path,
     output: Path,
     *,
-    side_px: int,
-    area_px: int = 192 * 192,
+    area_px: int = 192 * 256,
+    depth_area_px: int | None = None,
     steps: int = 1,
     quantile: float | None = None,
 ) -> None:
@@ -34,12 +34,13 @@ def export(
         stage1: the folder `model` of a Stage-1 run.
         stage2: the folder `model` of a Stage-2 run.
         output: the folder; weights of an earlier export there are removed.
-        side_px: shorter side at work in Stage-2.
         area_px: pixels at work in Stage-1.
+        depth_area_px: pixels at work in Stage-2; None as it was trained.
         steps: default number of inference steps.
         quantile: of the levels, which each pixel takes; None as it was trained.
     """
     decision = {} if quantile is None else {"quantile": quantile}
+    area = {} if depth_area_px is None else {"area_px": depth_area_px}
     pipeline = BokehDepthPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(stage1 / "scheduler"),
         vae=PatchAutoencoder.from_pretrained(stage1 / "vae"),
@@ -49,10 +50,9 @@ def export(
         tokenizer_2=None,
         transformer=MiniFluxTransformer2DModel.from_pretrained(stage1 / "transformer", **decision),
         bokeh_adapter=BokehAdapter.from_pretrained(stage1 / "bokeh_adapter"),
-        depth_estimator=BokehDepthAnythingForDepthEstimation.from_pretrained(stage2),
+        depth_estimator=BokehDepthEfficientNetForDepthEstimation.from_pretrained(stage2, **area),
         default_num_inference_steps=steps,
         default_processing_area_px=area_px,
-        depth_processing_px=side_px,
     )
     # Weights of an earlier export in another number of shards would be loaded in place of the new ones.
     for stale in output.glob("*/*.safetensors*"):
@@ -72,11 +72,11 @@ def main() -> None:
     parser.add_argument("--stage2", type=Path, required=True, help="the folder `model` of a Stage-2 run")
     parser.add_argument("--output", type=Path, default=EMBEDDED_FOLDER)
     parser.add_argument("--steps", type=int, default=1, help="default number of inference steps")
-    parser.add_argument("--area", type=int, default=192 * 192, help="pixels at work in Stage-1")
+    parser.add_argument("--area", type=int, default=192 * 256, help="pixels at work in Stage-1")
     parser.add_argument("--quantile", type=float, help="of the levels, which each pixel takes; default: as trained")
-    parser.add_argument("--side", type=int, required=True, help="shorter side at work in Stage-2")
+    parser.add_argument("--depth-area", type=int, help="pixels at work in Stage-2; default: as trained")
     given = parser.parse_args()
-    sizes = {"side_px": given.side, "area_px": given.area}
+    sizes = {"area_px": given.area, "depth_area_px": given.depth_area}
     export(given.stage1, given.stage2, given.output, **sizes, steps=given.steps, quantile=given.quantile)
 
 
