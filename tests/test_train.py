@@ -434,7 +434,8 @@ def test_a_section_that_sets_one_key_keeps_what_the_stage_has_there(tmp_path):
         file.write_text(yaml.safe_dump({**least, "pool": {"folder": "p"}}))
         plain = config.load(kind, file, [])
         for section, change in changes.items():
-            (key, value), wanted = *change.items(), replace(plain, **{section: replace(getattr(plain, section), **change)})
+            (key, value), old = next(iter(change.items())), getattr(plain, section)
+            wanted = replace(plain, **{section: replace(old, **change)})
             assert config.load(kind, file, [f"{section}.{key}={value}"]) == wanted
             assert config.load(kind, file, [f"{section}={{{key}: {value}}}"]) == wanted
             assert config.build(kind, {**least, "pool": {"folder": "p"}, section: change}, "here") == wanted
@@ -498,9 +499,15 @@ def test_level_loss_is_least_at_the_truth():
     levels = torch.tensor([0.0, 0.1, 0.4])
     offsets = torch.rand(2, 1, 8, 8) * 0.5
     truth = level_weights(offsets, levels).clamp(min=1e-6).log()
-    best = losses.level_loss(truth, offsets, levels)
-    assert best < losses.level_loss(torch.zeros(2, 3, 8, 8), offsets, levels)
-    assert best < losses.level_loss(truth + torch.randn(2, 3, 8, 8), offsets, levels)
+    shares = losses.sharp_share(offsets, levels, (8, 8))
+    torch.testing.assert_close(shares, level_weights(offsets, levels)[:, 0])
+
+    def loss(logits):
+        sums = losses.split_sum(losses.level_entropy(logits, offsets, levels), shares)
+        return losses.split_mean(sums, losses.split_sum(torch.ones(()), shares))
+
+    assert loss(truth) < loss(torch.zeros(2, 3, 8, 8))
+    assert loss(truth) < loss(truth + torch.randn(2, 3, 8, 8))
 
 
 def test_depth_losses_by_hand():
@@ -519,7 +526,12 @@ def test_balanced_loss_weighs_both_areas_alike():
     target = torch.zeros(1, 3, 10, 10)
     few, many = target.clone(), target.clone()
     few[..., :1], many[..., 1:] = 0.5, 0.5
-    few, many = (losses.balanced_pixel_loss(x, target, radius) for x in (few, many))
+    blurred = (radius > 1).float()
+    counts = losses.split_sum(torch.ones(()), blurred)
+    assert counts.tolist() == [10, 90]
+    few, many = (losses.split_sum(losses.pixel_error(x, target), blurred) for x in (few, many))
+    assert few.tolist() == [7.5, 0] and many.tolist() == [0, 67.5]  # 0.5 + 0.5^2 a pixel
+    few, many = (losses.split_mean(sums, counts) for sums in (few, many))
     assert 0.85 < few / many < 1.15
 
 

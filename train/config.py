@@ -7,7 +7,6 @@ section that sets one key keeps the other values that its stage has there.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import shlex
 from collections.abc import Iterator
