@@ -138,8 +138,8 @@ class Stage2Network(losses.SummedNetwork):
         known = batch["valid"].flatten(1).sum(1)
         return {"pictures": (known > 0).sum().float(), "pixels": known.sum().float()}
 
-    def sums(self, batch: dict[str, Any]) -> losses.Sums:
-        """Sums over a batch of `PoolStacks` or `RowStacks`."""
+    def compared(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predicted and true depth, and where that is known, (B, H, W), of a batch of `PoolStacks` or `RowStacks`."""
         lone = batch.get("lone", torch.zeros(len(batch["image"]), dtype=torch.bool))
         order, stacks = lone.long().argsort(stable=True), int((~lone).sum())  # those with a stack first
         batch = {name: value[order.to(value.device)] for name, value in batch.items()}
@@ -149,8 +149,11 @@ class Stage2Network(losses.SummedNetwork):
         depth = torch.cat([predict(self.model, part, kind).float() for part, kind in kinds if len(part["image"])])
         if not stacks and self.stack != "none":  # data parallel training wants every trained tensor in every part
             depth = depth + 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
-        depth = depth.clamp(min=self.cfg.min_depth_m)
-        target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
+        return depth.clamp(min=self.cfg.min_depth_m), batch["depth_m"][:, 0], batch["valid"][:, 0]
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums of all terms over a batch."""
+        depth, target, valid = self.compared(batch)
         known, truth = depth[valid], target[valid]  # picked first: a quotient by 0 would have no gradient
         return {
             **self.counts(batch),
