@@ -46,7 +46,7 @@ def configs(folder, batch_factor: int = 1, **loop):
     one = changed(Stage1Config, "stage1", f"output={folder}/one", "prompts.strength_dropout=0.3", "grounded_share=0.5")
     phases = [replace(one.phases[0], steps=4, batch=4 * batch_factor, learning_rate=1.0)]
     one = replace(one, phases=phases)
-    two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=3", "relative_weight=0.3",
+    two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=1.1", "relative_weight=0.3",
                   "lone_share=0.4")  # fmt: skip
     two = replace(two, steps=4, batch=2 * batch_factor, learning_rate=0.1)
     mini = changed(Stage1Config, "stage1", f"output={folder}/mini", f"base={json.dumps({'transformer': TRANSFORMER})}",
