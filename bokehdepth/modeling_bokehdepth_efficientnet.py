@@ -102,7 +102,9 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
         if len(set(levels)) != len(levels) or not all(0 <= level < 4 for level in levels):
             raise ValueError(f"`dsfa_levels` must be different map indices from 0 to 3, got {levels}.")
         if self.patch_size != _MULTIPLE_PX:
-            raise ValueError(f"`patch_size` must be {_MULTIPLE_PX}, the stride of the last map, got {self.patch_size}.")
+            raise ValueError(
+                f"`patch_size` must be {_MULTIPLE_PX}, the stride of the last map, got {self.patch_size}."
+            )
         for name in ("width_factor", "depth_factor", "canonical_focal_px", "area_px", "guide_channels",
                      "dsfa_mlp_ratio", "bokeh_strength_scale", "bokeh_strength_max"):  # fmt: skip
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
@@ -204,7 +206,9 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
         elif isinstance(module, nn.Conv2d | nn.Linear):  # each layer keeps the variance (He et al. 2015)
             fan_in = module.weight[0].numel()
             small = module is self.head or module is self.camera[-1] or module is self.guide.conv_out
-            small = small or any(module is layer for fusion in self.fusion for layer in (fusion.conv_out, fusion.lateral))
+            small = small or any(
+                module is layer for fusion in self.fusion for layer in (fusion.conv_out, fusion.lateral)
+            )
             small = small or module is self.context or module is self.camera[0]  # the encoder's maps are large
             init.normal_(module.weight, std=(0.1 if small else 1.0) * (2 / fan_in) ** 0.5)
             init.zeros_(module.bias)

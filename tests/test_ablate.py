@@ -11,9 +11,8 @@ import torch
 
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
-from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel
 from train import ablate, config
-from train.config import Stage1Config, Stage2Config
+from train.config import Stage2Config
 from train.methods import MethodOptions
 from train.predictions import read_cards
 from train.sources import PoolSource, pool_of
@@ -108,32 +107,3 @@ def test_table_5_runs_one_model_at_several_steps(cfg, root, monkeypatch, capsys)
     for steps, sentence in (([], r"steps is \[\]"), ([1, 1], r"steps is \[1, 1\]"), ([0], r"steps is \[0\]")):
         with pytest.raises(InputError, match=sentence):
             ablate.ablate_steps(PoolSource(cfg.pool), root / "six", steps, MethodOptions())
-
-
-def test_the_trials_of_stage1_are_trained_scored_and_gone_on_with(root, monkeypatch):
-    config_file = DEBUG.with_name("mini_stage1.yaml")
-    changes = [f"pool.folder={root / 'pool1'}", "pool.scenes=4", "pool.held_out_scenes=3", "pool.shard=4",
-               "pool.size_px=64", "pool.render_missing=true", "optimizer.warmup=1", "loop.plain_attention=false",
-               *(f"pool.{name}=[]" for name in ("photos", "backdrops", "portraits", "mattes"))]  # fmt: skip
-    short = [{"size_px": 32, "batch": 2, "steps": 2, "learning_rate": 1e-3}]
-    monkeypatch.setitem(ablate.TRIAL_BASE, "phases", short)
-    names = ["base", "generated picture", "4 denoising steps"]
-    ablate.stage1.fill_pool(config.load(Stage1Config, config_file, changes).pool)
-    threads = torch.get_num_threads()
-    text = ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3)
-    torch.set_num_threads(threads)
-    assert all(f"| {name} |" in text for name in names) and text in (root / "trials" / "table.md").read_text()
-    heads = {
-        name: MiniFluxTransformer2DModel.from_pretrained(root / "trials" / name / "0/model/transformer").config.head
-        for name in ("base", "generated_picture")
-    }
-    assert heads == {"base": "disks", "generated_picture": "picture"}
-    scores = [json.loads((root / "trials" / "base" / seed / "scores_1.json").read_text()) for seed in "01"]
-    assert scores[0]["whole"] != scores[1]["whole"]  # another seed is another training
-    four = json.loads((root / "trials" / "base" / "0" / "scores_4.json").read_text())
-    assert four["whole"] != scores[0]["whole"] and not (root / "trials" / "4_denoising_steps").exists()
-    logged = (root / "trials/base/0/log.jsonl").read_text()
-    assert ablate.ablate_stage1(str(config_file), changes, root / "trials", names, 2, 3) == text
-    assert (root / "trials/base/0/log.jsonl").read_text() == logged
-    with pytest.raises(InputError, match="trial is 'luck'"):
-        ablate.ablate_stage1(str(config_file), changes, root / "trials", ["luck"], 1, 3)

@@ -152,7 +152,8 @@ def test_intrinsics_of_a_photo_follow_it_to_the_size_at_work():
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"), [((64, 96), (64, 96)), ((500, 375), (96, 64)), ((3000, 4000), (64, 96)), ((40, 400), (32, 256))]
+    ("size", "wanted"),
+    [((64, 96), (64, 96)), ((500, 375), (96, 64)), ((3000, 4000), (64, 96)), ((40, 400), (32, 256))],
 )
 def test_working_size_keeps_area_and_aspect(size, wanted):
     assert tiny().working_size(*size) == wanted

