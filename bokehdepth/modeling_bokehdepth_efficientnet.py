@@ -205,12 +205,10 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d | nn.Linear):  # each layer keeps the variance (He et al. 2015)
             fan_in = module.weight[0].numel()
-            small = module is self.head or module is self.camera[-1] or module is self.guide.conv_out
-            small = small or any(
-                module is layer for fusion in self.fusion for layer in (fusion.conv_out, fusion.lateral)
-            )
-            small = small or module is self.context or module is self.camera[0]  # the encoder's maps are large
-            init.normal_(module.weight, std=(0.1 if small else 1.0) * (2 / fan_in) ** 0.5)
+            small = [self.head, self.guide.conv_out, self.camera[-1], *(fusion.conv_out for fusion in self.fusion)]
+            small += [self.context, self.camera[0], *(f.lateral for f in self.fusion)]  # the encoder's maps are large
+            scale = 0.1 if any(module is layer for layer in small) else 1.0
+            init.normal_(module.weight, std=scale * (2 / fan_in) ** 0.5)
             init.zeros_(module.bias)
             if module is self.camera[-1]:
                 init.constant_(module.bias, math.log(_START_FOCAL))

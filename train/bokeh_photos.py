@@ -202,8 +202,9 @@ def _render(sample: dict[str, Any]) -> torch.Tensor:
 
 
 class BokehPhotosNetwork(MiniNetwork):
-    """The embedded Stage-1 on batches of `BokehPhotos`: levels are supervised in every sample, samples with a render are
-    compared with it, and every picture counts alike.
+    """The embedded Stage-1 on batches of `BokehPhotos`.
+
+    Levels are supervised in every sample, samples with a render are compared with it. Every picture counts alike.
     """
 
     def counts(self, batch: dict[str, Any]) -> losses.Sums:

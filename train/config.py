@@ -104,7 +104,7 @@ class PhotosConfig:
     """Manifest files (datasets_scripts.real_photos); environment variables are expanded."""
     splits: list[str] = field(default_factory=lambda: ["train"])
     weights: dict[str, float] = field(default_factory=dict)
-    """How often a data set is drawn, against the number of photographs of those that are not named; 0 leaves it out."""
+    """How often a data set is drawn; one that is not named weighs as many as it has photographs, 0 leaves it out."""
     scene_share: float = 0.2
     """Share of samples that are procedural scenes."""
     longer_px: int = 512

@@ -41,8 +41,9 @@ class DepthPhotos:
         self.photos = MixedPhotos(cfg.photos, scenes, cfg.augment, cfg.seed, "depth")
 
     def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int) -> dict[str, Any]:
-        """Draws a batch: what `photos.cut` gives (B, ...), with bokeh (B, F, 3, h, w), strength (B, F) and lone (B,)
-        unless the stack is none.
+        """Draws a batch as `MixedPhotos.draw` gives it.
+
+        Unless the stack is none it has bokeh (B, F, 3, h, w), strength (B, F) and lone (B,), who gets no stack.
         """
         return self._with_stack(self.photos.draw(step, phase, numbers), step, numbers)
 

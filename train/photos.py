@@ -1,7 +1,7 @@
 """Real photographs in memory as training data: with depth, with depth of unknown scale, or with a subject's mask.
 
-`PhotoPool` holds the rows of manifests, `MixedPhotos` draws batches of them and of procedural scenes. A crop that is
-enlarged is the picture of a longer lens: focal lengths follow, and so does depth that is predicted for a canonical one.
+`PhotoPool` holds the rows of manifests, `MixedPhotos` draws batches of them and of procedural scenes. An enlarged crop
+is the picture of a longer lens: focal lengths follow, and so does depth that is predicted for a canonical one.
 """
 
 from __future__ import annotations
@@ -126,9 +126,8 @@ class PhotoPool:
         for photo in self.photos:
             counts[photo.dataset] = counts.get(photo.dataset, 0) + 1
         # A data set's weight is shared by its photographs.
-        shares = np.array(
-            [cfg.weights.get(p.dataset, float(counts[p.dataset])) / counts[p.dataset] for p in self.photos]
-        )
+        each = {name: cfg.weights.get(name, float(count)) / count for name, count in counts.items()}
+        shares = np.array([each[photo.dataset] for photo in self.photos])
         self.shares = shares / shares.sum()
 
     def __len__(self) -> int:
