@@ -87,16 +87,16 @@ def shading(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 Tile = Callable[[np.random.Generator], np.ndarray]
 
 
-class _Pen:
+class Pen:
     """Masks drawn at twice the size, on a canvas whose height is 1."""
 
-    def __init__(self, aspect: float) -> None:
-        self.size = (_DRAWN_PX, max(8, round(_DRAWN_PX * aspect)))
+    def __init__(self, aspect: float, height_px: int = _DRAWN_PX) -> None:
+        self.size = (height_px, max(8, round(height_px * aspect)))
 
     def mask(self, *shapes: tuple[str, Sequence[float]], width: float = 0.02) -> np.ndarray:
         """Draw ``(kind, coordinates)`` shapes: float32 ``(h, w)`` in [0, 1]; coordinates in units of the height."""
         image = Image.new("L", (2 * self.size[1], 2 * self.size[0]))
-        draw, scale = ImageDraw.Draw(image), 2 * _DRAWN_PX
+        draw, scale = ImageDraw.Draw(image), 2 * self.size[0]
         for kind, coordinates in shapes:
             scaled = [scale * float(value) for value in coordinates]
             if kind == "line":
@@ -118,13 +118,18 @@ def covered(tile: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def paint_over(rgba: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
     """Lay ``colour`` (0 to 255, ``(3,)`` or ``(h, w, 3)``) over ``rgba`` where ``mask`` is, in place."""
-    rgba[..., :3] += (colour - rgba[..., :3]) * mask[..., None]
-    rgba[..., 3] = np.maximum(rgba[..., 3], 255 * mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    part, mask = rgba[box], mask[box]
+    part[..., :3] += ((colour if np.ndim(colour) == 1 else colour[box]) - part[..., :3]) * mask[..., None]
+    part[..., 3] = np.maximum(part[..., 3], 255 * mask)
 
 
 def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw head and shoulders, from the front or from behind, down to the chest."""
-    pen = _Pen(rng.uniform(0.8, 1.1))
+    pen = Pen(rng.uniform(0.8, 1.1))
     middle = pen.size[1] / pen.size[0] / 2
     wide, head = rng.uniform(0.36, 0.46) * 2 * middle, rng.uniform(0.125, 0.16)
     eye_row = rng.uniform(0.28, 0.34)
@@ -175,7 +180,7 @@ def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
 
 def _figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a whole standing person."""
-    pen, middle = _Pen(0.42), 0.21
+    pen, middle = Pen(0.42), 0.21
     skin, hair = np.array(_SKINS[rng.integers(len(_SKINS))]) * 255, np.array(_HAIRS[rng.integers(len(_HAIRS))]) * 255
     spread = rng.uniform(0.01, 0.07)
     legs = pen.mask(
@@ -219,7 +224,7 @@ def _bottle(rng: np.random.Generator, tile: Tile) -> np.ndarray:
 def _box(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a box seen at an angle: two faces of unequal light, or one."""
     aspect = np.exp(rng.uniform(np.log(0.35), np.log(2.0)))
-    pen = _Pen(aspect)
+    pen = Pen(aspect)
     alpha = np.ones(pen.size, dtype=np.float32)
     rgba = covered(tile(rng), alpha)
     if rng.random() < 0.7:
@@ -243,7 +248,7 @@ def _blob(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         radius += rough / order * rng.standard_normal() * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
     radius = 0.47 * np.maximum(radius, 0.3) / radius.max()
     aspect = rng.uniform(0.75, 1.4)
-    pen = _Pen(aspect)
+    pen = Pen(aspect)
     points = np.stack([aspect * (0.5 + radius * np.cos(angle)), 0.5 + radius * np.sin(angle)], axis=1)
     rgba = covered(tile(rng), pen.mask(("polygon", points.ravel())))
     y, x = np.mgrid[-1 : 1 : pen.size[0] * 1j, -1 : 1 : pen.size[1] * 1j]
@@ -252,7 +257,7 @@ def _blob(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     return rgba
 
 
-def _branch(rng: np.random.Generator, pen: _Pen, start: tuple[float, float], angle: float, length: float) -> list:
+def _branch(rng: np.random.Generator, pen: Pen, start: tuple[float, float], angle: float, length: float) -> list:
     """List the shapes of a twig and of its leaves."""
     shapes: list[tuple[str, Sequence[float]]] = []
     x, y = start
@@ -271,7 +276,7 @@ def _branch(rng: np.random.Generator, pen: _Pen, start: tuple[float, float], ang
 def _foliage(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw leafy twigs that fan out from the bottom."""
     aspect = rng.uniform(0.7, 1.3)
-    pen = _Pen(aspect)
+    pen = Pen(aspect)
     shapes = []
     for _ in range(int(rng.integers(3, 7))):
         start = (rng.uniform(0.2, 0.8) * aspect, 1.0)
@@ -284,7 +289,7 @@ def _foliage(rng: np.random.Generator, tile: Tile) -> np.ndarray:
 def _tree(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a trunk with a ragged crown."""
     aspect = rng.uniform(0.45, 0.95)
-    pen = _Pen(aspect)
+    pen = Pen(aspect)
     trunk, low = rng.uniform(0.02, 0.05), rng.uniform(0.55, 0.85)
     base = (aspect / 2 - trunk, low - 0.2, aspect / 2 + trunk, 1)
     rgba = covered(tile(rng), pen.mask(("rectangle", base)))
@@ -301,7 +306,7 @@ def _tree(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     return rgba
 
 
-def _tint_leaves(rng: np.random.Generator, rgba: np.ndarray, pen: _Pen) -> None:
+def _tint_leaves(rng: np.random.Generator, rgba: np.ndarray, pen: Pen) -> None:
     """Make a texture leafy, in place: mostly greens, speckled."""
     green = np.array([rng.uniform(0.2, 0.7), rng.uniform(0.35, 0.75), rng.uniform(0.05, 0.35)]) * 255
     speckle = np.clip(0.75 + 0.3 * power_law_noise(rng, pen.size, 0.5), 0.15, 1.5)[..., None]
@@ -311,7 +316,7 @@ def _tint_leaves(rng: np.random.Generator, rgba: np.ndarray, pen: _Pen) -> None:
 
 def _bar(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a post, pole, rail or cord."""
-    pen = _Pen(0.35)
+    pen = Pen(0.35)
     lean, half = rng.uniform(-0.1, 0.1), rng.uniform(0.012, 0.06)
     top, foot = 0.175 + lean, 0.175 - lean
     rgba = covered(tile(rng), pen.mask(("polygon", (top - half, 0, top + half, 0, foot + half, 1, foot - half, 1))))

@@ -213,13 +213,14 @@ class Materials:
 
 
 def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
-    """Mirror and bend a sprite and change its light and colour, by chance."""
+    """Mirror and bend a sprite that has no true shape, and change its light and colour, by chance."""
     rgba, open_sides = sprite.rgba, sprite.open_sides
-    if rng.random() < 0.5:
+    is_rigid = sprite.family in townscape.FAMILIES  # these have one true shape, size and left side
+    if not is_rigid and rng.random() < 0.5:
         rgba = rgba[:, ::-1]
         mirror = {"left": "right", "right": "left"}
         open_sides = frozenset(mirror.get(side, side) for side in open_sides)
-    if sprite.family not in townscape.FAMILIES:  # these have one true shape and size
+    if not is_rigid:
         picture = Image.fromarray(np.ascontiguousarray(rgba))
         size, mesh = _bent(picture.size, open_sides, rng)
         rgba = np.asarray(picture.transform(size, Image.Transform.MESH, mesh, _BILINEAR))

@@ -7,8 +7,10 @@ large as such things are, and the camera is mostly at the height of eyes, so tha
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from bokehdepth.rendering.drawing import power_law_noise, random_colour
+from bokehdepth.rendering.layered import extent
 from bokehdepth.rendering.materials import Sprite
 from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Stage, Surface
 
@@ -58,13 +60,16 @@ class Outdoors(Stage):
             plane.tile = self.tinted(plane.tile, _GROUNDS)
         return plane
 
-    def tinted(self, tile: np.ndarray, colours: Sequence[Sequence[float]]) -> np.ndarray:
-        """Give a texture about one of some colours: uint8 in and out."""
-        colour = np.array(colours[self.rng.integers(len(colours))]) * self.uniform(0.7, 1.15)
-        grey = tile.mean(axis=2, keepdims=True, dtype=np.float32)
-        keep = self.uniform(0.0, 0.4)
-        mixed = (1 - keep) * grey * (colour * 255 / max(float(grey.mean()), 30.0)) + keep * tile
-        return np.clip(mixed, 0, 255).astype(np.uint8)
+    def tinted(self, tile: np.ndarray, colours: Sequence[Sequence[float]], contrast: float = 1.0) -> np.ndarray:
+        """Give a texture about one of some colours, and less contrast: uint8 in and out."""
+        colour = np.array(colours[self.rng.integers(len(colours))], dtype=np.float32) * self.uniform(0.7, 1.15)
+        mean = tile.reshape(-1, 3).mean(axis=0)
+        keep, grey = self.uniform(0.0, 0.4), max(float(mean.mean()), 30.0)
+        # Grey times the colour, and some of what the tile is itself: one matrix, about the mean.
+        matrix = (1 - keep) * np.outer(np.full(3, 1 / 3), colour * 255 / grey) + keep * np.eye(3)
+        middle = mean @ matrix * (1 - contrast)
+        rows = np.column_stack([contrast * matrix.T, middle])
+        return np.asarray(Image.fromarray(tile).convert("RGB", tuple(rows.ravel().tolist())))
 
     def horizon_row(self) -> float:
         """Row of the horizon in the middle of the frame."""
@@ -133,11 +138,12 @@ class Outdoors(Stage):
             nearest, farthest = float(surface.disparity_dpt.max()), float(surface.disparity_dpt.min())
             if farthest == nearest <= 1 / SKY_M and not is_fog:
                 continue  # the sky has the colour of the air already
+            box = extent(surface.alpha)
             if farthest == nearest:
                 clear = np.float32(np.exp(-1 / (nearest * length_m)))
             else:
-                clear = np.exp(-1 / (surface.disparity_dpt * np.float32(length_m)))[..., None]
-            surface.rgb = surface.rgb * clear + air * (1 - clear)
+                clear = np.exp(-1 / (surface.disparity_dpt[box] * np.float32(length_m)))[..., None]
+            surface.rgb[box] = surface.rgb[box] * clear + air * (1 - clear)
 
     # --- the kinds of scene -------------------------------------------------------------------------------------
 

@@ -20,10 +20,12 @@ from scipy import ndimage
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import Layer, composite, render_bokeh
 from bokehdepth.rendering.materials import Materials
-from bokehdepth.rendering.outdoors import Outdoors
 from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
+from bokehdepth.rendering.streets import Streets
 
-KIND_WEIGHTS = {"portrait": 0.34, "ground": 0.2, "room": 0.13, "table": 0.11, "wall": 0.09, "landscape": 0.13}
+KIND_WEIGHTS = {
+    "portrait": 0.3, "ground": 0.17, "street": 0.14, "room": 0.12, "landscape": 0.1, "table": 0.09, "wall": 0.08,
+}  # fmt: skip
 PHOTOGRAPH_SHARE = 0.3
 """Of scenes, where whole photographs with a subject are given: the kind ``photograph``."""
 _SUBJECT_SHARES = (0.025, 0.85)  # of the frame, smallest and largest
@@ -156,7 +158,7 @@ class SceneGenerator:
                 return scene
 
 
-class _Draft(Outdoors):
+class _Draft(Streets):
     """A scene in the making: one method for each kind, and the finish."""
 
     # --- the kinds of scene -------------------------------------------------------------------------------------
@@ -342,7 +344,6 @@ class _Draft(Outdoors):
 
     def finished(self) -> Scene:
         """Order the surfaces, give all the same tone, noise and sharpness, and close the scene."""
-        surfaces = self.backdrop + sorted(self.things, key=lambda thing: thing.disparity_dpt[0, 0])
         gain = (self.uniform(0.85, 1.12) * self.rng.uniform(0.95, 1.05, 3)).astype(np.float32)
         gamma = np.float32(self.uniform(0.85, 1.2))
         shape = (*self.size_px, 3)
@@ -351,7 +352,7 @@ class _Draft(Outdoors):
         softness_px = self.uniform(0.2, 0.5) if self.happens(0.4) else 0.0
         layers, focus_m = [], 0.0
         subject_mask, known = np.zeros(self.size_px, dtype=bool), np.ones(self.size_px, dtype=bool)
-        for surface in surfaces:
+        for surface in self.ordered():
             rgb, alpha = np.zeros_like(noise), np.zeros_like(noise[..., 0])
             box = _visible(surface.alpha)
             part, alpha[box] = _softened(surface.rgb[box], surface.alpha[box], softness_px)

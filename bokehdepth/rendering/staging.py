@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from bokehdepth.rendering.drawing import TILE_PX
+from bokehdepth.rendering.layered import extent
 from bokehdepth.rendering.materials import Materials, Sprite
+from bokehdepth.rendering.textures import Texture
 
 MIN_DEPTH_M = 0.4
 SKY_M = 2000.0
@@ -18,6 +20,7 @@ SKY_M = 2000.0
 FOCAL_SHARES = (0.55, 1.4)
 """Smallest and largest focal length over the longer side: from a phone's or a car's camera to a mild tele."""
 FOREGROUND_SHARE = 0.2
+_FAR_DPT = 1 / 60.0  # the widest blur of infinity and of 60 m differ by a quarter of a pixel at a width of 256 px
 _SIZE_TOLERANCE = 1.25  # a thing's size tells its depth as long as it is within this factor of what such things have
 
 
@@ -108,9 +111,8 @@ class Stage:
         rows, columns = np.nonzero(where)
         if rows.size == 0:
             return
-        pyramid = _pyramid(plane.tile)
+        texture = Texture(plane.tile)
         total = np.zeros((rows.size, 4), dtype=np.float32)
-        texels_per_m = TILE_PX / plane.span_m
         for shift in (-0.25, 0.25):  # two samples a pixel: the texture is squeezed in one direction
             x = self.ray_x[0, columns] + np.float32(shift / self.focal_px)
             y = self.ray_y[rows, 0] + np.float32(shift / self.focal_px)
@@ -118,11 +120,69 @@ class Stage:
             facing = normal[0] * x + normal[1] * y + normal[2]
             depth = plane.offset_m / np.maximum(facing, plane.offset_m / SKY_M)
             point = [depth * x, depth * y, depth]
-            u, v = (sum(np.float32(axis[i] * texels_per_m) * point[i] for i in range(3)) for axis in plane.axes)
+            u, v = (sum(np.float32(axis[i] / plane.span_m) * point[i] for i in range(3)) for axis in plane.axes)
             cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
-            footprint = depth / self.focal_px * texels_per_m / np.sqrt(cosine)
-            total += _looked_up(pyramid, u, v, footprint)
+            footprint = depth / self.focal_px * (TILE_PX / plane.span_m) / np.sqrt(cosine)
+            total += texture.read(u, v, footprint, mirrored=True)
         rgb[rows, columns] = total[:, :3] * np.float32(0.5 * plane.gain / 255)
+
+    def draw_panel(self, surface: Surface, texture: Texture, corner: np.ndarray, right: np.ndarray, up: np.ndarray,
+                   size_m: tuple[float, float], gain: float = 1.0, grow_px: float = 0.0) -> None:  # fmt: skip
+        """Lay a rectangular picture over a surface, wherever it stands in the world; it brings its depth along.
+
+        Args:
+            surface: Changed in place.
+            texture: The picture.
+            corner: Its lower left corner in camera coordinates, metres ``(3,)``.
+            right: Unit vector along its lower side ``(3,)``.
+            up: Unit vector along its left side, square to ``right``.
+            size_m: Its width and height.
+            gain: Of its light.
+            grow_px: By how much it is larger all around, in pixels of the frame: half of one leaves no seam to a
+                neighbour.
+        """
+        ends = np.array([corner + a * size_m[0] * right + b * size_m[1] * up for a in (0, 1) for b in (0, 1)])
+        normal = np.cross(right, up)
+        offset_m = float(normal @ corner)
+        if ends[:, 2].max() < MIN_DEPTH_M or abs(offset_m) < 1e-3:
+            return
+        x0, x1, y0, y1 = 0, self.width, 0, self.height
+        if ends[:, 2].min() > 0.1:
+            columns = ends[:, 0] / ends[:, 2] * self.focal_px + self.width / 2
+            rows = ends[:, 1] / ends[:, 2] * self.focal_px + self.height / 2
+            x0, x1 = max(int(columns.min()) - 1, 0), min(int(columns.max()) + 2, self.width)
+            y0, y1 = max(int(rows.min()) - 1, 0), min(int(rows.max()) + 2, self.height)
+            if x0 >= x1 or y0 >= y1:
+                return
+        x, y = self.ray_x[:, x0:x1], self.ray_y[y0:y1]
+        disparity = np.maximum((normal[0] * x + normal[1] * y + normal[2]) / offset_m, 1e-6).astype(np.float32)
+        place, steps, cover = [], [], np.ones_like(disparity)
+        for axis, length_m in ((right, size_m[0]), (up, size_m[1])):
+            along = ((axis[0] * x + axis[1] * y + axis[2]) / disparity).astype(np.float32)
+            place.append((along - np.float32(axis @ corner)) / np.float32(length_m))
+            scale = np.float32(1 / (self.focal_px * length_m)) / disparity
+            steps.append([(axis[i] - along * np.float32(normal[i] / offset_m)) * scale for i in (0, 1)])
+            edge = np.minimum(place[-1], 1 - place[-1]) / (np.abs(steps[-1][0]) + np.abs(steps[-1][1]))
+            cover *= np.clip(edge + (0.5 + grow_px), 0, 1)
+        chosen = np.nonzero((cover > 0.004) & (disparity > 1 / SKY_M))
+        if chosen[0].size == 0:
+            return
+        u, v = (part[chosen] for part in place)
+        (u_x, u_y), (v_x, v_y) = ((part[chosen] for part in pair) for pair in steps)
+        tall, wide = texture.shape
+        footprint = np.maximum(np.hypot(u_x * wide, v_x * tall) / 3, np.hypot(u_y * wide, v_y * tall))
+        seen = sum(texture.read(u + k * u_x, 1 - v - k * v_x, footprint) for k in np.float32((-1 / 3, 0, 1 / 3)))
+        seen *= (cover[chosen] / np.float32(3 * 255))[:, None]
+        rows, columns = chosen[0] + y0, chosen[1] + x0
+        alpha, below = seen[:, 3], surface.alpha[rows, columns]
+        total = alpha + below * (1 - alpha)
+        old = surface.rgb[rows, columns] * (below * (1 - alpha))[:, None]
+        surface.rgb[rows, columns] = (seen[:, :3] * np.float32(gain) + old) / np.maximum(total, 1e-4)[:, None]
+        surface.alpha[rows, columns] = total
+        nearer = alpha > 0.05
+        near_m, far_m = (float(np.clip(z, MIN_DEPTH_M, SKY_M)) for z in (ends[:, 2].min(), ends[:, 2].max()))
+        depth_dpt = np.clip(disparity[chosen][nearer], 1 / far_m, 1 / near_m)  # of a pixel partly beside it, its edge
+        surface.disparity_dpt[rows[nearer], columns[nearer]] = depth_dpt
 
     def row_on(self, plane: Plane, depth_m: float, column: float) -> float:
         """Find the row at which a plane has a depth, in one column (fractional pixels)."""
@@ -222,6 +282,23 @@ class Stage:
             column = self.width * (side == 3) + self.uniform(-0.1, 0.1) * self.width
             self.place(sprite, column, self.uniform(0.4, 1.3) * self.height, tall, depth)
 
+    def ordered(self) -> list[Surface]:
+        """All surfaces from far to near; neighbours that a lens cannot tell apart, far away, are made one."""
+        merged: list[Surface] = []
+        for surface in self.backdrop + sorted(self.things, key=lambda thing: thing.disparity_dpt[0, 0]):
+            below = merged[-1] if merged else None
+            if below is None or not (_is_far(below) and _is_far(surface) and below.is_known == surface.is_known):
+                merged.append(surface)
+                continue
+            box = extent(surface.alpha)
+            alpha, under = surface.alpha[box], below.alpha[box] * (1 - surface.alpha[box])
+            total = alpha + under
+            mixed = surface.rgb[box] * alpha[..., None] + below.rgb[box] * under[..., None]
+            below.rgb[box] = mixed / np.maximum(total, 1e-4)[..., None]
+            below.alpha[box] = total
+            below.disparity_dpt[box] = np.where(alpha >= 0.5, surface.disparity_dpt[box], below.disparity_dpt[box])
+        return merged
+
     # --- backgrounds --------------------------------------------------------------------------------------------
 
     def fit(self, sprite: Sprite, height_px: float, nearest_m: float, farthest_m: float) -> tuple[float, float]:
@@ -288,45 +365,5 @@ class Stage:
         return surface
 
 
-def _pyramid(tile: np.ndarray) -> np.ndarray:
-    """Halve a texture until 2 pixels are left, then their mean: float32 ``(n, 4)``, the finest level first."""
-    fine = np.zeros((*tile.shape[:2], 4), dtype=np.float32)  # aligned pixels are read three times as fast
-    fine[..., :3] = tile
-    levels = [fine.reshape(-1, 4)]
-    while fine.shape[0] > 2:
-        rows = fine[::2] + fine[1::2]
-        fine = 0.25 * (rows[:, ::2] + rows[:, 1::2])
-        levels.append(fine.reshape(-1, 4))
-    levels.append(np.broadcast_to(fine.mean(axis=(0, 1)), (4, 4)))  # far away a whole tile is within a pixel
-    return np.concatenate(levels)
-
-
-def _looked_up(pyramid: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Read a mirrored, endless texture at points.
-
-    Args:
-        pyramid: The texture, of `_pyramid`.
-        u: Horizontal coordinates in texels of the finest level, ``(n,)``.
-        v: Vertical ones.
-        footprint: Size of a pixel in these texels: chooses the level.
-
-    Returns:
-        float32 ``(n, 4)``, the last without meaning.
-    """
-    count = int(np.log2(TILE_PX)) + 1  # levels: TILE_PX, TILE_PX / 2, ... 2, and the mean, of 2 equal ones
-    level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6))), 0, count - 1).astype(np.intp)
-    side = np.maximum(TILE_PX >> np.arange(count), 2)
-    first = np.concatenate([[0], np.cumsum(side**2)[:-1]])
-    side, first = np.take(side, level), np.take(first, level)
-    corner, part = [], []
-    for coordinate in (u, v):
-        folded = np.abs((coordinate.astype(np.float32) / TILE_PX + 1) % 2 - 1) * (side - 1).astype(np.float32)
-        low = np.minimum(folded.astype(np.intp), side - 2)
-        corner.append(low)
-        part.append((folded - low).astype(np.float32)[:, None])
-    (x, y), (right, down) = corner, part
-    start = first + y * side + x
-    upper, lower = np.take(pyramid, start, axis=0), np.take(pyramid, start + side, axis=0)
-    upper += right * (np.take(pyramid, start + 1, axis=0) - upper)
-    lower += right * (np.take(pyramid, start + side + 1, axis=0) - lower)
-    return upper + down * (lower - upper)
+def _is_far(surface: Surface) -> bool:
+    return not surface.is_subject and float(surface.disparity_dpt.max()) <= _FAR_DPT

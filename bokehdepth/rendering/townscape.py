@@ -6,11 +6,14 @@ things are upright and are not bent; their size in metres is that of their famil
 
 import numpy as np
 
-from bokehdepth.rendering.drawing import Shape, Tile, covered, paint_over, random_colour
+from bokehdepth.rendering.drawing import Pen, Shape, Tile, covered, paint_over, power_law_noise, random_colour
 
 STOREY_M = 3.0
 """From floor to floor, in all houses."""
 _PX_PER_M = 20
+_VEHICLE_PX = 128  # height
+CAR_M = {"car": (1.8, 1.5, 4.3), "van": (2.0, 2.2, 5.2)}
+"""Width, height and length of vehicles in metres; their drawings hold rear, front and left side, in this order."""
 
 
 def _muted(rng: np.random.Generator, low: float = 0.3, high: float = 0.9) -> np.ndarray:
@@ -19,8 +22,8 @@ def _muted(rng: np.random.Generator, low: float = 0.3, high: float = 0.9) -> np.
     return 255 * (0.7 * grey + 0.3 * random_colour(rng)).astype(np.float32)
 
 
-def facade(rng: np.random.Generator, tile: Tile, width_m: float, storeys: int, has_door: bool) -> np.ndarray:
-    """Draw a front with a window for each bay of each storey: float32 ``(h, w, 4)``, opaque.
+def facade(rng: np.random.Generator, tile: Tile, width_m: float, storeys: int) -> np.ndarray:
+    """Draw a front with a window for each bay of each storey, a door or shops below: float32 ``(h, w, 4)``, opaque.
 
     Windows are 0.9 to 1.5 m wide and 1.2 to 1.8 m high; a bay is 2 to 3.4 m.
     """
@@ -34,8 +37,7 @@ def facade(rng: np.random.Generator, tile: Tile, width_m: float, storeys: int, h
     window_w, window_h = rng.uniform(0.9, 1.5) * _PX_PER_M, rng.uniform(1.2, 1.8) * _PX_PER_M
     sill = rng.uniform(0.75, 0.95) * _PX_PER_M
     frame, glass = _muted(rng, 0.3, 1.0), _muted(rng, 0.1, 0.45)
-    door = int(rng.integers(bays)) if has_door else -1
-    has_bars = rng.random() < 0.6
+    door, has_shops, has_bars = int(rng.integers(bays)), rng.random() < 0.25, rng.random() < 0.6
     for storey in range(storeys):
         floor = tall - storey * STOREY_M * _PX_PER_M
         if storey and rng.random() < 0.3:
@@ -44,6 +46,11 @@ def facade(rng: np.random.Generator, tile: Tile, width_m: float, storeys: int, h
             middle = (bay + 0.5) * pitch
             if storey == 0 and bay == door:
                 _fill(wall, floor - 2.1 * _PX_PER_M, floor, middle - 0.5 * _PX_PER_M, middle + 0.5 * _PX_PER_M, frame)
+                continue
+            if storey == 0 and has_shops:
+                left, right = middle - 0.42 * pitch, middle + 0.42 * pitch
+                _fill(wall, floor - 2.5 * _PX_PER_M, floor - 0.4 * _PX_PER_M, left, right, 0.8 * frame)
+                _fill(wall, floor - 2.2 * _PX_PER_M, floor - 0.5 * _PX_PER_M, left + 2, right - 2, glass)
                 continue
             top, low = floor - sill - window_h, floor - sill
             left, right = middle - window_w / 2, middle + window_w / 2
@@ -64,7 +71,7 @@ def _fill(picture: np.ndarray, top: float, low: float, left: float, right: float
 def _house(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a house of two storeys with a roof, 8.5 m high."""
     width_m = rng.uniform(6.0, 14.0)
-    front = facade(rng, tile, width_m, 2, has_door=True)
+    front = facade(rng, tile, width_m, 2)
     tall, wide = round(8.5 * _PX_PER_M), front.shape[1]
     eaves = tall - front.shape[0]
     y, x = np.arange(eaves, dtype=np.float32)[:, None] / eaves, np.linspace(-1, 1, wide, dtype=np.float32)[None]
@@ -84,13 +91,133 @@ def _house(rng: np.random.Generator, tile: Tile) -> np.ndarray:
 
 def _block(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     """Draw a block of five storeys with a flat roof, 15.5 m high."""
-    front = facade(rng, tile, rng.uniform(10.0, 22.0), 5, has_door=True)
+    front = facade(rng, tile, rng.uniform(10.0, 22.0), 5)
     rim = np.full((_PX_PER_M // 2, front.shape[1], 4), 255, dtype=np.float32)
     rim[..., :3] = _muted(rng, 0.2, 0.7)
     return np.concatenate([rim, front])
 
 
-FAMILIES: dict[str, tuple[Shape, tuple[float, float], tuple[str, ...]]] = {
-    "house": (_house, (8.5, 8.5), ()),
-    "block": (_block, (15.5, 15.5), ()),
-}
+def _front(storeys: int) -> Shape:
+    """Make the drawing of one house of a row, so many storeys high, with a cornice."""
+
+    def draw(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+        wall = facade(rng, tile, rng.uniform(7.0, 15.0), storeys)
+        wall[: rng.integers(2, 9), :, :3] = _muted(rng, 0.3, 0.9)
+        wall[..., :3] *= (1 + 0.03 * power_law_noise(rng, wall.shape[:2], 0.8))[..., None]
+        return wall
+
+    return draw
+
+
+def _vehicle(width_m: float, height_m: float, length_m: float, is_van: bool) -> Shape:
+    """Make the drawing of a vehicle's rear, front and left side, beside each other at one scale."""
+
+    def draw(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+        wide, long = width_m / height_m, length_m / height_m
+        pen = Pen(2 * wide + long, _VEHICLE_PX)
+        paint = 255 * (random_colour(rng) if rng.random() < 0.5 else np.full(3, rng.choice([0.06, 0.25, 0.55, 0.9])))
+        glass, dark = np.array([40.0, 48.0, 55.0]) * rng.uniform(0.6, 2.2), np.full(3, 22.0)
+        roof, belt = (0.02, 0.42) if is_van else (0.0, 0.42)
+        inset = 0.06 if is_van else 0.22  # of the roof
+        rgba = np.zeros((*pen.size, 4), dtype=np.float32)
+        for number in range(2):
+            x = number * wide
+            wheels = [(x + a, 0.7, x + a + 0.15, 1.0) for a in (0.05, wide - 0.2)]
+            paint_over(rgba, pen.mask(*[("rectangle", wheel) for wheel in wheels]), dark)
+            body = (x, 0.52, x + 0.05, belt, x + wide - 0.05, belt, x + wide, 0.52, x + wide, 0.84, x + wide - 0.04, 0.9,
+                    x + 0.04, 0.9, x, 0.84)  # fmt: skip
+            cabin = (x + 0.05, belt + 0.04, x + inset, roof + 0.05, x + inset + 0.07, roof, x + wide - inset - 0.07,
+                     roof, x + wide - inset, roof + 0.05, x + wide - 0.05, belt + 0.04)  # fmt: skip
+            paint_over(rgba, pen.mask(("polygon", body), ("polygon", cabin)), paint)
+            pane = (x + 0.14, belt - 0.03, x + inset + 0.06, roof + 0.08, x + wide - inset - 0.06, roof + 0.08,
+                    x + wide - 0.14, belt - 0.03)  # fmt: skip
+            paint_over(rgba, pen.mask(("polygon", pane)), glass)
+            lights = [(x + 0.03, 0.48, x + 0.2, 0.6), (x + wide - 0.2, 0.48, x + wide - 0.03, 0.6)]
+            colour = np.array([170.0, 25, 20]) if number == 0 else np.array([235.0, 235, 225])
+            paint_over(rgba, pen.mask(*[("rectangle", light) for light in lights]), colour)
+            if number:
+                paint_over(rgba, pen.mask(("rectangle", (x + 0.3, 0.52, x + wide - 0.3, 0.66))), dark)
+            middle = x + wide / 2
+            paint_over(rgba, pen.mask(("rectangle", (middle - 0.17, 0.7, middle + 0.17, 0.77))), np.full(3, 225.0))
+            paint_over(rgba, pen.mask(("rectangle", (x + 0.02, 0.81, x + wide - 0.02, 0.89))), 0.5 * paint + 10)
+        x = 2 * wide
+        end = x + long
+        if is_van:
+            shell = (x, 0.6, x + 0.05, 0.5, x + 0.35, 0.42, x + 0.6, 0.06, x + 0.75, 0.0, end, 0.0, end, 0.86, x, 0.86)
+            panes = [(x + 0.45, 0.4, x + 0.63, 0.1, x + 0.85, 0.1, x + 0.85, 0.4)]
+        else:
+            shell = (x, 0.58, x + 0.1, 0.49, x + 0.8, 0.42, x + 1.2, 0.05, x + 1.4, 0.0, end - 0.5, 0.0, end - 0.2, 0.05,
+                     end, 0.42, end, 0.84, x, 0.84)  # fmt: skip
+            panes = [(x + 0.95, 0.4, x + 1.28, 0.09, x + 1.7, 0.09, x + 1.7, 0.4),
+                     (x + 1.77, 0.4, x + 1.77, 0.09, end - 0.4, 0.1, end - 0.17, 0.4)]  # fmt: skip
+        paint_over(rgba, pen.mask(("polygon", shell)), 0.9 * paint)
+        paint_over(rgba, pen.mask(*[("polygon", pane) for pane in panes]), glass)
+        radius = 0.21 if not is_van else 0.16
+        for middle in (x + 0.2 * long, end - 0.2 * long):
+            for size, colour in ((radius, dark), (0.55 * radius, np.full(3, 130.0))):
+                low = 1.0 - radius
+                wheel = (middle - size, low - size, middle + size, low + size)
+                paint_over(rgba, pen.mask(("ellipse", wheel)), colour)
+        shade = np.linspace(1.15, 0.75, pen.size[0], dtype=np.float32)[:, None, None]
+        rgba[..., :3] *= shade * (1 + 0.03 * power_law_noise(rng, pen.size, 0.7))[..., None]
+        return rgba
+
+    return draw
+
+
+def vehicle_views(rgba: np.ndarray, family: str) -> dict[str, np.ndarray]:
+    """Cut the drawing of a vehicle into its ``rear``, ``front`` and ``side``, which is the left one."""
+    width_m, _, length_m = CAR_M[family]
+    first, second = (round(rgba.shape[1] * n * width_m / (2 * width_m + length_m)) for n in (1, 2))
+    return {"rear": rgba[:, :first], "front": rgba[:, first:second], "side": rgba[:, second:]}
+
+
+def _sign(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+    """Draw a traffic sign on its pole, 2.6 m high with a plate of 0.7 m."""
+    pen, half, middle = Pen(0.3), 0.135, 0.15
+    rgba = covered(tile(rng), pen.mask(("rectangle", (middle - 0.014, 0.02, middle + 0.014, 1.0))))
+    rgba[..., :3] = 120 * rng.uniform(0.6, 1.4)
+    red, blue, white = np.array([190.0, 25, 30]), np.array([25.0, 70, 160]), np.full(3, 235.0)
+    shape = rng.integers(4)
+    outer, inner = [(white, red), (red, white), (blue, blue), (blue, white), (np.array([235.0, 190, 30]), white)][
+        rng.integers(5)
+    ]
+    for size, colour in ((half, outer), (0.72 * half, inner)):
+        top, low, left, right = half - size, half + size, middle - size, middle + size
+        if shape == 0:
+            form = ("ellipse", (left, top, right, low))
+        elif shape == 1:
+            form = ("polygon", (middle, top, right, low, left, low))
+        elif shape == 2:
+            form = ("rectangle", (left, top, right, low))
+        else:
+            form = ("polygon", (middle, top, right, half, middle, low, left, half))
+        paint_over(rgba, pen.mask(form), colour)
+    mark = rng.uniform(0.02, 0.06)
+    paint_over(rgba, pen.mask(("rectangle", (middle - mark, half - 0.02, middle + mark, half + 0.02))), 0.2 * outer)
+    return rgba
+
+
+def _lamp(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+    """Draw a street lamp with its arm, 6 m high."""
+    pen, foot, reach = Pen(0.26), 0.05, rng.uniform(0.1, 0.2)
+    shapes = [
+        ("polygon", (foot - 0.01, 0.03, foot + 0.01, 0.03, foot + 0.016, 1, foot - 0.016, 1)),
+        ("line", (foot, 0.03, foot + reach, 0.012)),
+        ("ellipse", (foot + reach - 0.05, 0.005, foot + reach + 0.05, 0.03)),
+    ]
+    rgba = covered(tile(rng), pen.mask(*shapes, width=0.014))
+    rgba[..., :3] = 0.2 * rgba[..., :3] + _muted(rng, 0.15, 0.6) * 0.8
+    return rgba
+
+
+FAMILIES: dict[str, tuple[Shape, tuple[float, float], tuple[str, ...]]] = (
+    {
+        "house": (_house, (8.5, 8.5), ()),
+        "block": (_block, (15.5, 15.5), ()),
+        "sign": (_sign, (2.6, 2.6), ()),
+        "lamp": (_lamp, (6.0, 6.0), ()),
+    }
+    | {f"front{n}": (_front(n), (n * STOREY_M, n * STOREY_M), ()) for n in (1, 2, 3, 4, 5, 6)}
+    | {name: (_vehicle(*size, name == "van"), (size[1], size[1]), ()) for name, size in CAR_M.items()}
+)
