@@ -61,7 +61,7 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     text = ablate.ablate_stage2(cfg, output, names, MethodOptions())
     report = json.loads((output / "table" / "report.json").read_text())
     assert list(report["rows"])[0] == "whole" and report["against"] == "whole"
-    assert set(report["rows"]) == {"whole", *names, "constant", "vertical_gradient"}
+    assert set(report["rows"]) == {"whole", *names, *evaluate_depth.ALWAYS}
     assert (report["pictures"], report["scenes"]) == (3, 3)
     assert all(f"| {name}" in text for name in report["rows"])
     models = {
