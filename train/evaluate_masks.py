@@ -153,7 +153,7 @@ def table(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         f"{report['source']}; {report['method']} of {report['weights']}, K = {report['bokeh_strength']:g}; changes "
         f"over those of a uniform blur; {report['left_out']} photos do not count."
     )
-    ordered = sorted(rows, key=lambda row: row["rest"] - row["subject"])
+    ordered = sorted(rows, key=lambda row: (row["right"], row["rest"] - row["subject"]))
 
     def named(some: Sequence[dict[str, Any]]) -> str:
         return ", ".join(f"{r['sample']} ({r['subject']:.2f}, {r['rest']:.2f})" for r in some)
