@@ -13,6 +13,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from train import ablate, config
 from train.config import Stage2Config
+from train.evaluate_depth import ALWAYS
 from train.methods import MethodOptions
 from train.predictions import read_cards
 from train.sources import PoolSource, pool_of
@@ -60,7 +61,7 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     text = ablate.ablate_stage2(cfg, output, names, MethodOptions())
     report = json.loads((output / "table" / "report.json").read_text())
     assert list(report["rows"])[0] == "whole" and report["against"] == "whole"
-    assert set(report["rows"]) == {"whole", *names, "constant", "vertical_gradient"}
+    assert set(report["rows"]) == {"whole", *names, *ALWAYS}
     assert (report["pictures"], report["scenes"]) == (3, 3)
     assert all(f"| {name}" in text for name in report["rows"])
     models = {

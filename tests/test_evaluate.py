@@ -77,7 +77,7 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
     text = evaluate_depth.evaluate_predictions(tmp_path / "p", source, "full", "constant:2.5", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["rows"])[0] == "constant:2.5"
-    assert set(report["rows"]) == {"truth", "constant:2.5", "inverse", "constant", "vertical_gradient"}
+    assert set(report["rows"]) == {"truth", "constant:2.5", "inverse", *evaluate_depth.ALWAYS}
     assert (report["pictures"], report["scenes"]) == (4, 4)
     for name in ("truth", "inverse"):
         row = report["rows"][name]
@@ -89,7 +89,7 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
     assert report["rows"]["truth"]["boundary_f1"]["mean"] == pytest.approx(ceiling) and 0.25 < ceiling <= 1
     assert report["rows"]["constant"]["boundary_f1"]["mean"] == 0
     rows = read_rows(tmp_path / "out")
-    assert len(rows) == 5 * 4 and {row["method"] for row in rows} == set(report["rows"])
+    assert len(rows) == 7 * 4 and {row["method"] for row in rows} == set(report["rows"])
     for row in (row for row in rows if row["method"] == "constant:2.5"):
         depth = source[source.ids.index(row["sample"])].depth_m.astype(np.float64)
         assert float(row["abs_rel"]) == pytest.approx(np.mean(np.abs(2.5 - depth) / depth), rel=1e-9)

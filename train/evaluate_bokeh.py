@@ -62,11 +62,12 @@ MEASURES = ("psnr_linear", "ssim_linear", "psnr_srgb", "ssim_srgb")
 
 def radius_map_px(sample: Sample, bokeh_strength: float) -> np.ndarray | None:
     """True blur radius in pixels (Eq. 15), NaN where depth has no value; None without depth or focus distance."""
-    if sample.depth_m is None or sample.focus_distance_m is None:
+    true_m = sample.depth_of_photo_m()
+    if true_m is None or sample.focus_distance_m is None:
         return None
-    depth_m = np.where(np.isfinite(sample.depth_m), sample.depth_m, 1.0)
+    depth_m = np.where(np.isfinite(true_m), true_m, 1.0)
     radius_px = blur_radius_px(bokeh_strength, sample.focus_distance_m, depth_m, depth_m.shape[1])
-    return np.where(np.isfinite(sample.depth_m), radius_px, np.nan)
+    return np.where(np.isfinite(true_m), radius_px, np.nan)
 
 
 def picture_selectivity(sample: Sample, picture: np.ndarray, bokeh_strength: float) -> Selectivity | None:

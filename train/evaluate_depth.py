@@ -3,7 +3,9 @@
 `python -m train.evaluate_depth --predictions DIR --rgbd FOLDER --protocol full --output DIR`
 
 reads what `train.predict` saved. The array's name decides the alignment (`bokehdepth.metrics.DEPTH_KEYS`), the
-protocol crop and cap. A constant depth and a vertical gradient, both fitted to the scored truth, are always rows.
+protocol crop and cap. Constant depths and vertical gradients, fitted to the scored truth, are always rows. Real photos
+are best scored with `--longer-side 512 --depth-range 0.1 80` in both steps: every photo is then predicted at one size,
+and the prediction resized bilinearly to the truth's.
 
 `python -m train.evaluate_depth --config train/configs/mini_stage2.yaml --model runs/mini_stage2/model
 --control runs/mini_stage2_none/model --generated runs/pool_stage1`
@@ -28,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as fn
 
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import (
@@ -60,10 +63,13 @@ from train.predictions import (
 from train.sources import Source, add_source_arguments, open_source
 from train.stage2 import predict
 
-ALWAYS = ("constant", "vertical_gradient")
+ALWAYS = ("constant", "best_constant", "vertical_gradient", "best_gradient")
 """Rows of every table; computed here where they were not predicted."""
 MEDIAN_SCALED = "abs_rel_median_scaled"
 """AbsRel of a metric prediction that is given the true median: what is left when its scale does not count."""
+DELTA_SCALED = "delta1_median_scaled"
+COMPARED = {"abs_rel": "abs_rel_minus_against", MEDIAN_SCALED: "abs_rel_median_scaled_minus_against"}
+"""Measures that are compared with one method in pairs, and the names of their differences."""
 ALIGNMENTS = {
     "depth_metric": "none",
     "depth_scale_invariant": "median",
@@ -75,6 +81,14 @@ ALIGNMENTS = {
 # ---------------------------------------------------------------------- saved predictions
 
 
+def at_size_of(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The prediction (h, w) at the target's size (H, W), bilinearly; itself where the sizes are equal."""
+    if prediction.shape == target.shape:
+        return prediction
+    array = torch.from_numpy(np.ascontiguousarray(prediction))[None, None]
+    return fn.interpolate(array, target.shape, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
 def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[dict[str, Any]]:
     """Every measure of every method and picture.
 
@@ -84,8 +98,8 @@ def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[di
         protocol: crop, cap, and whether predictions are clipped.
 
     Returns:
-        One row for each method and picture with method, key, sample, scene, the measures, and AbsRel once the median
-        is the truth's (NaN but for metric predictions); pictures without a pixel that counts have none.
+        One row for each method and picture with method, key, sample, scene, the measures, and AbsRel and delta1 once
+        the median is the truth's (NaN but for metric predictions); pictures without a pixel that counts have none.
 
     Raises:
         InputError: a prediction is missing, of another size, or not positive where it counts.
@@ -101,16 +115,17 @@ def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[di
             raise InputError(f"sample {sample.sample_id!r} has no metric depth, wanted the truth to score against.")
         found = [(card.method, *read_depth_prediction(folder, sample)) for folder, card in saved]
         found += [(name, method.depth(sample), method.key) for name, method in fresh.items()]
-        for name, depth, key in found:
+        for name, predicted, key in found:
+            depth = at_size_of(predicted, sample.depth_m)
             try:
                 scores = score_depth(depth, key, sample.depth_m, protocol)
             except InputError as error:
                 raise InputError(f"{name}, sample {sample.sample_id!r}: {error}") from error
             if scores is not None:
-                scaled = float("nan")
+                scaled = {"abs_rel": float("nan"), "delta1": float("nan")}
                 if key == "depth_metric":
-                    scaled = score_depth(depth, "depth_scale_invariant", sample.depth_m, protocol)["abs_rel"]
-                scores = {**scores, MEDIAN_SCALED: scaled}
+                    scaled = score_depth(depth, "depth_scale_invariant", sample.depth_m, protocol)
+                scores = {**scores, MEDIAN_SCALED: scaled["abs_rel"], DELTA_SCALED: scaled["delta1"]}
                 rows.append({"method": name, "key": key, "sample": sample.sample_id, "scene": sample.scene, **scores})
     if not rows:
         raise InputError(f"no sample has a pixel that counts under {protocol.name}, wanted at least one.")
@@ -118,7 +133,7 @@ def score(predictions: Path, source: Source, protocol: DepthProtocol) -> list[di
 
 
 def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against: str) -> dict[str, Any]:
-    """Means with intervals, and each method against one of them by a paired test of AbsRel.
+    """Means with intervals, and each method against one of them by paired tests of AbsRel, as it is and median-scaled.
 
     Raises:
         InputError: `against` is no method of the rows.
@@ -131,7 +146,6 @@ def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against
     by_method = {against: by_method[against], **by_method}
     known = {card.method: card for card in cards}
     scenes = [row["scene"] for row in by_method[against]]
-    baseline = [row["abs_rel"] for row in by_method[against]]
     result: dict[str, Any] = {}
     for name, own in by_method.items():
         card = known.get(name)
@@ -141,15 +155,19 @@ def summary(rows: Sequence[dict[str, Any]], cards: Sequence[MethodCard], against
             "uses_truth": card.uses_truth if card else True,
             "intrinsics_given": card.intrinsics_given if card else False,
         }
-        for measure in (*DEPTH_MEASURES, MEDIAN_SCALED):
+        for measure in (*DEPTH_MEASURES, MEDIAN_SCALED, DELTA_SCALED):
             # The boundary score is undefined where no two pixels of the truth are neighbours.
             kept = [row for row in own if np.isfinite(row[measure])]
             entry[measure] = None
             if kept:
                 interval = cluster_interval([row[measure] for row in kept], [row["scene"] for row in kept])
                 entry[measure] = dataclasses.asdict(interval)
-        test = paired_test([row["abs_rel"] for row in own], baseline, scenes)
-        entry["abs_rel_minus_against"] = {"p_value": test.p_value, **dataclasses.asdict(test.difference)}
+        for measure, difference in COMPARED.items():
+            first, second = ([row[measure] for row in kept] for kept in (own, by_method[against]))
+            entry[difference] = None
+            if np.isfinite([first, second]).all():
+                test = paired_test(first, second, scenes)
+                entry[difference] = {"p_value": test.p_value, **dataclasses.asdict(test.difference)}
         result[name] = entry
     return result
 
@@ -171,14 +189,16 @@ def score_table(report: dict[str, Any]) -> str:
                 name + (" *" if entry["uses_truth"] else ""),
                 ALIGNMENTS[entry["key"]],
                 "yes" if entry["intrinsics_given"] else "no",
-                *(cell(entry[m]) for m in ("abs_rel", "delta1", MEDIAN_SCALED)),
+                *(cell(entry[m]) for m in ("abs_rel", "delta1", MEDIAN_SCALED, DELTA_SCALED)),
                 *(mean(entry, m) for m in DEPTH_MEASURES if m not in ("abs_rel", "delta1")),
-                difference_cell(entry["abs_rel_minus_against"]),
+                *(difference_cell(entry[COMPARED[measure]]) for measure in COMPARED),
             ]
         )
     header = ["method", "alignment", "intrinsics given", f"AbsRel ({INTERVAL})", f"delta1 ({INTERVAL})",
-              f"AbsRel, median-scaled ({INTERVAL})", "SqRel m", "RMSE m", "RMSE log", "log10", "SILog", "delta2",
-              "delta3", "boundary F1", f"AbsRel minus {report['against']} ({INTERVAL})"]  # fmt: skip
+              f"AbsRel, median-scaled ({INTERVAL})", f"delta1, median-scaled ({INTERVAL})", "SqRel m", "RMSE m",
+              "RMSE log", "log10", "SILog", "delta2", "delta3", "boundary F1",
+              f"AbsRel minus {report['against']} ({INTERVAL})",
+              f"median-scaled AbsRel minus {report['against']} ({INTERVAL})"]  # fmt: skip
     protocol = report["protocol"]
     cap = "none" if protocol["max_depth_m"] is None else f"{protocol['max_depth_m']:g} m"
     clipped = "clipped to it" if protocol["clips_prediction"] else "not clipped"

@@ -61,6 +61,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processing-area-px", type=int, help="pixels at work for Stage-1")
     parser.add_argument("--no-restore", action="store_true", help="Stage-1's frames as the network made them")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--intrinsics", choices=("given", "guessed"), default="guessed",
+        help="whether depth models that take a camera get the true one where it is known, or guess",
+    )  # fmt: skip
 
 
 def options_of(arguments: argparse.Namespace) -> MethodOptions:
@@ -75,6 +79,7 @@ def options_of(arguments: argparse.Namespace) -> MethodOptions:
         processing_area_px=arguments.processing_area_px,
         restore=not arguments.no_restore,
         seed=arguments.seed,
+        intrinsics=arguments.intrinsics,
     )
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as fn
 from PIL import Image, UnidentifiedImageError
 
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
 from bokehdepth.io import load_depth
-from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, read_manifest
+from bokehdepth.manifest import SPLITS, CameraAnns, Intrinsics, ManifestRow, read_manifest
+from bokehdepth.processing_bokehdepth import resize
 from train import config
 from train.config import PoolConfig, Stage1Config, Stage2Config
 from train.data import ScenePool
@@ -46,11 +48,13 @@ class Sample:
         sample_id: names its results.
         scene: its cluster in intervals and tests.
         photo: float32 (H, W, 3) display values in [0, 1].
-        depth_m: float32 (H, W), NaN where there is no value.
+        depth_m: float32 (H, W), NaN where there is no value; of its own size where the photo was resized.
         focus_distance_m: S1 of the targets.
         targets: true bokeh pictures at ascending K.
         stack: frames that came with the photo, at ascending K.
-        intrinsics: (3, 3) pinhole matrix in pixels.
+        intrinsics: (3, 3) pinhole matrix in pixels of the photo.
+        mask: bool (H, W), the subject.
+        dataset: where it is from.
     """
 
     sample_id: str
@@ -61,6 +65,15 @@ class Sample:
     targets: tuple[Frame, ...] = ()
     stack: tuple[Frame, ...] = ()
     intrinsics: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    dataset: str | None = None
+
+    def depth_of_photo_m(self) -> np.ndarray | None:
+        """The depth at the photo's size, (H, W), by the nearest value."""
+        if self.depth_m is None or self.depth_m.shape == self.photo.shape[:2]:
+            return self.depth_m
+        depth = torch.from_numpy(self.depth_m)[None, None]
+        return fn.interpolate(depth, self.photo.shape[:2], mode="nearest-exact")[0, 0].numpy()
 
 
 class Source(Sequence[Sample]):
@@ -169,6 +182,7 @@ def rows_of_rgbd(folder: Path | str) -> list[ManifestRow]:
                     depth_unit="m",
                     depth_scale=1 / float(line["units_per_m"]),
                     intrinsics=Intrinsics(*(float(line[name]) for name in ("fx", "fy", "cx", "cy"))),
+                    dataset=Path(line["rgb"]).parent.as_posix(),
                     split="test",
                 )
             except KeyError as error:
@@ -212,6 +226,11 @@ class RowSource(Source):
         if row.target_path is not None:
             targets = (Frame(camera.bokeh_strength, read_picture(row.target_path)),)
         arrays = [("depth_map_path", depth_m)] if depth_m is not None else []
+        mask = None
+        if row.mask_path is not None:
+            with Image.open(row.mask_path) as image:
+                mask = np.asarray(image.convert("L")) > 127
+            arrays.append(("fg_mask_path", mask))
         arrays += [("target_image_path", f.picture) for f in targets] + [("stack", f.picture) for f in stack]
         for key, array in arrays:
             if array.shape[:2] != photo.shape[:2]:
@@ -224,7 +243,7 @@ class RowSource(Source):
         if pinhole is not None:
             matrix = np.array([[pinhole.fx, 0, pinhole.cx], [0, pinhole.fy, pinhole.cy], [0, 0, 1]])
         focus = camera.focus_distance_m
-        return Sample(row.row_id, row.scene, photo, depth_m, focus, targets, stack, matrix)
+        return Sample(row.row_id, row.scene, photo, depth_m, focus, targets, stack, matrix, mask, row.dataset)
 
 
 class PoolSource(Source):
@@ -273,16 +292,83 @@ class Part(Source):
         return self.source[self.numbers[number]]
 
 
+class Prepared(Source):
+    """Samples of another source with the photo at another size, or without the depths that do not count.
+
+    The photo, its frames, mask and intrinsics are resized; the true depth keeps its own size, to which predictions are
+    brought before they are scored (`train.evaluate_depth`).
+
+    Args:
+        source: the whole.
+        longer_side_px: of the photo; None keeps its size.
+        depth_range_m: smallest and largest depth that counts, both excluded; None keeps all.
+
+    Raises:
+        InputError: one of them is no size or no range.
+    """
+
+    def __init__(
+        self, source: Source, longer_side_px: int | None = None, depth_range_m: tuple[float, float] | None = None
+    ) -> None:
+        if longer_side_px is not None and longer_side_px < 32:
+            raise InputError(f"`longer_side_px` must be 32 or more, got {longer_side_px}.")
+        if depth_range_m is not None and not 0 <= depth_range_m[0] < depth_range_m[1]:
+            raise InputError(f"`depth_range_m` must be two ascending numbers, 0 or more, got {depth_range_m}.")
+        self.source, self.longer_side_px, self.depth_range_m = source, longer_side_px, depth_range_m
+        self.ids, self.scenes, self.description = source.ids, source.scenes, source.description
+        if longer_side_px is not None:
+            self.description += f", longer side {longer_side_px} px"
+        if depth_range_m is not None:
+            self.description += f", depth {depth_range_m[0]:g} to {depth_range_m[1]:g} m"
+
+    def __getitem__(self, number: int) -> Sample:
+        """Reads it from the whole and prepares it."""
+        sample = self.source[number]
+        if self.depth_range_m is not None and sample.depth_m is not None:
+            low, high = self.depth_range_m
+            with np.errstate(invalid="ignore"):
+                counts = (sample.depth_m > low) & (sample.depth_m < high)
+            sample = replace(sample, depth_m=np.where(counts, sample.depth_m, np.float32(np.nan)))
+        return sample if self.longer_side_px is None else self._resized(sample, self.longer_side_px)
+
+    @staticmethod
+    def _resized(sample: Sample, longer_side_px: int) -> Sample:
+        height, width = sample.photo.shape[:2]
+        scale = longer_side_px / max(height, width)
+        size = (round(height * scale), round(width * scale))
+
+        def at_size(picture: np.ndarray) -> np.ndarray:
+            pixels = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).permute(2, 0, 1)[None]
+            return resize(pixels, *size)[0].permute(1, 2, 0).contiguous().numpy()
+
+        def frames(kept: tuple[Frame, ...]) -> tuple[Frame, ...]:
+            return tuple(Frame(frame.bokeh_strength, at_size(frame.picture)) for frame in kept)
+
+        matrix, mask = sample.intrinsics, sample.mask
+        if matrix is not None:
+            matrix = matrix * np.array([[size[1] / width], [size[0] / height], [1.0]])
+        if mask is not None:
+            mask = at_size(np.repeat(mask[..., None], 3, axis=-1))[..., 0] > 0.5
+        return replace(
+            sample, photo=at_size(sample.photo), targets=frames(sample.targets), stack=frames(sample.stack),
+            intrinsics=matrix, mask=mask,
+        )  # fmt: skip
+
+
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a source; one of the three is given."""
+    """The arguments that name a source; one of the first three is given."""
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--manifest", type=Path, metavar="FILE", help="rows of a JSONL manifest (bokehdepth.manifest)")
     group.add_argument("--rgbd", type=Path, metavar="FOLDER", help="RGB-D pairs with an index.csv")
     group.add_argument("--pool", type=Path, metavar="CONFIG", help="held-out scenes of the pool of a configuration")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of CONFIG")
     parser.add_argument("--size", type=int, metavar="PX", help="side of a pool's pictures; its own where not given")
-    parser.add_argument("--only", metavar="TEXT", help="only samples whose id begins with it")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only samples whose id begins with one of these")
+    parser.add_argument("--dataset", nargs="+", metavar="NAME", help="only rows of these data sets")
+    parser.add_argument("--split", nargs="+", choices=SPLITS, help="only rows of these splits")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N samples, the first ones")
+    parser.add_argument("--longer-side", type=int, metavar="PX", help="photos get this longer side before anything")
+    parser.add_argument("--depth-range", type=float, nargs=2, metavar="M", help="only true depths between these count")
 
 
 def pool_of(path: Path, changes: list[str]) -> PoolConfig:
@@ -303,21 +389,41 @@ def pool_of(path: Path, changes: list[str]) -> PoolConfig:
     return cfg.pool
 
 
+def _chosen_rows(rows: list[ManifestRow], arguments: argparse.Namespace) -> list[ManifestRow]:
+    """Rows of the data sets and splits that were asked for; InputError where one of them has none."""
+    for key, wanted in (("dataset", arguments.dataset), ("split", arguments.split)):
+        known = {getattr(row, key) for row in rows}
+        for name in wanted or ():
+            if name not in known:
+                found = ", ".join(sorted(map(str, known)))
+                raise InputError(f"`{key}` must be one of {found}, got {name!r}.")
+        rows = [row for row in rows if not wanted or getattr(row, key) in wanted]
+    return rows
+
+
 def open_source(arguments: argparse.Namespace) -> Source:
     """The source that `add_source_arguments` were given for; InputError where nothing is left of it."""
-    if arguments.manifest is not None:
-        rows = read_manifest(arguments.manifest)
-        source: Source = RowSource(rows, f"{len(rows)} rows of {arguments.manifest.name}")
-    elif arguments.rgbd is not None:
-        rows = rows_of_rgbd(arguments.rgbd)
-        source = RowSource(rows, f"{len(rows)} RGB-D pairs of {arguments.rgbd.resolve().name}")
+    if arguments.pool is not None:
+        if arguments.dataset or arguments.split:
+            raise InputError("`dataset` and `split` must stay away from a pool, whose scenes have none, got one.")
+        source: Source = PoolSource(pool_of(arguments.pool, arguments.set), arguments.size)
     else:
-        source = PoolSource(pool_of(arguments.pool, arguments.set), arguments.size)
-    kept = [n for n, name in enumerate(source.ids) if name.startswith(arguments.only or "")]
+        rows = read_manifest(arguments.manifest) if arguments.manifest else rows_of_rgbd(arguments.rgbd)
+        rows = _chosen_rows(rows, arguments)
+        home = f"rows of {arguments.manifest.name}" if arguments.manifest else (
+            f"RGB-D pairs of {arguments.rgbd.resolve().name}"
+        )  # fmt: skip
+        named = f" ({', '.join(arguments.dataset)})" if arguments.dataset else ""
+        source = RowSource(rows, f"{len(rows)} {home}{named}")
+    kept = [n for n, name in enumerate(source.ids) if name.startswith(tuple(arguments.only or [""]))]
     if arguments.limit is not None:
         if arguments.limit < 1:
             raise InputError(f"limit is {arguments.limit}, wanted 1 or more.")
         kept = kept[: arguments.limit]
     if not kept:
         raise InputError(f"only is {arguments.only!r}, with which no id begins, wanted at least one sample.")
-    return source if len(kept) == len(source) else Part(source, kept)
+    if len(kept) < len(source):
+        source = Part(source, kept)
+    if arguments.longer_side is not None or arguments.depth_range is not None:
+        source = Prepared(source, arguments.longer_side, arguments.depth_range and tuple(arguments.depth_range))
+    return source

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class MethodOptions:
         processing_area_px: pixels at work for Stage-1; None takes what suits the weights.
         restore: Stage-1's frames take the photo's own pixels where nothing is blurred.
         seed: of the noise, added to the sample's number.
+        intrinsics: given, where a sample has them and the depth model takes them, or guessed by the model.
     """
 
     model: str = "embedded"
@@ -43,6 +44,7 @@ class MethodOptions:
     processing_area_px: int | None = None
     restore: bool = True
     seed: int = 0
+    intrinsics: Literal["given", "guessed"] = "guessed"
 
 
 class Method(Protocol):
@@ -107,6 +109,9 @@ PRESETS = {
     "stage2_no_stack": "stage2:none",
     "stage2_sharp": "stage2:sharp",
     "stage2_given": "stage2:given",
+    "stage2_rendered": "stage2:rendered",
+    "best_constant": "constant:best",
+    "best_gradient": "vertical_gradient:best",
 }
 """Short names."""
 

@@ -6,14 +6,15 @@ import numpy as np
 
 from bokehdepth.errors import InputError
 from train.methods import MethodOptions
+from train.methods.fits import best_constant
 from train.sources import Sample, Source
 
 
 class Constant:
-    """Returns one depth: a given one, or the median of the medians of the evaluated photos' own true depths.
+    """Returns one depth: a given one, or one chosen by the evaluated photos' own true depths.
 
     Args:
-        argument: metres, or empty for the median.
+        argument: metres; empty for the median of the photos' medians; best for the constant of the smallest AbsRel.
         options: of no effect.
     """
 
@@ -21,18 +22,21 @@ class Constant:
 
     def __init__(self, argument: str, options: MethodOptions) -> None:
         self.depth_m: float | None = None
-        if argument:
+        self.is_best = argument == "best"
+        if argument and not self.is_best:
             try:
                 self.depth_m = float(argument)
             except ValueError:
                 self.depth_m = -1.0
             if not 0 < self.depth_m < np.inf:
-                raise InputError(f"method is constant:{argument}, wanted metres above 0.")
+                raise InputError(f"method is constant:{argument}, wanted metres above 0, or best.")
             self.uses_truth = False
 
     def prepare(self, source: Source) -> None:
-        """Takes the median where no depth was given."""
-        if self.depth_m is None:
+        """Chooses the depth where none was given."""
+        if self.is_best:
+            self.depth_m = best_constant(source)
+        elif self.depth_m is None:
             depths = [s.depth_m for s in source if s.depth_m is not None and np.isfinite(s.depth_m).any()]
             if not depths:
                 raise InputError("constant has no true depth to take the median of, wanted constant:METRES.")

@@ -1,7 +1,8 @@
-"""Our Stage-2, with a stack of Stage-1, with the row's own stack, and its two controls."""
+"""Our Stage-2: with a stack of Stage-1, with the row's own, with one rendered from the truth, and its controls."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ import numpy as np
 
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
+from bokehdepth.rendering.refocus import render_from_depth
 from train.methods import MethodOptions
 from train.methods.stage1 import Stage1
+from train.methods.truth import Truth
 from train.sources import Sample, Source
 
 if TYPE_CHECKING:
     from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
-STACKS = ("generated", "none", "sharp", "given")
+STACKS = ("generated", "none", "sharp", "given", "rendered")
 
 
 def load_stage2(model: str, device: str = "cpu") -> BokehDepthPipeline:
@@ -58,26 +61,39 @@ def load_stage2(model: str, device: str = "cpu") -> BokehDepthPipeline:
     return pipeline
 
 
+def middle_focus_m(depth_m: np.ndarray) -> float:
+    """Depth of what is in the middle, where a camera focuses: 1 / the median disparity of the middle ninth, metres.
+
+    Args:
+        depth_m: float (H, W) without holes.
+    """
+    height, width = depth_m.shape
+    return float(1 / np.median(1 / depth_m[height // 3 : -(height // 3), width // 3 : -(width // 3)]))
+
+
 class Stage2:
     """Estimates metric depth with our Stage-2.
 
     Args:
         argument: generated (or empty: Stage-1 makes the stack at `options.bokeh_strengths`), none
-            (the photo alone), sharp (the photo in place of every frame) or given (the frames that came with the row).
-        options: model, device, steps, bokeh_strengths, processing_px and Stage-1's are used.
+            (the photo alone), sharp (the photo in place of every frame), given (the frames that came with the row) or
+            rendered (frames at `options.bokeh_strengths` from the true depth, its holes filled, focused on the row's
+            distance or else on the middle of the photo).
+        options: model, device, steps, bokeh_strengths, processing_px, intrinsics and Stage-1's are used.
 
     Raises:
         InputError: the argument is another, or the model lacks a stage that is needed.
     """
 
-    uses_intrinsics, key = False, "depth_metric"
+    key = "depth_metric"
 
     def __init__(self, argument: str, options: MethodOptions) -> None:
         self.stack = argument or "generated"
         if self.stack not in STACKS:
             raise InputError(f"method is stage2:{argument}, wanted one of {STACKS} behind stage2.")
         self.options, self.weights = options, options.model
-        self.uses_truth = self.stack == "given"
+        self.uses_truth = self.stack in ("given", "rendered")
+        self.truth = Truth("", options)
         self.stage1: Stage1 | None = None
         if self.stack == "generated":
             maker = options.stack_model or options.model
@@ -89,6 +105,8 @@ class Stage2:
                 raise InputError(f"model is {options.model}, which has no Stage-2, wanted one that estimates depth.")
         else:
             self.pipeline = load_stage2(options.model, options.device)
+        takes_camera = "intrinsics" in inspect.signature(self.pipeline.depth_estimator.forward).parameters
+        self.uses_intrinsics = takes_camera and options.intrinsics == "given"
 
     def prepare(self, source: Source) -> None:
         """Prepares Stage-1 where it is used."""
@@ -96,7 +114,7 @@ class Stage2:
             self.stage1.prepare(source)
 
     def depth(self, sample: Sample) -> np.ndarray:
-        """Metres, float32 (H, W); InputError where the row's own stack is wanted and there is none."""
+        """Metres, float32 (H, W); InputError where the row's own stack or its depth is wanted and there is none."""
         strengths: tuple[float, ...] | None = self.options.bokeh_strengths
         if self.stack == "none":
             stack = strengths = None
@@ -106,8 +124,17 @@ class Stage2:
             if not sample.stack:
                 raise InputError(f"sample {sample.sample_id!r} has no stack, wanted one in its row.")
             stack, strengths = [f.picture for f in sample.stack], tuple(f.bokeh_strength for f in sample.stack)
+        elif self.stack == "rendered":
+            depth_m = self.truth.depth(sample)
+            focus_m = sample.focus_distance_m or middle_focus_m(depth_m)
+            photo = np.ascontiguousarray(sample.photo, dtype=np.float32)
+            stack = [render_from_depth(photo, depth_m, k, focus_m) for k in strengths]
         else:
             stack = list(self.stage1.frames(sample, strengths))
         return self.pipeline.estimate_depth(
-            sample.photo, stack=stack, bokeh_strengths=strengths, processing_px=self.options.processing_px
+            sample.photo,
+            stack=stack,
+            bokeh_strengths=strengths,
+            intrinsics=sample.intrinsics if self.uses_intrinsics else None,
+            processing_px=self.options.processing_px,
         ).depth_m

@@ -27,7 +27,8 @@ class Truth:
         """Nothing to do."""
 
     def depth(self, sample: Sample) -> np.ndarray:
-        """Metres, float32 (H, W); InputError where the sample has no depth."""
-        if sample.depth_m is None or not np.isfinite(sample.depth_m).any():
+        """Metres at the photo's size, float32 (H, W); InputError where the sample has no depth."""
+        depth_m = sample.depth_of_photo_m()
+        if depth_m is None or not np.isfinite(depth_m).any():
             raise InputError(f"sample {sample.sample_id!r} has no metric depth, wanted some.")
-        return fill_holes(sample.depth_m)
+        return fill_holes(depth_m)

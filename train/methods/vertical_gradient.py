@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bokehdepth.errors import InputError
-from train.methods import MethodOptions, refuse_argument
+from train.methods import MethodOptions
+from train.methods.fits import best_line
 from train.sources import Sample, Source
 
 ROWS = 64
@@ -16,21 +17,26 @@ MAX_DEPTH_M = 200.0
 class VerticalGradient:
     """Disparity as a line over the height, `1 / depth = top + (bottom - top) * y`, one line for all photos.
 
-    The line is the least-squares fit to the median disparity of `ROWS` bands of the evaluated photos' own true depth,
-    each photo counting the same: the row is about the most that position can do there.
+    The line is fitted to the evaluated photos' own true depth, each photo counting the same: the row is about the most
+    that position can do there.
 
     Args:
-        argument: must be empty.
+        argument: empty for least squares of the median disparity of `ROWS` bands; best for the smallest AbsRel.
         options: of no effect.
     """
 
     weights, uses_truth, uses_intrinsics, key = "none", True, False, "depth_metric"
 
     def __init__(self, argument: str, options: MethodOptions) -> None:
-        refuse_argument(argument, "vertical_gradient")
+        if argument not in ("", "best"):
+            raise InputError(f"`argument` must be empty or best behind vertical_gradient, got {argument!r}.")
+        self.is_best = argument == "best"
 
     def prepare(self, source: Source) -> None:
         """Fits the line."""
+        if self.is_best:
+            self.top_dpt, self.bottom_dpt = best_line(source, 1 / MAX_DEPTH_M)
+            return
         heights, disparities, weights = [], [], []
         for sample in source:
             if sample.depth_m is None:
