@@ -252,8 +252,10 @@ def cell(interval: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = 
     return f"{interval['mean']:{form}} ({ends}, n {interval['scenes']})"
 
 
-def difference_cell(difference: Mapping[str, Any], digits: int = 3) -> str:
-    """`cell` of a paired difference with the p-value of its test."""
+def difference_cell(difference: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """`cell` of a paired difference with the p-value of its test; a dash where there is nothing to compare."""
+    if difference is None:
+        return "-"
     return f"{cell(difference, digits, signed=True)}, p {difference['p_value']:.2g}"
 
 
