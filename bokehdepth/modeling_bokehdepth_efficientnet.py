@@ -51,7 +51,7 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
         Width of the layer that weighs coarse neighbours of each pixel.
     canonical_focal_px (`float`, *optional*, defaults to 320.0):
         Focal length in px at the network that depth is predicted for.
-    area_px (`int`, *optional*, defaults to 76800):
+    area_px (`int`, *optional*, defaults to 81920):
         Pixels that `infer` works at.
     image_mean, image_std (`list[float]`, *optional*, default to 0.5):
         Display values become `(value - mean) / std`.
@@ -70,7 +70,7 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
     decoder_channels: list[int] | tuple[int, ...] = (48, 64, 96, 128)
     guide_channels: int = 64
     canonical_focal_px: float | int = 320.0
-    area_px: int = 240 * 320
+    area_px: int = 256 * 320
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     patch_size: int = _MULTIPLE_PX
