@@ -30,6 +30,12 @@ def started(*command, check=True):
     return done
 
 
+def share_data(source, folder):
+    """Lets runs in another folder see the same scenes, photographs and models."""
+    for name in ("pool", "scenes", "photos"):
+        (folder / name).symlink_to(source / name)
+
+
 def weights(output, step=4, part="trained"):
     return load_file(Path(output) / "checkpoints" / f"step_{step:08d}" / f"{part}.safetensors")
 
@@ -42,6 +48,9 @@ def log(output):
 def unbroken(tmp_path_factory):
     """All trainers, four steps, unbroken, in this process."""
     folder = tmp_path_factory.mktemp("runs")
+    (folder / "photos").mkdir()
+    train_runs.draw_photos(folder / "photos")
+    train_runs.save_depth_model(folder / "photos" / "model")
     threads = torch.get_num_threads()
     for name, cfg in train_runs.configs(folder).items():
         train_runs.run(name, cfg)
@@ -50,7 +59,7 @@ def unbroken(tmp_path_factory):
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
-    (tmp_path / "pool").symlink_to(unbroken / "pool")
+    share_data(unbroken, tmp_path)
     died = started("tests/train_runs.py", "kill", str(tmp_path), check=False)
     assert died.returncode == -9, died.stderr[-3000:]
     for name, cfg in train_runs.configs(tmp_path).items():
@@ -67,7 +76,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
 
 
 def test_two_processes_with_two_batches_equal_one_with_four(unbroken, tmp_path):
-    (tmp_path / "pool").symlink_to(unbroken / "pool")
+    share_data(unbroken, tmp_path)
     # accelerate starts several processes on a CPU by this flag, and ACCELERATE_USE_CPU then makes it gloo.
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     options = ("--mixed_precision", "no", "--dynamo_backend", "no")
@@ -75,7 +84,7 @@ def test_two_processes_with_two_batches_equal_one_with_four(unbroken, tmp_path):
     assert json.loads((tmp_path / "two" / "model" / "training.json").read_text())["processes"] == 2
     double = tmp_path / "double"
     double.mkdir()
-    (double / "pool").symlink_to(unbroken / "pool")
+    share_data(unbroken, double)
     for name, cfg in train_runs.configs(double, batch_factor=4).items():
         train_runs.run(name, cfg)
         one, two = log(double / name), log(tmp_path / name)
@@ -101,10 +110,10 @@ def gradients_of(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("name", ["one", "two", "mini", "pooled"])
+@pytest.mark.parametrize("name", ["one", "two", "mini", "pooled", "photos1", "photos2"])
 def test_accumulation_equals_one_large_batch(unbroken, tmp_path, monkeypatch, name):
     """Eight samples at once, and as two and four accumulated batches: loss, gradients, weights."""
-    (tmp_path / "pool").symlink_to(unbroken / "pool")
+    share_data(unbroken, tmp_path)
     gradients, losses, moved = gradients_of(monkeypatch), {}, {}
     factors = {1: 2, 2: 1} if name == "one" else {1: 4, 2: 2, 4: 1}  # its groups hold four
     for parts, factor in factors.items():

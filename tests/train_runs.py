@@ -24,8 +24,52 @@ TRANSFORMER = {
     "axes_dims_rope": [4, 6, 6],
     "joint_attention_dim": 8,
     "pooled_projection_dim": 8,
-    "stem_channels": [8, 8, 8, 8],
+    "width_factor": 0.25,
+    "depth_factor": 0.25,
+    "decoder_channels": [8, 8, 8, 8],
 }
+DEPTH_MODEL = {"width_factor": 0.25, "depth_factor": 0.25, "decoder_channels": [8, 8, 8, 8], "guide_channels": 8,
+               "dsfa_num_heads": 2, "area_px": 32 * 64}  # fmt: skip
+
+
+def draw_photos(folder: Path) -> Path:
+    """A manifest of six drawn photographs: metric depth with holes, depth without scale, masks, one without a camera."""
+    import numpy as np
+    from PIL import Image
+
+    from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
+
+    rng, rows = np.random.default_rng(0), []
+    for number in range(6):
+        name, size = folder / f"photo{number}", (64, 96) if number % 2 else (96, 64)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name.with_suffix(".png"))
+        row = {"row_id": name.name, "scene": name.name, "image_path": name.with_suffix(".png"), "split": "train"}
+        if number < 4:
+            steps = (1000 + 900 * np.linspace(0, 1, size[0])[:, None] + rng.integers(0, 50, size)).astype(np.uint16)
+            steps[:10] = 0
+            Image.fromarray(steps).save(folder / f"depth{number}.png")
+            unit = "relative_disparity" if number == 2 else "m"
+            row |= {"depth_path": folder / f"depth{number}.png", "depth_unit": unit, "depth_scale": 1e-3}
+            row |= {"dataset": "rooms"} | ({} if number == 1 else {"intrinsics": Intrinsics(80.0, 80.0, 32.0, 32.0)})
+        else:
+            mask = np.zeros(size, np.uint8)
+            mask[size[0] // 4 :, size[1] // 4 : -size[1] // 4] = 255
+            Image.fromarray(mask).save(folder / f"mask{number}.png")
+            row |= {"mask_path": folder / f"mask{number}.png", "dataset": "people_ccp"}
+        rows.append(ManifestRow(**row))
+    write_manifest(folder / "photos.jsonl", rows)
+    return folder / "photos.jsonl"
+
+
+def save_depth_model(folder: Path) -> Path:
+    """A tiny depth model on EfficientNet-Lite with random weights."""
+    import torch
+
+    from bokehdepth import BokehDepthEfficientNetConfig, BokehDepthEfficientNetForDepthEstimation
+
+    torch.manual_seed(0)
+    BokehDepthEfficientNetForDepthEstimation(BokehDepthEfficientNetConfig(**DEPTH_MODEL)).save_pretrained(folder)
+    return folder
 
 
 def configs(folder, batch_factor: int = 1, **loop):
@@ -33,7 +77,8 @@ def configs(folder, batch_factor: int = 1, **loop):
 
     one is Stage-1 on a Flux base, two Stage-2 with holes in its truth, samples without a stack and every term of its
     loss, mini the embedded Stage-1, a quarter of whose samples become pictures, pooled Stage-2 with a loss over all
-    pixels of a step that is not linear in their sums.
+    pixels of a step that is not linear in their sums. photos1 and photos2 are the embedded model on photographs and
+    scenes, where `folder/photos` has been drawn.
     """
     from train.config import Stage1Config, Stage2Config, load
 
@@ -53,7 +98,20 @@ def configs(folder, batch_factor: int = 1, **loop):
                    "adapter.query_key_lora=false", "text_to_image=0", "picture_share=0.25")  # fmt: skip
     phases = [replace(mini.phases[0], size_px=32, steps=4, batch=2 * batch_factor, learning_rate=0.1)]
     pooled = replace(two, output=f"{folder}/pooled")
-    return {"one": one, "two": two, "mini": replace(mini, phases=phases), "pooled": pooled}
+    cfgs = {"one": one, "two": two, "mini": replace(mini, phases=phases), "pooled": pooled}
+    photos = f"photos={json.dumps({'files': [f'{folder}/photos/photos.jsonl'], 'scene_share': 0.3})}"
+    phase = {"size_px": 32, "width_px": 64, "batch": 2 * batch_factor, "steps": 4, "learning_rate": 0.05}
+    common = (photos, "pool.renders=0", f"pool.folder={folder}/scenes", f"phases={json.dumps([phase])}")
+    cfgs["photos1"] = changed(
+        Stage1Config, "stage1", f"output={folder}/photos1", f"base={json.dumps({'transformer': TRANSFORMER})}",
+        "adapter.query_key_lora=false", "text_to_image=0", "picture_share=0.25",
+        f"depth_model={folder}/photos/model", *common,
+    )  # fmt: skip
+    cfgs["photos2"] = changed(
+        Stage2Config, "stage2", f"output={folder}/photos2", f"base={json.dumps({'model': DEPTH_MODEL})}",
+        "base.imagenet=false", "lone_share=0.4", *common,
+    )  # fmt: skip
+    return cfgs
 
 
 def run(name, cfg, resume=None) -> None:
@@ -76,7 +134,7 @@ def run(name, cfg, resume=None) -> None:
 
     kind, stage2.Stage2Network = stage2.Stage2Network, Pooled if name == "pooled" else stage2.Stage2Network
     try:
-        (stage1 if name in ("one", "mini") else stage2).run(cfg, resume)
+        (stage1 if name in ("one", "mini", "photos1") else stage2).run(cfg, resume)
     finally:
         stage2.Stage2Network = kind
 
