@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as fn
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
@@ -25,6 +28,12 @@ from bokehdepth.processing_bokehdepth import resize
 from train import config
 from train.config import PoolConfig, Stage1Config, Stage2Config
 from train.data import ScenePool
+
+# What PIL and NumPy raise on files that are cut short, damaged or dressed up.
+_READ_ERRORS = (
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, IndexError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def _stored_values(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as image:
                 array = np.asarray(image)
-    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+    except _READ_ERRORS as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"depth is {path.name!r}, which cannot be read ({error}), wanted a depth map.") from error
