@@ -10,6 +10,9 @@ _COARSE_FROM_PX = 2.0  # of blur: a continuation so blurred is spread by cells o
 TILE_PX = 8
 """Side of the tiles in which the visibility of hidden surfaces is asked."""
 
+_SOFT_EDGE_PX = 8  # at most, on each side of a pixel
+_FLAT_PX, _FLAT_SHARE = 0.1, 0.1  # of radius, and of the steepness: a smaller change ends an edge
+
 _NO_OPACITY = 1e-7  # less is rounding
 
 _SEEN = 1e-3  # opacity of a continued surface from which on it is drawn
@@ -90,36 +93,74 @@ def sort_by_layer(number, lowest, count):  # noqa: ANN001, ANN201
 
 
 @numba.njit(nogil=True, cache=True)
-def find_jumps(signed, number, lowest, least, tiles, reach, nearest):  # noqa: ANN001, ANN201
-    """Find where the radius jumps between neighbours: only there a surface goes on behind a nearer one.
+def divide_soft_edges(signed, least, out):  # noqa: ANN001, ANN201
+    """Give each pixel on a soft edge of depth the radius of that side of the edge that it is nearer to.
+
+    Depth that was smoothed or made larger goes over from one surface into the other in some pixels. A surface as steep
+    as that would show nothing but itself past the nearer one. A slope that goes on is left as it is.
+
+    Args:
+        signed: float32 ``(H, W)``, radius, negative behind the focus.
+        least: Steepness in pixels of radius for each pixel from which on it is an edge.
+        out: float32 ``(H, W)``, written.
+    """
+    height, width = signed.shape
+    for y in range(height):
+        for x in range(width):
+            here = signed[y, x]
+            out[y, x] = here
+            aside = signed[y, min(x + 1, width - 1)] - signed[y, max(x - 1, 0)]
+            down = signed[min(y + 1, height - 1), x] - signed[max(y - 1, 0), x]
+            steep = max(abs(aside), abs(down)) / 2
+            if steep < least:
+                continue
+            dy, dx = (0, 1) if abs(aside) >= abs(down) else (1, 0)
+            sign = 1 if (aside if dx else down) > 0 else -1
+            flat = max(_FLAT_PX, _FLAT_SHARE * steep)
+            sides, found = (here, here), 0
+            for turn in (-1, 1):
+                value, y1, x1 = here, y, x
+                for _ in range(_SOFT_EDGE_PX):
+                    y1, x1 = y1 + turn * dy, x1 + turn * dx
+                    if not (0 <= y1 < height and 0 <= x1 < width):
+                        found += 1
+                        break
+                    step = (signed[y1, x1] - value) * turn * sign
+                    if step < flat:
+                        found += 1
+                        break
+                    value = signed[y1, x1]
+                sides = (value, sides[1]) if turn < 0 else (sides[0], value)
+            if found == 2:
+                out[y, x] = sides[0] if abs(here - sides[0]) < abs(here - sides[1]) else sides[1]
+
+
+@numba.njit(nogil=True, cache=True)
+def survey(signed, number, lowest, least, present, jump_px, nearest):  # noqa: ANN001, ANN201
+    """Find what lies in each tile, and where the radius jumps: only there a surface goes on behind a nearer one.
 
     Args:
         signed: float32 ``(H, W)``, radius, negative behind the focus.
         number: int32 ``(H, W)``, each pixel's layer.
         lowest: The least layer.
         least: Difference of two neighbours' radii from which on it is a jump.
-        tiles: bool ``(L, h, w)``, written: for each layer the tiles where it is the farther side of a jump.
-        reach: float32 ``(L,)``, written: for each layer the largest radius of the nearer sides.
+        present: bool ``(L, h, w)``, written: the tiles in which each layer has pixels.
+        jump_px: float32 ``(h, w)``, written: the largest radius at a jump in each tile, less than 0 without one.
         nearest: int32 ``(h, w)``, written: the nearest layer in each tile.
     """
     height, width = number.shape
     nearest[:] = lowest
+    jump_px[:] = -1
     for y in range(height):
+        row = y // TILE_PX
         for x in range(width):
+            column = x // TILE_PX
             here, layer = signed[y, x], number[y, x]
-            row, column = y // TILE_PX, x // TILE_PX
+            present[layer - lowest, row, column] = True
             nearest[row, column] = max(nearest[row, column], layer)
-            for step in range(2):
-                y1, x1 = y + step, x + 1 - step
-                if y1 == height or x1 == width:
-                    continue
-                there, other = signed[y1, x1], number[y1, x1]
-                if layer == other or abs(here - there) < least:
-                    continue
-                far = min(layer, other) - lowest
-                tiles[far, row, column] = True
-                tiles[far, y1 // TILE_PX, x1 // TILE_PX] = True
-                reach[far] = max(reach[far], abs(here), abs(there))
+            right, down = signed[y, min(x + 1, width - 1)], signed[min(y + 1, height - 1), x]
+            if abs(here - right) >= least or abs(here - down) >= least:
+                jump_px[row, column] = max(jump_px[row, column], abs(here), abs(right), abs(down))
 
 
 @numba.njit(nogil=True, cache=True)

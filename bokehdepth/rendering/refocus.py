@@ -17,7 +17,7 @@ from bokehdepth.rendering._refocus_numba import (
     TILE_PX,
     complete,
     divide,
-    find_jumps,
+    divide_soft_edges,
     halve,
     lay_behind,
     lay_sharp,
@@ -25,6 +25,7 @@ from bokehdepth.rendering._refocus_numba import (
     scatter_hidden,
     scatter_own,
     sort_by_layer,
+    survey,
     take_own,
 )
 from bokehdepth.rendering.aperture import DISK, MAX_RADIUS_PX, Aperture, SpanTable, span_table
@@ -174,8 +175,10 @@ def refocus_light(light: np.ndarray, signed_px: np.ndarray, *, aperture: Apertur
 class _Canvas:
     """One rendering: the photo continued beyond its frame, and the layers laid behind each other, nearest first."""
 
-    def __init__(self, light: np.ndarray, signed_px: np.ndarray, aperture: Aperture) -> None:
-        self.size = signed_px.shape
+    def __init__(self, light: np.ndarray, radius_px: np.ndarray, aperture: Aperture) -> None:
+        self.size = radius_px.shape
+        signed_px = np.empty_like(radius_px)
+        divide_soft_edges(radius_px, _JUMP_PX, signed_px)
         largest_px = float(np.abs(signed_px).max())
         tables = [span_table(shape, 0.0, largest_px) for shape in (aperture, aperture.mirrored())]
         self.up, self.aside = (max(getattr(t, name) for t in tables) for name in ("half_height_px", "half_width_px"))
@@ -196,10 +199,9 @@ class _Canvas:
         count = int(self.number.max()) - self.lowest + 1
         self.first, self.place = sort_by_layer(self.number, self.lowest, count)
         tiles = tuple(-(-length // TILE_PX) for length in self.number.shape)
-        self.jumps = np.zeros((count, *tiles), dtype=bool)
-        self.jump_px = np.zeros(count, dtype=np.float32)
-        self.nearest = np.empty(tiles, dtype=np.int32)
-        find_jumps(signed_px, self.number, self.lowest, _JUMP_PX, self.jumps, self.jump_px, self.nearest)
+        self.present = np.zeros((count, *tiles), dtype=bool)
+        self.jump_px, self.nearest = np.empty(tiles, dtype=np.float32), np.empty(tiles, dtype=np.int32)
+        survey(signed_px, self.number, self.lowest, _JUMP_PX, self.present, self.jump_px, self.nearest)
 
         self.out = np.zeros((*self.size, 3), dtype=np.float32)
         self.total, self.cover = np.zeros(self.size, dtype=np.float32), np.zeros(self.size, dtype=np.float32)
@@ -271,12 +273,12 @@ class _Canvas:
     def _continued(self, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """A layer continued behind nearer ones: cells, how far they were known, their corner, tiles to be seen."""
         nowhere = np.zeros((0, 0, 5), np.float32), np.zeros((0, 0), np.float32), np.zeros(2, np.int64)
-        jumps = self.jumps[layer - self.lowest]
+        jumps = (self.jump_px >= 0) & self._widened(self.present[layer - self.lowest], TILE_PX)
         wanted = np.zeros_like(jumps)
         if not jumps.any():
             return *nowhere, wanted
         radius_px = _ends_px(layer)[1] if layer else 0.0
-        zone = self._widened(jumps, radius_px + self.jump_px[layer - self.lowest])
+        zone = self._widened(jumps, radius_px + self.jump_px[jumps].max())
         mark_seen(self.passed, self.cover, _NOTHING, self._widened(zone, radius_px), wanted, self.corner)
         wanted = self._widened(wanted, radius_px) & zone & (self.nearest > layer)
         if not wanted.any():
