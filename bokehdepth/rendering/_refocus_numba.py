@@ -10,8 +10,8 @@ _COARSE_FROM_PX = 2.0  # of blur: a continuation so blurred is spread by cells o
 TILE_PX = 8
 """Side of the tiles in which the visibility of hidden surfaces is asked."""
 
-_SOFT_EDGE_PX = 8  # at most, on each side of a pixel
-_FLAT_PX, _FLAT_SHARE = 0.1, 0.1  # of radius, and of the steepness: a smaller change ends an edge
+_SOFT_EDGE_PX = 12  # at most, on each side of a pixel
+_FLAT_PX, _FLAT_SHARE = 0.1, 0.05  # of radius, and of the steepness: a smaller change ends an edge
 
 _NO_OPACITY = 1e-7  # less is rounding
 
