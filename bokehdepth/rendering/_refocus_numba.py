@@ -244,7 +244,11 @@ def scatter_hidden(number, layer, half, weight, box, wanted, span, table, canvas
         box: int64 ``(2,)``, as for `take_own`.
         wanted: bool, a value for each tile of `TILE_PX` pixels: where the continuation can be seen.
         span: float32 ``(2,)``: least and largest radius of the layer.
-        table: As for `scatter_own`, and so are ``canvas``, ``geometry``, ``left`` and ``right``.
+        table: As for `scatter_own`.
+        canvas: As for `scatter_own`, changed in place.
+        geometry: As for `scatter_own`.
+        left: As for `scatter_own`, written.
+        right: As for `scatter_own`, written.
     """
     first, offset, pair = table
     steps = np.float32(geometry[2])

@@ -1,9 +1,16 @@
 """Refocusing: a photo and its depth seen through a lens of another aperture and focus, with occlusion.
 
-The pixels are divided into layers by their signed blur radius: one layer in focus, then layers whose radii grow by a
-fixed ratio, in front of the focus and behind it. Inside a layer every pixel keeps its exact radius. What nearer layers
-hide of a layer is continued from what is seen of it and of everything behind it, before blurring. The layers are laid
-over each other in linear light; a pixel in focus is never touched by what lies behind it. No torch import.
+The pixels are divided into layers by their signed blur radius: one layer in focus, then four to an octave of radii, in
+front of the focus and behind it. Inside a layer every pixel keeps its exact radius. The layers are laid behind each
+other in linear light; a pixel in focus is never touched by what lies behind it.
+
+A slanted surface lies in many layers, and they must leave no trace on it. So what is seen goes first: layers within an
+octave of each other share the light, and each fills what the nearer ones leave free. On a smooth surface that is all
+of it, whatever the layers. Behind a straight edge on the same side of the focus it is right too: the part of the lens
+that looks past the edge sees what the photo shows. Only what then is missing comes from behind the edge: a layer is
+continued there from what is seen of it and of everything behind it. Nothing is hidden behind a slope, so that is done
+near jumps of the radius alone, and an edge that a smoothed depth map makes soft is taken for a jump. Layers further
+apart, or on two sides of the focus, cover each other independently. No torch import.
 """
 
 import math
@@ -36,7 +43,7 @@ _LINKED = 4  # layers from one to the next octave
 _RATIO = 2.0 ** (1 / _LINKED)  # of the radii at the two ends of a layer
 _JUMP_PX = 0.4  # between neighbours; less is a slope, behind which nothing hides
 _NOTHING = 1e-3  # of the light: less of it is not looked for
-_LEAST_TOTAL = 1e-6
+_LEAST_TOTAL = 1e-6  # of the opacity; a pixel alone reaches itself by more
 _AROUND_PX = 32  # from which a hidden surface is continued
 _NONE = 1 << 20  # no layer
 
@@ -179,8 +186,8 @@ class _Canvas:
         self.size = radius_px.shape
         signed_px = np.empty_like(radius_px)
         divide_soft_edges(radius_px, _JUMP_PX, signed_px)
-        largest_px = float(np.abs(signed_px).max())
-        tables = [span_table(shape, 0.0, largest_px) for shape in (aperture, aperture.mirrored())]
+        self.largest_px = max(float(np.abs(signed_px).max()), IDENTITY_RADIUS_PX)
+        tables = [span_table(shape, 0.0, self.largest_px) for shape in (aperture, aperture.mirrored())]
         self.up, self.aside = (max(getattr(t, name) for t in tables) for name in ("half_height_px", "half_width_px"))
         rim = ((self.up, self.up), (self.aside, self.aside))
         self.light = np.pad(light, (*rim, (0, 0)), mode="edge")
@@ -229,49 +236,56 @@ class _Canvas:
         return self.out
 
     def _lay_side(self, layers: list[int]) -> None:
-        """Lay the layers of one side of the focus: each, and behind its linked neighbours what it hides."""
+        """Lay the layers of one side of the focus: what is seen of each, and after those linked to it what is not."""
         waiting = list(layers)
-        for layer in [*layers, -_NONE]:
-            while waiting and waiting[0] - layer > _LINKED:
+        for layer in layers:
+            while waiting[0] - layer > _LINKED:
                 self._lay_hidden(waiting.pop(0))
-            if layer != -_NONE:
-                own = self.place[self.first[layer - self.lowest] : self.first[layer - self.lowest + 1]]
-                reach, geometry = self._geometry(layer)
-                table = self.through if layer > 0 else self.upright
-                flat = self.canvas.reshape(-1)
-                scatter_own(self.light, self.radius, own, table, flat, geometry, self.left, self.right)
-                self._lay(layer, _LINKED, reach)
+            self._lay_own(layer)
+        for layer in waiting:
+            self._lay_hidden(layer)
         self.passed *= 1 - self.cover
         self.cover[:] = 0
         self.last[:] = _NONE
 
+    def _lay_own(self, layer: int) -> None:
+        """Lay what is seen of a layer."""
+        own = self.place[self.first[layer - self.lowest] : self.first[layer - self.lowest + 1]]
+        reach, target = self._target(layer)
+        scatter_own(self.light, self.radius, own, *target)
+        self._lay(layer, _LINKED, reach)
+
     def _lay_hidden(self, layer: int) -> None:
         """Lay what nearer layers hide of a layer where the lens sees it past them."""
         half, weight, box, wanted = self._continued(layer)
-        if not wanted.any():
-            return
-        reach, geometry = self._geometry(layer)
-        table = self.through if layer > 0 else self.upright
-        flat = self.canvas.reshape(-1)
-        target = table, flat, geometry, self.left, self.right
-        scatter_hidden(self.number, layer, half, weight, box, wanted, _ends_px(layer), *target)
-        self._lay(layer, -1, reach)
+        if wanted.any():
+            reach, target = self._target(layer)
+            span = np.minimum(_ends_px(layer), np.float32(self.largest_px))
+            scatter_hidden(self.number, layer, half, weight, box, wanted, span, *target)
+            self._lay(layer, -1, reach)
 
     def _lay(self, layer: int, linked: int, reach: np.ndarray) -> None:
         so_far = self.out, self.total, self.passed, self.cover, self.last
         lay_behind(self.canvas, *so_far, layer, linked, self.left, self.right, reach, self.corner)
 
-    def _geometry(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns that a layer's disks reach, and the geometry that `scatter_own` takes."""
+    def _target(self, layer: int) -> tuple[np.ndarray, tuple]:
+        """Rows and columns that a layer's disks reach, and the last arguments of `scatter_own`."""
         limits = zip(self.reach_per_px, self.corner, strict=True)
         reach = [min(math.ceil(_ends_px(layer)[1] * per_px), int(limit)) for per_px, limit in limits]
         sides = zip(self.corner, self.size, reach, strict=True)
         bounds = [end for start, length, by in sides for end in (start - by, start + length + by)]
         places = (self.up * self.stride + self.aside) * 4, self.stride * 4
-        return np.array(reach, dtype=np.int64), np.array([*places, self.steps, *bounds], dtype=np.int64)
+        geometry = np.array([*places, self.steps, *bounds], dtype=np.int64)
+        table = self.through if layer > 0 else self.upright
+        return np.array(reach, dtype=np.int64), (table, self.canvas.reshape(-1), geometry, self.left, self.right)
 
     def _continued(self, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """A layer continued behind nearer ones: cells, how far they were known, their corner, tiles to be seen."""
+        """Continue a layer behind nearer ones.
+
+        Returns:
+            Cells ``(h, w, 5)`` of 2x2 pixels, how far each was known ``(h, w)``, their first row and column ``(2,)``,
+            and the tiles in which they can be seen; no cells where there are none.
+        """
         nowhere = np.zeros((0, 0, 5), np.float32), np.zeros((0, 0), np.float32), np.zeros(2, np.int64)
         jumps = (self.jump_px >= 0) & self._widened(self.present[layer - self.lowest], TILE_PX)
         wanted = np.zeros_like(jumps)
