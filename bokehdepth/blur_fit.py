@@ -378,8 +378,20 @@ def _minimum(
     return offset, std, best == last
 
 
+def radius_tolerance_px(radius_px: np.ndarray) -> np.ndarray:
+    """Error up to which a radius counts as right: a tenth of it or half a pixel, the larger of both.
+
+    Args:
+        radius_px: radius in pixels, any shape.
+
+    Returns:
+        Pixels, of the same shape.
+    """
+    return np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
+
+
 def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, at_end: np.ndarray) -> np.ndarray:
-    """Probability, for normal errors, that a radius is right to within a tenth or half a pixel, the larger of both.
+    """Probability, for normal errors, that a radius is right to within `radius_tolerance_px`.
 
     Args:
         std_px: standard error of the radius, any shape; ``inf`` is allowed.
@@ -389,7 +401,6 @@ def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, at_end: np.ndarray
     Returns:
         float32 in [0, 1], of the same shape.
     """
-    tolerance_px = np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
     with np.errstate(divide="ignore"):
-        share = special.erf(tolerance_px / (np.sqrt(2) * std_px))
+        share = special.erf(radius_tolerance_px(radius_px) / (np.sqrt(2) * std_px))
     return np.where(at_end, 0.0, share).astype(np.float32)

@@ -11,8 +11,11 @@ Two estimators read the disparity offset off these comparisons:
 The sharp frame of a real bracket is blurred too, with its own K0. Second moments of disks add up, so the blur between
 the two has the strength ``sqrt(K^2 - K0^2)``; where the sharp frame is the photo itself, K0 is 0.
 
-What this cannot do: tell the two sides of the focus apart (Eq. 33), see blur below half a pixel, find an offset where
-there is no texture, or follow a camera that moved between the frames. No torch import.
+Blur is the same on both sides of the focus (Eq. 33): 1.2 m and 6 m look alike through a lens focused at 2 m. A rough
+depth, from a network, say, tells the sides apart where it is good enough; where nothing does, the confidence is low.
+
+What this cannot do: see blur below half a pixel, find an offset where there is no texture, or follow a camera that
+moved between the frames. No torch import.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from scipy import special
 
-from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket
+from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket, radius_tolerance_px
 from .errors import InputError
 from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
 from .rendering.scatter import GAMMA
@@ -36,6 +40,12 @@ LOW_CONFIDENCE = 0.5
 """Confidence below which a pixel counts as not measured: an error above a tenth of the radius is the likelier."""
 
 _SEARCH_MARGIN = 1.15  # offsets behind infinity that are searched, so that infinity is no end of the ladder
+_SURE_STDS = 2.0  # standard errors beyond an end of the range that rule a side out
+_UNKNOWN_SIDE = 0.49  # probability of a side that nothing tells: such a pixel is never confident
+_SCALE_SPREAD = math.log(1.5)  # standard deviation of the logarithm of a rough depth's scale, before the blur is seen
+_LEAST_SPREAD = 0.1  # of the logarithm of a rough depth, at one pixel
+_FARTHEST_DPT = 0.01  # beyond it depths are one
+_REGIONS = 20  # that err independently in a rough depth
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,18 @@ class SweepDepth:
         radii_px: float32 (F, H, W), blur radius of each frame: measured (``"per_frame"``) or ``K * scale * offset``.
         std_dpt: float32 (H, W), standard error of the offset in dioptres, ``inf`` where there is no texture. It is
             that of the measurement, for filled pixels too.
-        confidence: float32 (H, W) in [0, 1], that of the measurement; 0 where the search ended at its bound.
+        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side, where the side matters; 0
+            where the search ended at its bound.
         behind_focus: bool (H, W), the side that was taken (Eq. 33).
+        side_confidence: float32 (H, W) in [0, 1], probability of that side; 1 where the caller said it, below one half
+            where nothing tells it.
         valid: bool (H, W), where there is a depth.
         beyond: bool (H, W), where there is none because it would be farther than ``max_depth_m``, infinity included.
         filled: bool (H, W), where the offset was spread from confident neighbours and not measured.
         estimator: ``"joint"`` or ``"per_frame"``.
         side: ``"behind"``, ``"front"``, ``"auto"`` or ``"mask"``.
+        side_told_by: ``"caller"``, ``"rough depth"``, or ``"range"``: where an offset fits into the range of depths on
+            one side only, and nothing elsewhere.
         rough_depth_scale: factor by which the rough depth fits the measured offsets best; None without one.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
@@ -87,11 +102,13 @@ class SweepDepth:
     std_dpt: np.ndarray
     confidence: np.ndarray
     behind_focus: np.ndarray
+    side_confidence: np.ndarray
     valid: np.ndarray
     beyond: np.ndarray
     filled: np.ndarray
     estimator: str
     side: str
+    side_told_by: str
     rough_depth_scale: float | None
     noise: float
     gains: np.ndarray
@@ -100,14 +117,15 @@ class SweepDepth:
         """What a record says of the method: plain numbers and shares of the pixels.
 
         Returns:
-            ``method``, ``estimator``, ``side``, ``rough_depth_scale``, ``noise``, ``gains``, ``low_confidence``, and
-            the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``, ``invalid_share``,
-            ``front_share``.
+            ``method``, ``estimator``, ``side``, ``side_told_by``, ``rough_depth_scale``, ``noise``, ``gains``,
+            ``low_confidence``, and the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``,
+            ``invalid_share``, ``front_share``, ``side_unknown_share``.
         """
         return {
             "method": "sweep",
             "estimator": self.estimator,
             "side": self.side,
+            "side_told_by": self.side_told_by,
             "rough_depth_scale": self.rough_depth_scale,
             "noise": self.noise,
             "gains": self.gains.tolist(),
@@ -117,6 +135,7 @@ class SweepDepth:
             "beyond_share": float(self.beyond.mean()),
             "invalid_share": float(1 - self.valid.mean()),
             "front_share": float(1 - self.behind_focus.mean()),
+            "side_unknown_share": float((self.side_confidence < LOW_CONFIDENCE).mean()),
         }
 
 
@@ -178,7 +197,7 @@ def depth_from_sweep(
     bokeh_strengths: Sequence[float] | np.ndarray,
     focus_distance_m: float,
     *,
-    side: Side | np.ndarray = "behind",
+    side: Side | np.ndarray = "auto",
     rough_depth_m: np.ndarray | None = None,
     sharp_bokeh_strength: float = 0.0,
     estimator: Estimator = "joint",
@@ -189,7 +208,8 @@ def depth_from_sweep(
 ) -> SweepDepth:
     """Estimate metric depth from a bracket of apertures at one focus (Eq. 19, 26, 28, 34).
 
-    Blur alone does not tell the sides of the focus apart (Eq. 33), so ``side`` says it. Near infinity noise carries
+    Blur alone does not tell the sides of the focus apart (Eq. 33), so ``side`` or a rough depth says it; where neither
+    does, depth is that behind the focus and its confidence below ``LOW_CONFIDENCE``. Near infinity noise carries
     the offset beyond 1/S1, where Eq. 34 has no depth: pixels farther than ``max_depth_m`` have NaN and are marked
     ``beyond``; so has a pixel whose best offset is the last one searched. Nothing is clamped.
 
@@ -197,17 +217,20 @@ def depth_from_sweep(
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
         frames: F pictures of this kind and size, any order.
         bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``; not limited to 30.
-        focus_distance_m: focus distance S1 in metres, the same for all frames; ``math.inf`` needs a side in front.
-        side: all ``"behind"`` the focus, all in ``"front"``, a boolean (H, W) that is True behind, or ``"auto"``: by
-            ``rough_depth_m``, whose scale is first fitted to the confident offsets, within a factor of 4.
-        rough_depth_m: (H, W) metres, above 0, from a depth model, say; for ``"auto"`` alone.
+        focus_distance_m: focus distance S1 in metres, the same for all frames; ``math.inf``: nothing lies behind it.
+        side: ``"auto"``: by ``rough_depth_m``, whose scale is first fitted to the confident offsets, within a factor
+            of 4, and by the range of depths; or the caller's word: all ``"behind"`` the focus, all in ``"front"``, or
+            a boolean (H, W) that is True behind.
+        rough_depth_m: (H, W) metres, above 0, from a depth model, say; for ``"auto"`` alone. Without it an offset
+            tells its side only where the other one has no such depth: nearer than ``min_depth_m``, or beyond infinity.
         sharp_bokeh_strength: K0 of the sharp frame: 0 where it is the photo that the frames were made from.
         estimator: ``"joint"`` or ``"per_frame"`` (Eq. 28), see the module.
         min_depth_m: nearest depth searched in front of the focus.
         max_depth_m: largest depth that is told from infinity.
         window_px: as in ``measure_blur_radii``.
-        fill_low_confidence: whether pixels below ``LOW_CONFIDENCE`` take their offset from confident ones, spread
-            along the sharp frame's colours and not across its edges. They are marked ``filled``.
+        fill_low_confidence: whether pixels whose offset is measured with less than ``LOW_CONFIDENCE`` take that of
+            confident ones, spread along the sharp frame's colours and not across its edges. They are marked
+            ``filled``.
 
     Returns:
         Depth, offset, their errors and masks.
@@ -224,7 +247,7 @@ def depth_from_sweep(
     bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
     size = bracket.light.shape[1:]
     side_name, mask, rough = _checked_side(side, rough_depth_m, size)
-    has_behind, has_front = (True, True) if mask is None else (bool(mask.any()), bool((~mask).any()))
+    has_behind, has_front = (math.isfinite(focus_m), True) if mask is None else (mask.any(), not mask.all())
     max_offset = _largest_offset_dpt(focus_m, min_depth_m, max_depth_m, has_behind, has_front)
 
     if estimator == "joint":
@@ -248,11 +271,14 @@ def depth_from_sweep(
         offset, at_end = np.where(filled, spread, offset), at_end & ~filled
     offset = offset.astype(np.float32)
 
-    scale = None
+    scale, told_by, side_confidence = None, "caller", np.ones(size, dtype=np.float32)
     if mask is None:
-        chosen = confident & ~filled
-        scale = _rough_scale(rough, offset, np.where(chosen, confidence, 0), focus_m)
-        mask = scale * rough > focus_m
+        told_by = "range" if rough is None else "rough depth"
+        weights = np.where(confident & ~filled, confidence, 0)
+        mask, side_confidence, scale = _sides(rough, offset, std, weights, focus_m, min_depth_m)
+        # On the wrong side the radius is off by twice itself.
+        matters = 2 * offset * widest_px > radius_tolerance_px(offset * widest_px)
+        confidence = np.where(matters, confidence * side_confidence, confidence)
     depth = np.asarray(depth_from_disparity_offset_m(offset, focus_m, mask), dtype=np.float32)
     beyond = depth > max_depth_m
     valid = ~beyond & ~at_end
@@ -263,11 +289,13 @@ def depth_from_sweep(
         std_dpt=std.astype(np.float32),
         confidence=confidence,
         behind_focus=mask,
+        side_confidence=side_confidence,
         valid=valid,
         beyond=beyond,
         filled=filled,
         estimator=estimator,
         side=side_name,
+        side_told_by=told_by,
         rough_depth_scale=scale,
         noise=bracket.noise,
         gains=bracket.gains,
@@ -279,9 +307,8 @@ def _checked_side(
 ) -> tuple[str, np.ndarray | None, np.ndarray | None]:
     """Return the side's name, the mask of what is behind (None for ``"auto"``) and the rough depth for ``"auto"``."""
     is_auto = isinstance(side, str) and side == "auto"
-    if is_auto != (rough_depth_m is not None):
-        wanted = "wanted a rough depth with it" if is_auto else "wanted none unless side is 'auto'"
-        raise InputError(f"rough_depth_m is {'absent' if is_auto else 'given'}, {wanted}.")
+    if rough_depth_m is not None and not is_auto:
+        raise InputError("rough_depth_m is given, wanted none unless side is 'auto'.")
     if isinstance(side, np.ndarray):
         if side.dtype != bool or side.shape != size:
             raise InputError(f"side is {side.dtype} {side.shape}, wanted a boolean array of the shape {size}.")
@@ -291,6 +318,8 @@ def _checked_side(
     if not is_auto:
         return side, np.full(size, side == "behind"), None
     rough = rough_depth_m
+    if rough is None:
+        return side, None, None
     if not isinstance(rough, np.ndarray) or rough.shape != size or rough.dtype.kind != "f":
         described = f"{rough.dtype} {rough.shape}" if isinstance(rough, np.ndarray) else type(rough).__name__
         raise InputError(f"rough_depth_m is {described}, wanted a floating-point array of the shape {size} in metres.")
@@ -313,15 +342,61 @@ def _largest_offset_dpt(
     return max(behind, front)
 
 
-def _rough_scale(rough_m: np.ndarray, offset_dpt: np.ndarray, weights: np.ndarray, focus_m: float) -> float:
-    """Factor on a rough depth with which its own offsets agree best with the measured ones, weighted, in L1."""
-    if not math.isfinite(focus_m) or not weights.any():
-        return 1.0
+def _sides(
+    rough_m: np.ndarray | None,
+    offset_dpt: np.ndarray,
+    std_dpt: np.ndarray,
+    weights: np.ndarray,
+    focus_m: float,
+    min_depth_m: float,
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Take the likelier side of each pixel: a mask of what is behind, its probability, the rough depth's scale."""
+    scale, behind = None, np.full(offset_dpt.shape, 0.5 if math.isfinite(focus_m) else 0.0, dtype=np.float32)
+    if rough_m is not None:
+        scale, behind = _behind_by_rough_depth(rough_m, offset_dpt, weights, focus_m)
+    surely_dpt = offset_dpt - _SURE_STDS * std_dpt
+    behind[surely_dpt > 1 / min_depth_m - 1 / focus_m] = 1
+    behind[surely_dpt > _SEARCH_MARGIN / focus_m] = 0
+    mask = behind >= 0.5
+    probability = np.where(mask, behind, 1 - behind)
+    return mask, np.where(probability > 0.5, probability, np.float32(_UNKNOWN_SIDE)), scale
+
+
+def _behind_by_rough_depth(
+    rough_m: np.ndarray, offset_dpt: np.ndarray, weights: np.ndarray, focus_m: float
+) -> tuple[float, np.ndarray]:
+    """Likeliest scale of a rough depth, and the probability of each pixel to lie behind the focus, float32 (H, W).
+
+    An offset allows two depths (Eq. 34). A scale of the rough depth is the likelier, the nearer it brings the rough
+    depth to either of them (logarithms, L1, weighted) and the nearer it is to 1. A plane alone, or a scene that lies
+    on one side, may be met by two scales; so the sides are weighed by the probability of all of them.
+    """
+    if not math.isfinite(focus_m):
+        return 1.0, np.zeros(rough_m.shape, dtype=np.float32)
+
+    def two_depths(offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return -np.log(1 / focus_m + offset), -np.log(np.maximum(1 / focus_m - offset, _FARTHEST_DPT))
+
+    scales = np.geomspace(0.25, 4.0, 113)  # 113 steps of 2.5 %, 1 among them
+    logs = np.log(scales)
     stride = max(1, math.isqrt(rough_m.size // 40_000))
     rough, offset, weight = (a[::stride, ::stride].ravel() for a in (rough_m, offset_dpt, weights))
-    scales = np.geomspace(0.25, 4.0, 113)  # 113 steps of 2.5 %, 1 among them
-    misfits = [np.sum(weight * np.abs(np.abs(1 / focus_m - 1 / (s * rough)) - offset)) for s in scales]
-    return float(scales[int(np.argmin(misfits))])
+    weight = weight / weight.sum() if weight.any() else weight
+    near, far, rough = *two_depths(offset), np.log(rough)
+    misfits = np.array([weight @ np.minimum(np.abs(rough + s - near), np.abs(rough + s - far)) for s in logs])
+    spread = max(float(misfits.min()), _LEAST_SPREAD / 2)
+    evidence = -_REGIONS * misfits / spread - (logs / _SCALE_SPREAD) ** 2 / 2
+    share = np.exp(evidence - evidence.max())
+    share[share < 1e-3] = 0
+    share /= share.sum()
+
+    near, far, rough = *two_depths(offset_dpt), np.log(rough_m)
+    behind = np.zeros(rough_m.shape)
+    for part, s in zip(share, logs, strict=True):
+        if part:
+            odds = ((rough + s - near) ** 2 - (rough + s - far) ** 2) / (2 * max(spread, _LEAST_SPREAD) ** 2)
+            behind += part * special.expit(odds)
+    return float(scales[int(share.argmax())]), behind.astype(np.float32)
 
 
 def _spread(offset_dpt: np.ndarray, weights: np.ndarray, picture: np.ndarray) -> np.ndarray:
