@@ -57,6 +57,7 @@ class BlurRadii:
         std_px: float32 (F, H, W), standard error of the radius; ``inf`` where the residual does not depend on it.
         confidence: float32 (F, H, W) in [0, 1], see ``measure_blur_radii``.
         at_end: bool (F, H, W), where the best radius is the largest one tried, so that the true one may be larger.
+        misfit: float32 (F, H, W), what the best radius leaves unexplained, as a share of the most that counts.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
     """
@@ -65,6 +66,7 @@ class BlurRadii:
     std_px: np.ndarray
     confidence: np.ndarray
     at_end: np.ndarray
+    misfit: np.ndarray
     noise: float
     gains: np.ndarray
 
@@ -79,11 +81,11 @@ class SweepDepth:
         radii_px: float32 (F, H, W), blur radius of each frame: measured (``"per_frame"``) or ``K * scale * offset``.
         std_dpt: float32 (H, W), standard error of the offset in dioptres, ``inf`` where there is no texture. It is
             that of the measurement, for filled pixels too.
-        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side, where the side matters; 0
-            where the search ended at its bound.
+        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side; 0 where the search ended
+            at its bound.
         behind_focus: bool (H, W), the side that was taken (Eq. 33).
-        side_confidence: float32 (H, W) in [0, 1], probability of that side; 1 where the caller said it, below one half
-            where nothing tells it.
+        side_confidence: float32 (H, W) in [0, 1], probability of that side; 1 where the caller said it or so little is
+            out of focus that it does not matter, below one half where nothing tells it.
         valid: bool (H, W), where there is a depth.
         beyond: bool (H, W), where there is none because it would be farther than ``max_depth_m``, infinity included.
         filled: bool (H, W), where the offset was spread from confident neighbours and not measured.
@@ -155,7 +157,8 @@ def measure_blur_radii(
     that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the minimum.
 
     The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
-    tenth of it or half a pixel, whichever is more: near 0 in flat areas, near 1 on texture.
+    tenth of it or half a pixel, whichever is more, and less where no radius explains the frame: near 0 in flat areas,
+    near 1 on texture.
 
     Args:
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
@@ -184,8 +187,9 @@ def _measured_radii(bracket: Bracket, max_offset_dpt: float) -> BlurRadii:
     return BlurRadii(
         radii_px=radii_px,
         std_px=std_px,
-        confidence=fit_confidence(std_px, radii_px, fit.at_end),
+        confidence=fit_confidence(std_px, radii_px, fit.misfit, fit.at_end),
         at_end=fit.at_end,
+        misfit=fit.misfit,
         noise=bracket.noise,
         gains=bracket.gains,
     )
@@ -252,18 +256,18 @@ def depth_from_sweep(
 
     if estimator == "joint":
         fit = fit_offsets(bracket, [range(len(bracket.frames))], max_offset)
-        offset, std, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.at_end[0]
+        offset, std, misfit, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.misfit[0], fit.at_end[0]
         radii_px = None
     else:
         measured = _measured_radii(bracket, max_offset)
-        radii_px, at_end = measured.radii_px, measured.at_end.any(axis=0)
+        radii_px, misfit, at_end = measured.radii_px, measured.misfit.mean(axis=0), measured.at_end.any(axis=0)
         strengths = np.asarray(bokeh_strengths, dtype=np.float64)
         offset = disparity_offset_from_sweep(strengths, radii_px, size[1])
         slopes = bracket.full_slopes_px[:, None, None]
         std = np.sqrt(np.sum((slopes * measured.std_px) ** 2, axis=0)) / np.sum(slopes**2)  # Eq. 32
 
     widest_px = bracket.full_slopes_px.max()
-    confidence = fit_confidence(std * widest_px, offset * widest_px, at_end)
+    confidence = fit_confidence(std * widest_px, offset * widest_px, misfit, at_end)
     confident, filled = confidence >= LOW_CONFIDENCE, np.zeros(size, dtype=bool)
     if fill_low_confidence and confident.any():
         spread = _spread(offset, np.where(confident, confidence, 0), bracket.light ** np.float32(1 / GAMMA))
@@ -278,7 +282,8 @@ def depth_from_sweep(
         mask, side_confidence, scale = _sides(rough, offset, std, weights, focus_m, min_depth_m)
         # On the wrong side the radius is off by twice itself.
         matters = 2 * offset * widest_px > radius_tolerance_px(offset * widest_px)
-        confidence = np.where(matters, confidence * side_confidence, confidence)
+        side_confidence = np.where(matters, side_confidence, np.float32(1))
+        confidence = confidence * side_confidence
     depth = np.asarray(depth_from_disparity_offset_m(offset, focus_m, mask), dtype=np.float32)
     beyond = depth > max_depth_m
     valid = ~beyond & ~at_end

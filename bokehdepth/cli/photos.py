@@ -58,9 +58,9 @@ def add_photo_commands(commands: Any) -> None:
     depth.add_argument(
         "--side",
         choices=("auto", "behind", "front"),
-        help="with --method sweep: where things are, since blur is the same on both sides of the focus. auto: the side "
-        "that --model's depth of PHOTO says, with low confidence where it does not tell; behind, front: all of it, by "
-        "your word, without a model (default: auto)",
+        help="with --method sweep: where things are, since blur is the same on both sides of the focus. auto: the "
+        "side that --model's depth of PHOTO says, with low confidence where it does not tell; behind, front: all of "
+        "it, by your word, without a model (default: auto)",
     )
     depth.add_argument(
         "--photo-f-number",
