@@ -41,11 +41,12 @@ LOW_CONFIDENCE = 0.5
 
 _SEARCH_MARGIN = 1.15  # offsets behind infinity that are searched, so that infinity is no end of the ladder
 _SURE_STDS = 2.0  # standard errors beyond an end of the range that rule a side out
-_UNKNOWN_SIDE = 0.49  # probability of a side that nothing tells: such a pixel is never confident
-_SCALE_SPREAD = math.log(1.5)  # standard deviation of the logarithm of a rough depth's scale, before the blur is seen
-_LEAST_SPREAD = 0.1  # of the logarithm of a rough depth, at one pixel
-_FARTHEST_DPT = 0.01  # beyond it depths are one
-_REGIONS = 20  # that err independently in a rough depth
+_SCALE_SPREAD = 0.5  # standard deviation of the logarithm of a small network's scale, before the blur is seen
+_ROUGH_SPREAD, _LEAST_SPREAD = 0.4, 0.1  # of the logarithm of its depth at one pixel, before and after
+_REGIONS = 8  # of a picture that err independently in a rough depth
+_GAINS = (0.0, 0.5, 1.0)  # how much of the depth a rough one follows: nothing at all is as likely as all
+_FARTHEST_DPT = 0.01  # beyond it, or twice the focus distance where that is more, depths are one
+_LITTLE_SHARE = 0.01  # of a probability: less is left out
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class SweepDepth:
         confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side; 0 where the search ended
             at its bound.
         behind_focus: bool (H, W), the side that was taken (Eq. 33).
-        side_confidence: float32 (H, W) in [0, 1], probability of that side; 1 where the caller said it or so little is
-            out of focus that it does not matter, below one half where nothing tells it.
+        side_confidence: float32 (H, W) in [0, 1], how much likelier that side is than the other one, the difference of
+            their probabilities; 1 where the caller said it or so little is out of focus that it does not matter.
         valid: bool (H, W), where there is a depth.
         beyond: bool (H, W), where there is none because it would be farther than ``max_depth_m``, infinity included.
         filled: bool (H, W), where the offset was spread from confident neighbours and not measured.
@@ -355,7 +356,7 @@ def _sides(
     focus_m: float,
     min_depth_m: float,
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Take the likelier side of each pixel: a mask of what is behind, its probability, the rough depth's scale."""
+    """Take the likelier side of each pixel: a mask of what is behind, how sure it is, the rough depth's scale."""
     scale, behind = None, np.full(offset_dpt.shape, 0.5 if math.isfinite(focus_m) else 0.0, dtype=np.float32)
     if rough_m is not None:
         scale, behind = _behind_by_rough_depth(rough_m, offset_dpt, weights, focus_m)
@@ -363,8 +364,7 @@ def _sides(
     behind[surely_dpt > 1 / min_depth_m - 1 / focus_m] = 1
     behind[surely_dpt > _SEARCH_MARGIN / focus_m] = 0
     mask = behind >= 0.5
-    probability = np.where(mask, behind, 1 - behind)
-    return mask, np.where(probability > 0.5, probability, np.float32(_UNKNOWN_SIDE)), scale
+    return mask, np.abs(2 * behind - 1), scale
 
 
 def _behind_by_rough_depth(
@@ -372,36 +372,42 @@ def _behind_by_rough_depth(
 ) -> tuple[float, np.ndarray]:
     """Likeliest scale of a rough depth, and the probability of each pixel to lie behind the focus, float32 (H, W).
 
-    An offset allows two depths (Eq. 34). A scale of the rough depth is the likelier, the nearer it brings the rough
-    depth to either of them (logarithms, L1, weighted) and the nearer it is to 1. A plane alone, or a scene that lies
-    on one side, may be met by two scales; so the sides are weighed by the probability of all of them.
+    An offset allows two depths (Eq. 34), as likely as each other. The rough depth is taken for one of them, but for
+    a scale and normal errors, in logarithms. It may also follow the depth by half, or not at all: a network that sees
+    nothing says the same depth everywhere, which is always nearer to the side in front, where depths differ less. So
+    the rough depth has to explain the offsets before it is believed; a scene that two scales explain, one with all of
+    it in front and one with all behind, stays open as far as both are likely.
     """
     if not math.isfinite(focus_m):
         return 1.0, np.zeros(rough_m.shape, dtype=np.float32)
 
-    def two_depths(offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return -np.log(1 / focus_m + offset), -np.log(np.maximum(1 / focus_m - offset, _FARTHEST_DPT))
+    def logarithms(rough: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rough depth, and the depths in front and behind, over the focus distance."""
+        farthest = min(_FARTHEST_DPT * focus_m, 0.5)
+        back = -np.log(np.maximum(1 - offset * focus_m, farthest))
+        return np.log(rough / focus_m), -np.log1p(offset * focus_m), back
 
-    scales = np.geomspace(0.25, 4.0, 113)  # 113 steps of 2.5 %, 1 among them
-    logs = np.log(scales)
-    stride = max(1, math.isqrt(rough_m.size // 40_000))
-    rough, offset, weight = (a[::stride, ::stride].ravel() for a in (rough_m, offset_dpt, weights))
-    weight = weight / weight.sum() if weight.any() else weight
-    near, far, rough = *two_depths(offset), np.log(rough)
-    misfits = np.array([weight @ np.minimum(np.abs(rough + s - near), np.abs(rough + s - far)) for s in logs])
-    spread = max(float(misfits.min()), _LEAST_SPREAD / 2)
-    evidence = -_REGIONS * misfits / spread - (logs / _SCALE_SPREAD) ** 2 / 2
-    share = np.exp(evidence - evidence.max())
-    share[share < 1e-3] = 0
-    share /= share.sum()
+    stride = max(1, math.isqrt(rough_m.size // 10_000))
+    part, weight = np.s_[::stride, ::stride], weights[::stride, ::stride]
+    rough, front, back = logarithms(rough_m[part], offset_dpt[part])
+    total = max(float(weight.sum()), np.finfo(np.float64).tiny)
+    found = []
+    for log_scale in np.linspace(-math.log(4), math.log(4), 57):  # steps of 5 %, 1 among them
+        for gain in _GAINS:
+            misses = np.minimum(*(np.square(rough + log_scale - gain * side) for side in (front, back)))
+            miss = float(np.sum(weight * misses)) / total
+            evidence = -_REGIONS * miss / (2 * _ROUGH_SPREAD**2) - (log_scale / _SCALE_SPREAD) ** 2 / 2
+            found.append((evidence, log_scale, gain, max(math.sqrt(miss), _LEAST_SPREAD)))
+    most = max(found)
+    believed = [(math.exp(e - most[0]), *rest) for e, *rest in found if math.exp(e - most[0]) > _LITTLE_SHARE]
 
-    near, far, rough = *two_depths(offset_dpt), np.log(rough_m)
-    behind = np.zeros(rough_m.shape)
-    for part, s in zip(share, logs, strict=True):
-        if part:
-            odds = ((rough + s - near) ** 2 - (rough + s - far) ** 2) / (2 * max(spread, _LEAST_SPREAD) ** 2)
-            behind += part * special.expit(odds)
-    return float(scales[int(share.argmax())]), behind.astype(np.float32)
+    rough, front, back = logarithms(rough_m, offset_dpt)
+    behind, total = np.zeros(rough_m.shape), sum(share for share, *_ in believed)
+    for share, log_scale, gain, spread in believed:
+        # The difference of the two squares that a pixel misses each side by.
+        odds = gain * (back - front) * (2 * (rough + log_scale) - gain * (back + front)) / (2 * spread**2)
+        behind += share / total * special.expit(odds)
+    return math.exp(most[1]), behind.astype(np.float32)
 
 
 def _spread(offset_dpt: np.ndarray, weights: np.ndarray, picture: np.ndarray) -> np.ndarray:

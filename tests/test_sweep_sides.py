@@ -61,22 +61,47 @@ def test_infinity_that_is_measured_a_little_beyond_is_no_near_thing(texture):
     assert np.median(found.confidence) < LOW_CONFIDENCE and found.behind_focus[INNER].mean() > 0.95
 
 
-@pytest.mark.parametrize("depth_m", [1.05, 1.2, 1.5, 3.0, 6.0])
+@pytest.mark.parametrize("depth_m", [1.05, 1.2, 6.0])
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.2])
 def test_a_rough_depth_tells_the_side(texture, depth_m, factor):
+    """Both depths that an offset allows differ by more than a rough depth errs: 1.2 m does not become 6 m."""
     rough = rough_depth(depth_m, factor)
     found = depth_from_sweep(*plane(texture, depth_m), STRENGTHS, FOCUS_M, rough_depth_m=rough)
     assert np.median(np.abs(found.depth_m[INNER] / depth_m - 1)) < 0.03
     assert (found.behind_focus[INNER] == (depth_m > FOCUS_M)).all() and found.side_told_by == "rough depth"
-    assert np.mean(found.confidence[INNER] >= LOW_CONFIDENCE) > 0.99
+    assert np.mean(found.confidence[INNER] >= LOW_CONFIDENCE) > 0.98
 
 
-def test_a_rough_depth_between_both_sides_tells_little(texture):
-    """A plane alone: a rough depth of 2.1 m is as far from 1.5 m as from 3 m."""
-    rough = rough_depth(np.sqrt(1.5 * 3.0), error=0.03)
-    for depth_m in (1.5, 3.0):
-        found = depth_from_sweep(*plane(texture, depth_m), STRENGTHS, FOCUS_M, rough_depth_m=rough)
-        assert np.median(found.confidence) < 0.6 and np.median(found.side_confidence) < 0.6
+@pytest.mark.parametrize("depth_m", [1.5, 3.0])
+@pytest.mark.parametrize("factor", [0.6, 0.8, 1.0, 1.2, 1.5])
+def test_a_rough_depth_that_cannot_tell_is_not_believed(texture, depth_m, factor):
+    """A plane alone at 1.5 or 3 m, and depth that errs by as much as it takes to go from one to the other."""
+    found = depth_from_sweep(*plane(texture, depth_m), STRENGTHS, FOCUS_M, rough_depth_m=rough_depth(depth_m, factor))
+    wrong = found.behind_focus != (depth_m > FOCUS_M)
+    assert np.mean((wrong & (found.confidence >= LOW_CONFIDENCE))[INNER]) < 0.01
+
+
+def on_both_halves(texture, left_m, right_m, focus_m):
+    frames = []
+    for seed, k in enumerate(STRENGTHS, 1):
+        frame = texture.copy()
+        for part, depth_m in ((np.s_[:, :64], left_m), (np.s_[:, 64:], right_m)):
+            frame[part] = blurred(texture, k * 128 / 512 * abs(1 / focus_m - 1 / depth_m))[part]
+        frames.append(taken(frame, 0.005, seed))
+    return taken(texture, 0.005), frames
+
+
+def test_a_rough_depth_that_sees_nothing_is_not_believed(texture):
+    """2.5 and 4 m, and a network that says about the same everywhere: that is nearer to 1.4 and 1.2 m in front."""
+    sharp, frames = on_both_halves(texture, 2.5, 4.0, 1.8)
+    for says_m in (1.8, 3.0):
+        rough = rough_depth(np.full((128, 128), says_m))
+        found = depth_from_sweep(sharp, frames, STRENGTHS, 1.8, rough_depth_m=rough)
+        assert np.mean(found.confidence[INNER] >= LOW_CONFIDENCE) < 0.02
+    seeing = rough_depth(np.where(np.arange(128) < 64, 2.5, 4.0) * np.ones((128, 1)), 1.2)
+    found = depth_from_sweep(sharp, frames, STRENGTHS, 1.8, rough_depth_m=seeing)
+    far = np.s_[20:-20, 84:112]
+    assert np.median(found.depth_m[far]) == pytest.approx(4.0, rel=0.05) and np.median(found.confidence[far]) > 0.5
 
 
 def test_a_scene_on_both_sides(texture):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..pipeline_bokehdepth import BokehDepthPipeline
 
 
+_LARGE_SHARE = 0.1  # of the pixels: a sentence is due
 _SWEEP_DEFAULTS = {"method": "model", "side": None, "photo_f_number": None, "fill": False}
 
 
@@ -240,6 +241,14 @@ def _work(arguments: argparse.Namespace) -> int:
                     100 * low,
                     100 * none,
                 )
+                unknown = done.depth_details["side_unknown_share"]
+                if unknown > _LARGE_SHARE:
+                    logger.warning(
+                        "photo %r: for %.0f %% of the pixels the model's depth does not tell the side of the focus; "
+                        "--side behind or --side front does.",
+                        job.photo_path.name,
+                        100 * unknown,
+                    )
             if not arguments.json:
                 sys.stdout.write(f"{job.folder}\n")
                 sys.stdout.flush()
