@@ -30,6 +30,7 @@ _CHANCE = 2.0  # standard deviations by which the least of many costs stands out
 _DARK = 1e-4  # light that keeps ratios finite
 _VIGNETTING_LEAVES = 0.75  # of the deviations, at most, where it is believed
 _ROUNDING_NOISE = 1 / 255 / math.sqrt(12)
+_EXPLAINED, _UNEXPLAINED = 0.1, 0.3  # shares of the largest misfit at which it begins to count and rules a radius out
 _TOLERANCE_SHARE, _TOLERANCE_PX = 0.1, 0.5
 
 
@@ -253,11 +254,14 @@ class OffsetFit:
     Attributes:
         offset_dpt: float32 (G, H, W), dioptres; 0 where less than half a pixel of blur is seen.
         std_dpt: float32 (G, H, W), its standard error, ``inf`` where the misfit does not depend on it.
+        misfit: float32 (G, H, W), what the best offset leaves unexplained beyond the noise, as a share of the largest
+            misfit that counts; at most 1.
         at_end: bool (G, H, W), where the best offset is the largest one tried.
     """
 
     offset_dpt: np.ndarray
     std_dpt: np.ndarray
+    misfit: np.ndarray
     at_end: np.ndarray
 
 
@@ -281,7 +285,8 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
     pad_px = math.ceil(radii_px[-1]) + 1
     margin_px = _CELL_PX // 2 + bracket.window_px // 2 + 1
     padded = np.pad(bracket.light, ((0, 0), (pad_px, pad_px), (pad_px, pad_px)), mode="edge")
-    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in (np.float32, np.float32, bool)))
+    kinds = (np.float32, np.float32, np.float32, bool)
+    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in kinds))
     for core in _tiles(height, width):
         region = tuple(_widened(part, margin_px, size) for part, size in zip(core, (height, width), strict=True))
         source = padded[
@@ -302,7 +307,8 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
             for step, offset in enumerate(offsets):
                 costs[step], from_noise[step] = _cost(bracket, group, region, offset, radii_px, blurred, energies)
             parts = _minimum(costs[(slice(None), *inner)], offsets, from_noise, len(group), bracket)
-            for whole, part in zip((result.offset_dpt, result.std_dpt, result.at_end), parts, strict=True):
+            wholes = result.offset_dpt, result.std_dpt, result.misfit, result.at_end
+            for whole, part in zip(wholes, parts, strict=True):
                 whole[(number, *core)] = part
     return result
 
@@ -323,7 +329,7 @@ def _cost(
     total = np.zeros(blurred.shape[2:], dtype=np.float32)
     from_noise = 0.0
     variance = bracket.noise**2
-    bound = _MISFIT**2 + variance
+    bound = _largest_misfit(bracket)
     for index in group:
         radius_px = max(float(bracket.slopes_px[index]) * offset_dpt, _SHARP_RADIUS_PX)
         place = float(np.interp(radius_px, radii_px, np.arange(radii_px.size)))
@@ -342,10 +348,15 @@ def _cost(
     return ndimage.uniform_filter(total, bracket.window_px, mode="nearest"), from_noise
 
 
+def _largest_misfit(bracket: Bracket) -> float:
+    """Bound of the misfit of one frame: squared display values."""
+    return _MISFIT**2 + bracket.noise**2
+
+
 def _minimum(
     costs: np.ndarray, offsets: np.ndarray, from_noise: np.ndarray, frame_count: int, bracket: Bracket
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place of the least cost by a parabola through three steps, its standard error, and whether it is the last."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Place of the least cost by a parabola through three steps, its error, its misfit, and whether it is the last."""
     last = offsets.size - 1
     best = costs.argmin(axis=0)
     middle = np.clip(best, 1, last - 1)
@@ -375,21 +386,37 @@ def _minimum(
     variance = bracket.noise**2 + np.maximum(least, 0) / (3 * frame_count)
     with np.errstate(divide="ignore"):
         std = np.sqrt(variance / (count * flatter))
-    return offset, std, best == last
+    return offset, std, least / (frame_count * _largest_misfit(bracket)), best == last
 
 
-def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, at_end: np.ndarray) -> np.ndarray:
-    """Probability, for normal errors, that a radius is right to within a tenth or half a pixel, the larger of both.
+def radius_tolerance_px(radius_px: np.ndarray) -> np.ndarray:
+    """Error up to which a radius counts as right: a tenth of it or half a pixel, the larger of both.
+
+    Args:
+        radius_px: radius in pixels, any shape.
+
+    Returns:
+        Pixels, of the same shape.
+    """
+    return np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
+
+
+def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, misfit: np.ndarray, at_end: np.ndarray) -> np.ndarray:
+    """Probability, for normal errors, that a radius is right to within `radius_tolerance_px`; less where it misfits.
+
+    Frames that no blur explains have the wrong K, another scene, or an edge in front of them: the best of bad radii
+    may be sharp and still mean nothing.
 
     Args:
         std_px: standard error of the radius, any shape; ``inf`` is allowed.
         radius_px: the radius, of the same shape.
+        misfit: as in `OffsetFit`, of the same shape.
         at_end: where the search ended at its bound; the confidence is 0 there.
 
     Returns:
         float32 in [0, 1], of the same shape.
     """
-    tolerance_px = np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
     with np.errstate(divide="ignore"):
-        share = special.erf(tolerance_px / (np.sqrt(2) * std_px))
+        share = special.erf(radius_tolerance_px(radius_px) / (np.sqrt(2) * std_px))
+    share *= np.clip((_UNEXPLAINED - misfit) / (_UNEXPLAINED - _EXPLAINED), 0, 1)
     return np.where(at_end, 0.0, share).astype(np.float32)

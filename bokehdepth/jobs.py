@@ -35,7 +35,16 @@ PICTURE_SUFFIXES = frozenset(
 )
 """Endings of the names that are taken from a folder of photos."""
 
-SweepSide = Literal["behind", "front", "model"]
+SweepSide = Literal["auto", "behind", "front"]
+
+_SIDE_ASSUMPTIONS = {
+    "auto": "Blur is the same on both sides of the focus; the side that is nearer to the model's depth was taken, and "
+    "where that does not tell it the confidence is low.",
+    "behind": "Blur is the same on both sides of the focus; everything was taken to lie behind it, as asked for. What "
+    "lies in front comes out as far too far, and the confidence does not show it.",
+    "front": "Blur is the same on both sides of the focus; everything was taken to lie in front of it, as asked for. "
+    "What lies behind comes out as far too near, and the confidence does not show it.",
+}
 
 _STACK_COMPONENTS = ("transformer", "vae", "scheduler", "bokeh_adapter")
 _DEPTH_COMPONENTS = ("depth_estimator",)
@@ -46,14 +55,14 @@ class Sweep:
     """How depth is read off the blur of the caller's own bracket (``sweep.depth_from_sweep``).
 
     Attributes:
-        side: side of the focus that everything lies on, ``"behind"`` or ``"front"``; ``"model"`` lets the depth that a
-            model sees in the photo choose it for each pixel.
+        side: ``"auto"``: the depth that a model sees in the photo tells the side of the focus for each pixel; or the
+            caller's word that everything lies ``"behind"`` the focus or in ``"front"`` of it.
         photo_bokeh_strength: K of the photo itself, the sharpest frame of the bracket.
         photo_source: where that K comes from: an f-number ``"given"`` or ``"read"`` from EXIF; ``"assumed"`` 0.
         fills: whether pixels of low confidence take their depth from confident neighbours.
     """
 
-    side: SweepSide = "behind"
+    side: SweepSide = "auto"
     photo_bokeh_strength: float = 0.0
     photo_source: str = "assumed"
     fills: bool = False
@@ -93,7 +102,7 @@ class Job:
     def components(self) -> tuple[str, ...]:
         """Parts of the pipeline that the job needs; none of them where no model takes part."""
         if self.sweep is not None:
-            return _DEPTH_COMPONENTS if self.sweep.side == "model" else ()
+            return _DEPTH_COMPONENTS if self.sweep.side == "auto" else ()
         return (_STACK_COMPONENTS if self.makes_stack else ()) + (_DEPTH_COMPONENTS if self.makes_depth else ())
 
     @property
@@ -441,7 +450,7 @@ def _depth_from_sweep(
     from .sweep import depth_from_sweep
 
     rough_m = None
-    if job.sweep.side == "model":
+    if job.sweep.side == "auto":
         rough_m = pipeline.estimate_depth(photo, intrinsics=job.camera.known_intrinsics).depth_m
     sharp, *others = (np.asarray(image, dtype=np.float32) / 255 for image in (photo, *frames))
     measured = depth_from_sweep(
@@ -449,7 +458,7 @@ def _depth_from_sweep(
         others,
         job.bokeh_strengths,
         job.camera.focus_distance_m.value,
-        side="auto" if rough_m is not None else job.sweep.side,
+        side=job.sweep.side,
         rough_depth_m=rough_m,
         sharp_bokeh_strength=job.sweep.photo_bokeh_strength,
         fill_low_confidence=job.sweep.fills,
@@ -457,7 +466,7 @@ def _depth_from_sweep(
     if not measured.valid.any():
         raise InputError("stack gives no pixel a depth, wanted frames whose blur is that of the focus and side given.")
     details = measured.summary() | {
-        "side": job.sweep.side,
+        "side_assumption": _SIDE_ASSUMPTIONS[job.sweep.side],
         "photo_bokeh_strength": job.sweep.photo_bokeh_strength,
         "photo_bokeh_strength_source": job.sweep.photo_source,
     }

@@ -11,8 +11,11 @@ Two estimators read the disparity offset off these comparisons:
 The sharp frame of a real bracket is blurred too, with its own K0. Second moments of disks add up, so the blur between
 the two has the strength ``sqrt(K^2 - K0^2)``; where the sharp frame is the photo itself, K0 is 0.
 
-What this cannot do: tell the two sides of the focus apart (Eq. 33), see blur below half a pixel, find an offset where
-there is no texture, or follow a camera that moved between the frames. No torch import.
+Blur is the same on both sides of the focus (Eq. 33): 1.2 m and 6 m look alike through a lens focused at 2 m. A rough
+depth, from a network, say, tells the sides apart where it is good enough; where nothing does, the confidence is low.
+
+What this cannot do: see blur below half a pixel, find an offset where there is no texture, or follow a camera that
+moved between the frames. No torch import.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from scipy import special
 
-from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket
+from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket, radius_tolerance_px
 from .errors import InputError
 from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
 from .rendering.scatter import GAMMA
@@ -36,6 +40,13 @@ LOW_CONFIDENCE = 0.5
 """Confidence below which a pixel counts as not measured: an error above a tenth of the radius is the likelier."""
 
 _SEARCH_MARGIN = 1.15  # offsets behind infinity that are searched, so that infinity is no end of the ladder
+_SURE_STDS = 2.0  # standard errors beyond an end of the range that rule a side out
+_SCALE_SPREAD = 0.5  # standard deviation of the logarithm of a small network's scale, before the blur is seen
+_ROUGH_SPREAD, _LEAST_SPREAD = 0.4, 0.1  # of the logarithm of its depth at one pixel, before and after
+_REGIONS = 8  # of a picture that err independently in a rough depth
+_GAINS = (0.0, 0.5, 1.0)  # how much of the depth a rough one follows: nothing at all is as likely as all
+_FARTHEST_DPT = 0.01  # beyond it, or twice the focus distance where that is more, depths are one
+_LITTLE_SHARE = 0.01  # of a probability: less is left out
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class BlurRadii:
         std_px: float32 (F, H, W), standard error of the radius; ``inf`` where the residual does not depend on it.
         confidence: float32 (F, H, W) in [0, 1], see ``measure_blur_radii``.
         at_end: bool (F, H, W), where the best radius is the largest one tried, so that the true one may be larger.
+        misfit: float32 (F, H, W), what the best radius leaves unexplained, as a share of the most that counts.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
     """
@@ -55,6 +67,7 @@ class BlurRadii:
     std_px: np.ndarray
     confidence: np.ndarray
     at_end: np.ndarray
+    misfit: np.ndarray
     noise: float
     gains: np.ndarray
 
@@ -69,13 +82,18 @@ class SweepDepth:
         radii_px: float32 (F, H, W), blur radius of each frame: measured (``"per_frame"``) or ``K * scale * offset``.
         std_dpt: float32 (H, W), standard error of the offset in dioptres, ``inf`` where there is no texture. It is
             that of the measurement, for filled pixels too.
-        confidence: float32 (H, W) in [0, 1], that of the measurement; 0 where the search ended at its bound.
+        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side; 0 where the search ended
+            at its bound.
         behind_focus: bool (H, W), the side that was taken (Eq. 33).
+        side_confidence: float32 (H, W) in [0, 1], how much likelier that side is than the other one, the difference of
+            their probabilities; 1 where the caller said it or so little is out of focus that it does not matter.
         valid: bool (H, W), where there is a depth.
         beyond: bool (H, W), where there is none because it would be farther than ``max_depth_m``, infinity included.
         filled: bool (H, W), where the offset was spread from confident neighbours and not measured.
         estimator: ``"joint"`` or ``"per_frame"``.
         side: ``"behind"``, ``"front"``, ``"auto"`` or ``"mask"``.
+        side_told_by: ``"caller"``, ``"rough depth"``, or ``"range"``: where an offset fits into the range of depths on
+            one side only, and nothing elsewhere.
         rough_depth_scale: factor by which the rough depth fits the measured offsets best; None without one.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
@@ -87,11 +105,13 @@ class SweepDepth:
     std_dpt: np.ndarray
     confidence: np.ndarray
     behind_focus: np.ndarray
+    side_confidence: np.ndarray
     valid: np.ndarray
     beyond: np.ndarray
     filled: np.ndarray
     estimator: str
     side: str
+    side_told_by: str
     rough_depth_scale: float | None
     noise: float
     gains: np.ndarray
@@ -100,14 +120,15 @@ class SweepDepth:
         """What a record says of the method: plain numbers and shares of the pixels.
 
         Returns:
-            ``method``, ``estimator``, ``side``, ``rough_depth_scale``, ``noise``, ``gains``, ``low_confidence``, and
-            the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``, ``invalid_share``,
-            ``front_share``.
+            ``method``, ``estimator``, ``side``, ``side_told_by``, ``rough_depth_scale``, ``noise``, ``gains``,
+            ``low_confidence``, and the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``,
+            ``invalid_share``, ``front_share``, ``side_unknown_share``.
         """
         return {
             "method": "sweep",
             "estimator": self.estimator,
             "side": self.side,
+            "side_told_by": self.side_told_by,
             "rough_depth_scale": self.rough_depth_scale,
             "noise": self.noise,
             "gains": self.gains.tolist(),
@@ -117,6 +138,7 @@ class SweepDepth:
             "beyond_share": float(self.beyond.mean()),
             "invalid_share": float(1 - self.valid.mean()),
             "front_share": float(1 - self.behind_focus.mean()),
+            "side_unknown_share": float((self.side_confidence < LOW_CONFIDENCE).mean()),
         }
 
 
@@ -136,7 +158,8 @@ def measure_blur_radii(
     that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the minimum.
 
     The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
-    tenth of it or half a pixel, whichever is more: near 0 in flat areas, near 1 on texture.
+    tenth of it or half a pixel, whichever is more, and less where no radius explains the frame: near 0 in flat areas,
+    near 1 on texture.
 
     Args:
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
@@ -165,8 +188,9 @@ def _measured_radii(bracket: Bracket, max_offset_dpt: float) -> BlurRadii:
     return BlurRadii(
         radii_px=radii_px,
         std_px=std_px,
-        confidence=fit_confidence(std_px, radii_px, fit.at_end),
+        confidence=fit_confidence(std_px, radii_px, fit.misfit, fit.at_end),
         at_end=fit.at_end,
+        misfit=fit.misfit,
         noise=bracket.noise,
         gains=bracket.gains,
     )
@@ -178,7 +202,7 @@ def depth_from_sweep(
     bokeh_strengths: Sequence[float] | np.ndarray,
     focus_distance_m: float,
     *,
-    side: Side | np.ndarray = "behind",
+    side: Side | np.ndarray = "auto",
     rough_depth_m: np.ndarray | None = None,
     sharp_bokeh_strength: float = 0.0,
     estimator: Estimator = "joint",
@@ -189,7 +213,8 @@ def depth_from_sweep(
 ) -> SweepDepth:
     """Estimate metric depth from a bracket of apertures at one focus (Eq. 19, 26, 28, 34).
 
-    Blur alone does not tell the sides of the focus apart (Eq. 33), so ``side`` says it. Near infinity noise carries
+    Blur alone does not tell the sides of the focus apart (Eq. 33), so ``side`` or a rough depth says it; where neither
+    does, depth is that behind the focus and its confidence below ``LOW_CONFIDENCE``. Near infinity noise carries
     the offset beyond 1/S1, where Eq. 34 has no depth: pixels farther than ``max_depth_m`` have NaN and are marked
     ``beyond``; so has a pixel whose best offset is the last one searched. Nothing is clamped.
 
@@ -197,17 +222,20 @@ def depth_from_sweep(
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
         frames: F pictures of this kind and size, any order.
         bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``; not limited to 30.
-        focus_distance_m: focus distance S1 in metres, the same for all frames; ``math.inf`` needs a side in front.
-        side: all ``"behind"`` the focus, all in ``"front"``, a boolean (H, W) that is True behind, or ``"auto"``: by
-            ``rough_depth_m``, whose scale is first fitted to the confident offsets, within a factor of 4.
-        rough_depth_m: (H, W) metres, above 0, from a depth model, say; for ``"auto"`` alone.
+        focus_distance_m: focus distance S1 in metres, the same for all frames; ``math.inf``: nothing lies behind it.
+        side: ``"auto"``: by ``rough_depth_m``, whose scale is first fitted to the confident offsets, within a factor
+            of 4, and by the range of depths; or the caller's word: all ``"behind"`` the focus, all in ``"front"``, or
+            a boolean (H, W) that is True behind.
+        rough_depth_m: (H, W) metres, above 0, from a depth model, say; for ``"auto"`` alone. Without it an offset
+            tells its side only where the other one has no such depth: nearer than ``min_depth_m``, or beyond infinity.
         sharp_bokeh_strength: K0 of the sharp frame: 0 where it is the photo that the frames were made from.
         estimator: ``"joint"`` or ``"per_frame"`` (Eq. 28), see the module.
         min_depth_m: nearest depth searched in front of the focus.
         max_depth_m: largest depth that is told from infinity.
         window_px: as in ``measure_blur_radii``.
-        fill_low_confidence: whether pixels below ``LOW_CONFIDENCE`` take their offset from confident ones, spread
-            along the sharp frame's colours and not across its edges. They are marked ``filled``.
+        fill_low_confidence: whether pixels whose offset is measured with less than ``LOW_CONFIDENCE`` take that of
+            confident ones, spread along the sharp frame's colours and not across its edges. They are marked
+            ``filled``.
 
     Returns:
         Depth, offset, their errors and masks.
@@ -224,23 +252,23 @@ def depth_from_sweep(
     bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
     size = bracket.light.shape[1:]
     side_name, mask, rough = _checked_side(side, rough_depth_m, size)
-    has_behind, has_front = (True, True) if mask is None else (bool(mask.any()), bool((~mask).any()))
+    has_behind, has_front = (math.isfinite(focus_m), True) if mask is None else (mask.any(), not mask.all())
     max_offset = _largest_offset_dpt(focus_m, min_depth_m, max_depth_m, has_behind, has_front)
 
     if estimator == "joint":
         fit = fit_offsets(bracket, [range(len(bracket.frames))], max_offset)
-        offset, std, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.at_end[0]
+        offset, std, misfit, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.misfit[0], fit.at_end[0]
         radii_px = None
     else:
         measured = _measured_radii(bracket, max_offset)
-        radii_px, at_end = measured.radii_px, measured.at_end.any(axis=0)
+        radii_px, misfit, at_end = measured.radii_px, measured.misfit.mean(axis=0), measured.at_end.any(axis=0)
         strengths = np.asarray(bokeh_strengths, dtype=np.float64)
         offset = disparity_offset_from_sweep(strengths, radii_px, size[1])
         slopes = bracket.full_slopes_px[:, None, None]
         std = np.sqrt(np.sum((slopes * measured.std_px) ** 2, axis=0)) / np.sum(slopes**2)  # Eq. 32
 
     widest_px = bracket.full_slopes_px.max()
-    confidence = fit_confidence(std * widest_px, offset * widest_px, at_end)
+    confidence = fit_confidence(std * widest_px, offset * widest_px, misfit, at_end)
     confident, filled = confidence >= LOW_CONFIDENCE, np.zeros(size, dtype=bool)
     if fill_low_confidence and confident.any():
         spread = _spread(offset, np.where(confident, confidence, 0), bracket.light ** np.float32(1 / GAMMA))
@@ -248,11 +276,15 @@ def depth_from_sweep(
         offset, at_end = np.where(filled, spread, offset), at_end & ~filled
     offset = offset.astype(np.float32)
 
-    scale = None
+    scale, told_by, side_confidence = None, "caller", np.ones(size, dtype=np.float32)
     if mask is None:
-        chosen = confident & ~filled
-        scale = _rough_scale(rough, offset, np.where(chosen, confidence, 0), focus_m)
-        mask = scale * rough > focus_m
+        told_by = "range" if rough is None else "rough depth"
+        weights = np.where(confident & ~filled, confidence, 0)
+        mask, side_confidence, scale = _sides(rough, offset, std, weights, focus_m, min_depth_m)
+        # On the wrong side the radius is off by twice itself.
+        matters = 2 * offset * widest_px > radius_tolerance_px(offset * widest_px)
+        side_confidence = np.where(matters, side_confidence, np.float32(1))
+        confidence = confidence * side_confidence
     depth = np.asarray(depth_from_disparity_offset_m(offset, focus_m, mask), dtype=np.float32)
     beyond = depth > max_depth_m
     valid = ~beyond & ~at_end
@@ -263,11 +295,13 @@ def depth_from_sweep(
         std_dpt=std.astype(np.float32),
         confidence=confidence,
         behind_focus=mask,
+        side_confidence=side_confidence,
         valid=valid,
         beyond=beyond,
         filled=filled,
         estimator=estimator,
         side=side_name,
+        side_told_by=told_by,
         rough_depth_scale=scale,
         noise=bracket.noise,
         gains=bracket.gains,
@@ -279,9 +313,8 @@ def _checked_side(
 ) -> tuple[str, np.ndarray | None, np.ndarray | None]:
     """Return the side's name, the mask of what is behind (None for ``"auto"``) and the rough depth for ``"auto"``."""
     is_auto = isinstance(side, str) and side == "auto"
-    if is_auto != (rough_depth_m is not None):
-        wanted = "wanted a rough depth with it" if is_auto else "wanted none unless side is 'auto'"
-        raise InputError(f"rough_depth_m is {'absent' if is_auto else 'given'}, {wanted}.")
+    if rough_depth_m is not None and not is_auto:
+        raise InputError("rough_depth_m is given, wanted none unless side is 'auto'.")
     if isinstance(side, np.ndarray):
         if side.dtype != bool or side.shape != size:
             raise InputError(f"side is {side.dtype} {side.shape}, wanted a boolean array of the shape {size}.")
@@ -291,6 +324,8 @@ def _checked_side(
     if not is_auto:
         return side, np.full(size, side == "behind"), None
     rough = rough_depth_m
+    if rough is None:
+        return side, None, None
     if not isinstance(rough, np.ndarray) or rough.shape != size or rough.dtype.kind != "f":
         described = f"{rough.dtype} {rough.shape}" if isinstance(rough, np.ndarray) else type(rough).__name__
         raise InputError(f"rough_depth_m is {described}, wanted a floating-point array of the shape {size} in metres.")
@@ -313,15 +348,66 @@ def _largest_offset_dpt(
     return max(behind, front)
 
 
-def _rough_scale(rough_m: np.ndarray, offset_dpt: np.ndarray, weights: np.ndarray, focus_m: float) -> float:
-    """Factor on a rough depth with which its own offsets agree best with the measured ones, weighted, in L1."""
-    if not math.isfinite(focus_m) or not weights.any():
-        return 1.0
-    stride = max(1, math.isqrt(rough_m.size // 40_000))
-    rough, offset, weight = (a[::stride, ::stride].ravel() for a in (rough_m, offset_dpt, weights))
-    scales = np.geomspace(0.25, 4.0, 113)  # 113 steps of 2.5 %, 1 among them
-    misfits = [np.sum(weight * np.abs(np.abs(1 / focus_m - 1 / (s * rough)) - offset)) for s in scales]
-    return float(scales[int(np.argmin(misfits))])
+def _sides(
+    rough_m: np.ndarray | None,
+    offset_dpt: np.ndarray,
+    std_dpt: np.ndarray,
+    weights: np.ndarray,
+    focus_m: float,
+    min_depth_m: float,
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Take the likelier side of each pixel: a mask of what is behind, how sure it is, the rough depth's scale."""
+    scale, behind = None, np.full(offset_dpt.shape, 0.5 if math.isfinite(focus_m) else 0.0, dtype=np.float32)
+    if rough_m is not None:
+        scale, behind = _behind_by_rough_depth(rough_m, offset_dpt, weights, focus_m)
+    surely_dpt = offset_dpt - _SURE_STDS * std_dpt
+    behind[surely_dpt > 1 / min_depth_m - 1 / focus_m] = 1
+    behind[surely_dpt > _SEARCH_MARGIN / focus_m] = 0
+    mask = behind >= 0.5
+    return mask, np.abs(2 * behind - 1), scale
+
+
+def _behind_by_rough_depth(
+    rough_m: np.ndarray, offset_dpt: np.ndarray, weights: np.ndarray, focus_m: float
+) -> tuple[float, np.ndarray]:
+    """Likeliest scale of a rough depth, and the probability of each pixel to lie behind the focus, float32 (H, W).
+
+    An offset allows two depths (Eq. 34), as likely as each other. The rough depth is taken for one of them, but for
+    a scale and normal errors, in logarithms. It may also follow the depth by half, or not at all: a network that sees
+    nothing says the same depth everywhere, which is always nearer to the side in front, where depths differ less. So
+    the rough depth has to explain the offsets before it is believed; a scene that two scales explain, one with all of
+    it in front and one with all behind, stays open as far as both are likely.
+    """
+    if not math.isfinite(focus_m):
+        return 1.0, np.zeros(rough_m.shape, dtype=np.float32)
+
+    def logarithms(rough: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rough depth, and the depths in front and behind, over the focus distance."""
+        farthest = min(_FARTHEST_DPT * focus_m, 0.5)
+        back = -np.log(np.maximum(1 - offset * focus_m, farthest))
+        return np.log(rough / focus_m), -np.log1p(offset * focus_m), back
+
+    stride = max(1, math.isqrt(rough_m.size // 10_000))
+    part, weight = np.s_[::stride, ::stride], weights[::stride, ::stride]
+    rough, front, back = logarithms(rough_m[part], offset_dpt[part])
+    total = max(float(weight.sum()), np.finfo(np.float64).tiny)
+    found = []
+    for log_scale in np.linspace(-math.log(4), math.log(4), 57):  # steps of 5 %, 1 among them
+        for gain in _GAINS:
+            misses = np.minimum(*(np.square(rough + log_scale - gain * side) for side in (front, back)))
+            miss = float(np.sum(weight * misses)) / total
+            evidence = -_REGIONS * miss / (2 * _ROUGH_SPREAD**2) - (log_scale / _SCALE_SPREAD) ** 2 / 2
+            found.append((evidence, log_scale, gain, max(math.sqrt(miss), _LEAST_SPREAD)))
+    most = max(found)
+    believed = [(math.exp(e - most[0]), *rest) for e, *rest in found if math.exp(e - most[0]) > _LITTLE_SHARE]
+
+    rough, front, back = logarithms(rough_m, offset_dpt)
+    behind, total = np.zeros(rough_m.shape), sum(share for share, *_ in believed)
+    for share, log_scale, gain, spread in believed:
+        # The difference of the two squares that a pixel misses each side by.
+        odds = gain * (back - front) * (2 * (rough + log_scale) - gain * (back + front)) / (2 * spread**2)
+        behind += share / total * special.expit(odds)
+    return math.exp(most[1]), behind.astype(np.float32)
 
 
 def _spread(offset_dpt: np.ndarray, weights: np.ndarray, picture: np.ndarray) -> np.ndarray:

@@ -44,9 +44,10 @@ def bracket(tmp_path_factory):
     return [str(path) for path in paths]
 
 
-def sweep(bracket, out, *options):
+def sweep(bracket, out, *options, side="behind"):
     photo, *frames = bracket
-    return main(["depth", photo, "--method", "sweep", "--stack", *frames, "-o", str(out), *options])
+    command = ["depth", photo, "--method", "sweep", "--stack", *frames, "-o", str(out), *options]
+    return main([*command, "--side", side] if side else command)
 
 
 def only_error(capsys):
@@ -56,9 +57,10 @@ def only_error(capsys):
 
 
 def test_a_bracket_becomes_metres_without_a_model(bracket, tmp_path):
-    """As a user starts it; K from EXIF f-numbers."""
+    """As a user starts it who says the side; K from EXIF f-numbers."""
     photo, *frames = bracket
     command = ["depth", photo, "--method", "sweep", "--stack", *frames, "--focus-m", "0.6", "-o", str(tmp_path)]
+    command += ["--side", "behind"]
     script = (
         "import sys; from bokehdepth.cli import main; code = main(sys.argv[1:])\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
@@ -80,6 +82,7 @@ def test_a_bracket_becomes_metres_without_a_model(bracket, tmp_path):
     record = json.loads((folder / "depth.json").read_text())
     about = record["depth"]
     assert (about["method"], about["estimator"], about["side"]) == ("sweep", "joint", "behind")
+    assert about["side_told_by"] == "caller" and "taken to lie behind it, as asked for" in about["side_assumption"]
     assert about["photo_bokeh_strength_source"] == "read"
     assert about["photo_bokeh_strength"] / record["bokeh_strengths"][0] == pytest.approx(5.6 / 11)
     assert record["weights"] == {} and record["seed"] is None and record["arguments"]["method"] == "sweep"
@@ -100,15 +103,21 @@ def test_the_photos_own_blur_counts(bracket, tmp_path):
     assert medians["forgotten"] < medians["read"]
 
 
-def test_sides_front_and_model(bracket, tmp_path):
-    assert sweep(bracket, tmp_path / "front", "--focus-distance", "0.6", "--side", "front") == 0
+def test_all_in_front(bracket, tmp_path):
+    assert sweep(bracket, tmp_path / "front", "--focus-distance", "0.6", side="front") == 0
     depth = load_depth_npz(tmp_path / "front" / "f11" / "depth.npz").depth_m
     assert np.nanmedian(depth) == pytest.approx(1 / (2 / FOCUS_M - 1 / DEPTH_M), rel=0.05)  # the mirrored plane
+    about = json.loads((tmp_path / "front" / "f11" / "depth.json").read_text())["depth"]
+    assert about["side"] == "front" and "in front of it, as asked for" in about["side_assumption"]
 
-    assert sweep(bracket, tmp_path / "model", "--focus-distance", "0.6", "--side", "model", "--device", "cpu") == 0
-    record = json.loads((tmp_path / "model" / "f11" / "depth.json").read_text())
-    assert record["depth"]["side"] == "model" and record["weights"]
-    assert 0.25 <= record["depth"]["rough_depth_scale"] <= 4 and record["arguments"]["device"] == "cpu"
+
+def test_the_side_is_the_models_unless_the_caller_says_it(bracket, tmp_path):
+    assert sweep(bracket, tmp_path, "--focus-distance", "0.6", "--device", "cpu", side=None) == 0
+    record = json.loads((tmp_path / "f11" / "depth.json").read_text())
+    about = record["depth"]
+    assert (about["side"], record["arguments"]["side"], about["side_told_by"]) == ("auto", "auto", "rough depth")
+    assert "nearer to the model's depth" in about["side_assumption"] and 0 <= about["side_unknown_share"] <= 1
+    assert 0.25 <= about["rough_depth_scale"] <= 4 and record["arguments"]["device"] == "cpu" and record["weights"]
 
 
 def test_strengths_and_filling(bracket, tmp_path):
@@ -135,7 +144,7 @@ def test_strengths_and_filling(bracket, tmp_path):
 )
 def test_wrong_options_are_refused(bracket, tmp_path, capsys, options, words):
     out = tmp_path / "out"
-    assert sweep(bracket, out, "--focus-distance", "0.6", *options) == 2
+    assert sweep(bracket, out, "--focus-distance", "0.6", *options, side=None) == 2
     assert words in only_error(capsys)
     assert not out.exists()
 

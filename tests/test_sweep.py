@@ -95,7 +95,7 @@ def test_the_joint_fit_is_nearer_than_the_textbook_one(texture):
     sharp, frames = taken(texture, 0.01), stack_of(texture, 0.2, noise=0.01)
     errors, shares = {}, {}
     for estimator in ("joint", "per_frame"):
-        found = depth_from_sweep(sharp, frames, STRENGTHS, 1.5, estimator=estimator)
+        found = depth_from_sweep(sharp, frames, STRENGTHS, 1.5, side="behind", estimator=estimator)
         errors[estimator] = np.sqrt(np.mean((found.disparity_offset_dpt[INNER] - 0.2) ** 2))
         shares[estimator] = np.mean(found.confidence >= LOW_CONFIDENCE)
     assert errors["joint"] < 0.7 * errors["per_frame"] and errors["joint"] < 0.015
@@ -109,7 +109,7 @@ def test_the_blur_of_the_sharp_frame_is_taken_into_account(texture):
     frames = stack_of(texture, offset, strengths)
     errors = {}
     for assumed in (own, 0.0):
-        found = depth_from_sweep(sharp, frames, strengths, 1.0, sharp_bokeh_strength=assumed)
+        found = depth_from_sweep(sharp, frames, strengths, 1.0, side="behind", sharp_bokeh_strength=assumed)
         errors[assumed] = np.median(np.abs(found.disparity_offset_dpt[INNER] / offset - 1))
     assert errors[own] < 0.04 < 0.08 < errors[0.0]
 
@@ -119,8 +119,8 @@ def test_exposure_and_vignetting_between_frames_do_not_count(texture):
     y, x = np.mgrid[:128, :128] - 63.5
     falloff = np.exp(-0.5 * (x**2 + y**2) / 64**2 / 2)[..., None]
     darker = [taken((f**2.2 * 0.8 * falloff) ** (1 / 2.2)) for f in frames]
-    plain = depth_from_sweep(texture, frames, STRENGTHS, 1.5)
-    other = depth_from_sweep(texture, darker, STRENGTHS, 1.5)
+    plain = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind")
+    other = depth_from_sweep(texture, darker, STRENGTHS, 1.5, side="behind")
     assert np.median(np.abs(other.disparity_offset_dpt - 0.5)) < 0.03
     assert np.abs(plain.gains - 1).max() < 0.02
     assert other.gains[:, 0] == pytest.approx(0.8, rel=0.03) and other.gains[:, 1] == pytest.approx(0.485, rel=0.06)
@@ -129,7 +129,7 @@ def test_exposure_and_vignetting_between_frames_do_not_count(texture):
 @pytest.mark.parametrize(("noise", "share"), [(0.01, 0.8), (0.02, 0.5), (0.04, 0.05)])
 def test_confident_pixels_are_right_and_noise_makes_them_fewer(texture, noise, share):
     sharp, frames = taken(texture, noise), stack_of(texture, 0.4, noise=noise)
-    found = depth_from_sweep(sharp, frames, STRENGTHS, 1.5)
+    found = depth_from_sweep(sharp, frames, STRENGTHS, 1.5, side="behind")
     confident = found.confidence[INNER] >= LOW_CONFIDENCE
     error_px = np.abs(found.disparity_offset_dpt - 0.4)[INNER] * 30 * 128 / 512
     assert share < confident.mean() < (share + 0.2 if noise > 0.01 else 1.01) + 0.2
@@ -150,7 +150,7 @@ def half_flat(texture):
 
 
 def test_flat_areas_have_low_confidence(half_flat):
-    found = depth_from_sweep(*half_flat, STRENGTHS, 1.5)
+    found = depth_from_sweep(*half_flat, STRENGTHS, 1.5, side="behind")
     # 20 columns off the seam, beyond the window and the blur
     assert np.median(found.confidence[:, :44]) > 0.95
     assert np.median(found.confidence[:, 84:]) < LOW_CONFIDENCE
@@ -159,8 +159,8 @@ def test_flat_areas_have_low_confidence(half_flat):
 
 
 def test_filling_is_stated_and_changes_nothing_else(half_flat):
-    plain = depth_from_sweep(*half_flat, STRENGTHS, 1.5)
-    filled = depth_from_sweep(*half_flat, STRENGTHS, 1.5, fill_low_confidence=True)
+    plain = depth_from_sweep(*half_flat, STRENGTHS, 1.5, side="behind")
+    filled = depth_from_sweep(*half_flat, STRENGTHS, 1.5, side="behind", fill_low_confidence=True)
     assert np.array_equal(filled.filled, plain.confidence < LOW_CONFIDENCE)
     assert np.array_equal(filled.disparity_offset_dpt[~filled.filled], plain.disparity_offset_dpt[~filled.filled])
     assert np.array_equal(filled.confidence, plain.confidence)
@@ -191,7 +191,7 @@ def test_sides_of_the_focus(texture):
 
 def test_infinity_is_marked_and_not_clamped(texture):
     frames = stack_of(texture, 1 / 1.5, noise=0.01)
-    found = depth_from_sweep(texture, frames, STRENGTHS, 1.5, max_depth_m=20.0)
+    found = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind", max_depth_m=20.0)
     assert np.mean(found.beyond[INNER]) > 0.4
     assert np.isnan(found.depth_m[~found.valid]).all() and np.isfinite(found.depth_m[found.valid]).all()
     assert found.depth_m[found.valid].max() <= 20.0 and not (found.valid & found.beyond).any()
@@ -205,9 +205,9 @@ def test_what_is_nearer_than_the_search_has_no_depth(texture):
 
 def test_tiles_leave_no_seam(texture, monkeypatch):
     frames = stack_of(texture, 0.4)
-    whole = depth_from_sweep(texture, frames, STRENGTHS, 1.5).disparity_offset_dpt
+    whole = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
     monkeypatch.setattr(blur_fit, "_TILE_PX", 48)
-    tiled = depth_from_sweep(texture, frames, STRENGTHS, 1.5).disparity_offset_dpt
+    tiled = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
     assert np.mean(np.abs(tiled - whole) > 1e-3) < 1e-3
 
 
@@ -253,7 +253,7 @@ def test_a_real_photo_on_two_planes(data_root):
     for seed, k in enumerate(STRENGTHS):
         near, far = (blurred(sharp, k * 192 / 512 * offset) for offset in (0.1, 0.5))
         frames.append(taken(np.concatenate([near[:, :96], far[:, 96:]], axis=1), 0.005, seed))
-    found = depth_from_sweep(taken(sharp, 0.005, 9), frames, STRENGTHS, 1.5)
+    found = depth_from_sweep(taken(sharp, 0.005, 9), frames, STRENGTHS, 1.5, side="behind")
     trusted = found.confidence >= LOW_CONFIDENCE
     for part, offset in ((np.s_[:, :80], 0.1), (np.s_[:, 112:], 0.5)):
         values = found.disparity_offset_dpt[part][trusted[part]]
@@ -277,14 +277,14 @@ def test_a_real_photo_on_two_planes(data_root):
         ({"sharp_bokeh_strength": 10.0}, "bokeh_strengths has 10, wanted more than"),
         ({"bokeh_strengths": (0.5, 1)}, "wanted 1 or more: wider apertures"),
         ({"focus_distance_m": 0}, "focus_distance_m must be greater than 0"),
-        ({"focus_distance_m": np.inf}, "wanted side='front'"),
+        ({"focus_distance_m": np.inf, "side": "behind"}, "wanted side='front'"),
         ({"max_depth_m": 1.0}, "max_depth_m is 1"),
         ({"side": "front", "min_depth_m": 1.5}, "min_depth_m is 1.5"),
         ({"side": "left"}, "side is 'left'"),
         ({"side": np.ones((64, 63), bool)}, "side is bool (64, 63)"),
         ({"side": np.ones((64, 64))}, "side is float64"),
-        ({"side": "auto"}, "rough_depth_m is absent"),
-        ({"rough_depth_m": np.ones((64, 64))}, "rough_depth_m is given"),
+        ({"side": "behind", "rough_depth_m": np.ones((64, 64))}, "rough_depth_m is given"),
+        ({"side": "front", "rough_depth_m": np.ones((64, 64))}, "rough_depth_m is given"),
         ({"side": "auto", "rough_depth_m": np.zeros((64, 64))}, "rough_depth_m has the value 0.0"),
         ({"side": "auto", "rough_depth_m": np.full((64, 64), np.nan)}, "rough_depth_m has the value nan"),
         ({"estimator": "guess"}, "estimator is 'guess'"),

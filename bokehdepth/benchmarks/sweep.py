@@ -174,6 +174,7 @@ def _measure(
                 frames,
                 strengths,
                 case.focus_distance_m,
+                side="behind",
                 sharp_bokeh_strength=assumed,
                 estimator=estimator,
                 max_depth_m=1000.0,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..pipeline_bokehdepth import BokehDepthPipeline
 
 
+_LARGE_SHARE = 0.1  # of the pixels: a sentence is due
 _SWEEP_DEFAULTS = {"method": "model", "side": None, "photo_f_number": None, "fill": False}
 
 
@@ -53,13 +54,14 @@ def add_photo_commands(commands: Any) -> None:
         choices=("model", "sweep"),
         default="model",
         help="model: a network looks at the photo and the frames; sweep: depth follows from how the blur of the "
-        "frames of --stack grows with K, no network, and confidence.png says where it can (default: %(default)s)",
+        "frames of --stack grows with K, and confidence.png says where it can (default: %(default)s)",
     )
     depth.add_argument(
         "--side",
-        choices=("behind", "front", "model"),
-        help="with --method sweep: where things are, since blur is the same on both sides of the focus: all behind "
-        "it, all in front of it, or where the model's depth says (default: behind)",
+        choices=("auto", "behind", "front"),
+        help="with --method sweep: where things are, since blur is the same on both sides of the focus. auto: the "
+        "side that --model's depth of PHOTO says, with low confidence where it does not tell; behind, front: all of "
+        "it, by your word, without a model (default: auto)",
     )
     depth.add_argument(
         "--photo-f-number",
@@ -185,7 +187,7 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
             # One record for each command: depth can join a stack in its folder without replacing its record.
             record_name=f"{arguments.command}.json",
             overwrite=arguments.overwrite,
-            sweep_side=(arguments.side or "behind") if is_sweep else None,
+            sweep_side=(arguments.side or "auto") if is_sweep else None,
             photo_f_number=arguments.photo_f_number,
             fill_low_confidence=arguments.fill,
         )
@@ -239,6 +241,14 @@ def _work(arguments: argparse.Namespace) -> int:
                     100 * low,
                     100 * none,
                 )
+                unknown = done.depth_details["side_unknown_share"]
+                if unknown > _LARGE_SHARE:
+                    logger.warning(
+                        "photo %r: for %.0f %% of the pixels the model's depth does not tell the side of the focus; "
+                        "--side behind or --side front does.",
+                        job.photo_path.name,
+                        100 * unknown,
+                    )
             if not arguments.json:
                 sys.stdout.write(f"{job.folder}\n")
                 sys.stdout.flush()
