@@ -235,8 +235,8 @@ def test_memory_of_a_step_at_fluxs_size(capsys):
                                                     training.FIXED, training.FIXED_CHECKPOINTED}  # fmt: skip
     plain, checkpointed = rows[training.PLAIN], rows[training.CHECKPOINTED]
     assert plain["weights_gb"] == pytest.approx(23.80 + 0.29 + 0.004, abs=0.3)
-    # One tensor of each block: 2 photos of 1024 noisy, 1024 photo and 512 prompt tokens, 3072 channels of 2 bytes. Kept are
-    # those that norms, gate, rotation, attention (q, k, v and result) and the feed-forward part (four wide) go back through.
+    # One tensor of each block: 2 photos of 1024 noisy, 1024 photo and 512 prompt tokens, 3072 channels of 2 bytes.
+    # Kept are those that norms, gate, rotation, attention (q, k, v, result) and the four times wider part go back to.
     channels = 2 * (2 * 1024 + 512) * 3072 * 2 * 57 / 1e9
     assert 12 * channels < plain["saved_gb"] < 18 * channels
     # With checkpoints each block keeps its own input: one tensor, of text and picture together.

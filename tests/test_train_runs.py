@@ -7,12 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import train_runs
+from PIL import Image
 from safetensors.torch import load_file
 
+import tiny
 from bokehdepth.errors import InputError
+from bokehdepth.manifest import CameraAnns, ManifestRow, read_manifest, write_manifest
 from train import checkpointing, loop, stage1, stage2
 from train.config import OptimizerConfig, PhaseConfig
 
@@ -28,6 +32,13 @@ def started(*command, check=True):
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def two_processes(what, folder):
+    # accelerate starts several processes on a CPU by this flag, and ACCELERATE_USE_CPU then makes it gloo.
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    options = ("--mixed_precision", "no", "--dynamo_backend", "no")
+    return started(*launch, *options, "tests/train_runs.py", what, str(folder))
 
 
 def weights(output, step=4, part="trained"):
@@ -68,10 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
 
 def test_two_processes_equal_one_with_twice_the_batch(unbroken, tmp_path):
     (tmp_path / "pool").symlink_to(unbroken / "pool")
-    # accelerate starts several processes on a CPU by this flag, and ACCELERATE_USE_CPU then makes it gloo.
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    options = ("--mixed_precision", "no", "--dynamo_backend", "no")
-    started(*launch, *options, "tests/train_runs.py", "pair", str(tmp_path))
+    two_processes("pair", tmp_path)
     assert json.loads((tmp_path / "two" / "model" / "training.json").read_text())["processes"] == 2
     double = tmp_path / "double"
     double.mkdir()
@@ -87,6 +95,41 @@ def test_two_processes_equal_one_with_twice_the_batch(unbroken, tmp_path):
         for key in whole:
             torch.testing.assert_close(apart[key], whole[key], **TOLERANCE)
         assert any(not torch.equal(whole[k], weights(unbroken / name)[k]) for k in whole)  # the batch does matter
+
+
+def manifest(folder, name, captions=((), ())):
+    """A manifest of as many photos as there are lists of captions."""
+    made = []
+    for number, texts in enumerate(captions):
+        colours = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((64, 64)).save(folder / f"p{number}.png")
+        made.append(ManifestRow(row_id=f"p{number}", scene=f"p{number}", image_path=folder / f"p{number}.png",
+                                target_path=folder / f"p{number}.png", strength_unit="metric", captions=texts,
+                                camera_anns=CameraAnns(bokeh_strength=10.0)))  # fmt: skip
+    write_manifest(folder / name, made)
+
+
+def test_nobody_waits_while_one_process_does_the_work_of_all(tmp_path):
+    """One process alone takes longer for pool or captions than another may wait here; the halves take less."""
+    assert train_runs.ITEMS * train_runs.ITEM_S > train_runs.WAIT_S > 1.1 * train_runs.ITEMS * train_runs.ITEM_S / 2
+    tiny.kontext().save_pretrained(tmp_path / "kontext")
+    texts = tuple(f"scene {n}" for n in range(train_runs.ITEMS - 2))  # and the constant and the empty prompt
+    manifest(tmp_path, "captions.jsonl", (texts[:3], texts[3:]))
+    two_processes("wait", tmp_path)
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert first["encoded"] == second["encoded"] == train_runs.ITEMS
+    assert len(list((tmp_path / "pool").glob("*.npz"))) == train_runs.ITEMS
+    # loop.timeout_s is what the process group works with: who waits longer gives up.
+    assert first["limit"] == second["limit"] == train_runs.WAIT_S
+    assert train_runs.WAIT_S - 1 < second["gave_up_s"] < train_runs.WAIT_S + 3
+
+
+def test_stacks_wait_for_the_slowest_process(tmp_path):
+    """The rows are divided beforehand, so the first to be done waits as long as the others differ from it."""
+    manifest(tmp_path, "photos.jsonl")
+    two_processes("stacks", tmp_path)
+    assert [json.loads((tmp_path / f"{n}.json").read_text())["limit"] for n in range(2)] == [48 * 3600] * 2
+    assert [len(row.stack) for row in read_manifest(tmp_path / "stacks.jsonl")] == [2, 2]
 
 
 def test_accumulation_equals_one_large_batch(unbroken, tmp_path):

@@ -131,6 +131,9 @@ class LoopConfig:
     precision: str = "fp32"
     """fp32 or bf16 (autocast; frozen weights are then kept in bfloat16)."""
     gradient_checkpointing: bool = False
+    timeout_s: float = 10800.0
+    """Several processes: seconds that one waits for the others before the run is given up. One of them alone makes
+    sample grids and models, and NCCL's own limit is ten minutes."""
     plain_attention: bool = False
     """Plain products in place of fused attention, whose backward pass is slow on a CPU."""
     ema_decay: float = 0.998
@@ -165,6 +168,7 @@ class LoopConfig:
         for name in ("workers", "sample_every", "held_out_every"):
             _within(f"loop.{name}", getattr(self, name), 0)
         _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
+        _within("loop.timeout_s", self.timeout_s, 1.0)
         _within("loop.pool_patience_s", self.pool_patience_s, 0.0)
         for name in ("pool_on_device", "pool_patience_s"):
             if self.workers and getattr(self, name):

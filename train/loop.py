@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
@@ -90,7 +91,10 @@ def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
         gradient_accumulation_steps=cfg.loop.accumulation,
         log_with=_trackers(cfg.loop.trackers) or None,
         project_dir=cfg.output,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.loop.timeout_s)),
+        ],
     )
 
 

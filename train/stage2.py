@@ -215,9 +215,8 @@ def run(
         RuntimeError: the loss is not finite.
     """
     accelerator = loop.start(config)
-    if config.pool is not None and accelerator.is_main_process:
-        fill_pool(config.pool)
-    accelerator.wait_for_everyone()
+    if config.pool is not None:
+        fill_pool(config.pool, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     if config.manifests is None:
         source = PoolStacks(config, accelerator.device, *(pools or ()))
     else:
