@@ -6,6 +6,7 @@ pixels. A bokeh strength ``K`` is the blur disk's radius in pixels per dioptre o
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,22 @@ _LAYER_NORM_EPS = 1e-5
 _MEASURE_SCALES_PX = (1, 2, 4)
 # Below the squared step of one 8-bit grey level in ImageNet-normalised pixels (3e-4): only true flatness is floored.
 _MEASURE_FLOOR = 1e-4
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which autocast, where it is on for the device of ``x``, is off."""
+    running = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if running else nullcontext()
+
+
+class FloatConv2d(nn.Conv2d):
+    """The convolution before depth, in float32 or wider: bfloat16's 8 bits would be steps of up to 0.8 % in metres."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, C, H, W) as `nn.Conv2d` does, whatever autocast and the precision of the weights."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with without_autocast(x):
+            return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class _PackedLinear(nn.Linear):
@@ -410,6 +427,7 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
 
     def __init__(self, config: BokehDepthAnythingConfig) -> None:
         super().__init__(config)
+        self.head.conv3 = FloatConv2d(config.head_hidden_size, 1, 1)
         sizes, settings = (config.reassemble_hidden_size, config.dsfa_num_heads, config.dsfa_mlp_ratio), {}
         for name in DividedSpaceFocusAttention.__init__.__kwdefaults__:
             settings[name] = getattr(config, f"dsfa_{name}" if hasattr(config, f"dsfa_{name}") else name)
@@ -444,7 +462,9 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
         fields = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "auto_map")}
         with torch.device("meta"):  # the base's parts are replaced at once: allocate and draw nothing for them
             fused = cls(BokehDepthAnythingConfig(**{**fields, **config_overrides}))
-        fused.backbone, fused.neck, fused.head = model.backbone, model.neck, model.head
+        fused.backbone, fused.neck, head = model.backbone, model.neck, model.head
+        fused.head.conv1, fused.head.conv2 = head.conv1, head.conv2
+        fused.head.conv3.weight, fused.head.conv3.bias = head.conv3.weight, head.conv3.bias
         fused.config.backbone_config = model.config.backbone_config
         fused.dsfa.to_empty(device=model.device).to(model.dtype)
         for block in fused.dsfa.values():
@@ -483,7 +503,7 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
 
         Returns:
             ``predicted_depth`` (B, H, W): metres when ``config.depth_estimation_type`` is "metric", else relative
-            disparity; with ``hidden_states`` and ``attentions`` where asked for.
+            disparity; float32 whatever the precision; with ``hidden_states`` and ``attentions`` where asked for.
 
         Raises:
             ValueError: if shape, dtype or value of ``pixel_values`` or ``bokeh_strengths`` does not fit.

@@ -17,6 +17,7 @@ The file stands alone, as every file does that a Hub repository carries.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -110,6 +111,17 @@ def residual_levels(channels: tuple[int, ...], depths: tuple[int, ...]) -> nn.Mo
     return nn.ModuleList(nn.Sequential(*(ResidualBlock(width) for _ in range(depth))) for width, depth in levels)
 
 
+class FloatConv2d(nn.Conv2d):
+    """A convolution in float32 or wider, whatever autocast and the precision of its weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) as `nn.Conv2d` maps it."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        running = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if running else nullcontext():
+            return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
 class ConvStem(nn.Module):
     """Feature pyramid of the photo and its normalised coordinates, at 1/2, 1/4, 1/8 and 1/16 of its size."""
 
@@ -147,10 +159,10 @@ class BlendDecoder(nn.Module):
             nn.Conv2d(a + b, b, 3, padding=1) for a, b in zip((wide[0], *wide[:-1]), wide, strict=True)
         )
         self.blocks = residual_levels(wide, depths)
-        self.proj_out = nn.Conv2d(wide[-1], out_channels, 3, padding=1)
+        self.proj_out = FloatConv2d(wide[-1], out_channels, 3, padding=1)
 
     def forward(self, tokens: torch.Tensor, levels: list[torch.Tensor]) -> torch.Tensor:
-        """(B, D, h, w) tokens and the stem's levels of B photos or of one to (B, out_channels, H / 2, W / 2)."""
+        """(B, D, h, w) tokens and the stem's levels of B photos or of one to float32 (B, out_channels, H/2, W/2)."""
         features = self.proj_in(tokens)
         for merge, block, level in zip(self.merge, self.blocks, reversed(levels), strict=True):
             if features.shape[-1] != level.shape[-1]:
@@ -406,7 +418,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             tokens = self._attend(tokens, levels, encoder_hidden_states, temb, rotary, {**attention_kwargs, **kept})
             if own:
                 grid = self.norm_out(tokens[:, :own], temb).transpose(1, 2).unflatten(2, (rows, columns))
-                seen.append(self.decoder(grid, levels).float())
+                seen.append(self.decoder(grid, levels))
         if not own:
             nothing = torch.zeros_like(hidden_states)
             return Transformer2DModelOutput(sample=nothing) if return_dict else (nothing,)

@@ -388,9 +388,9 @@ def test_configurations_are_strict(tmp_path):
     one, two = CONFIGS / "mini_stage1.yaml", CONFIGS / "mini_stage2.yaml"
     for kind, file, change, words in (
         (Stage1Config, one, "batchsize=3", "unknown key 'batchsize'"),
-        (Stage1Config, one, "pool.foto=1", "pool: unknown key 'foto'"),
+        (Stage1Config, one, "pool.foto=1", "unknown key 'pool.foto'"),
         (Stage1Config, one, "loop.keep=0", "loop.keep is 0"),
-        (Stage1Config, one, "loop.keep=two", "loop, keep is 'two'; wanted int"),
+        (Stage1Config, one, "loop.keep=two", "loop.keep: Value 'two' of type 'str' could not be converted to Integer"),
         (Stage1Config, one, "loop.ema_decay=.nan", "loop.ema_decay is nan"),
         (Stage1Config, one, "optimizer.name=lion", "optimizer.name is 'lion'"),
         (Stage1Config, one, "text_to_image=0.5", "base.kind mini"),
@@ -402,7 +402,11 @@ def test_configurations_are_strict(tmp_path):
         (Stage2Config, two, "generated=''", "generated is empty"),
         (Stage2Config, two, "strengths=[20, 10]", r"strengths is \[20.0, 10.0\]"),
         (Stage2Config, two, "learning_rate", "wanted key=value"),
-        (Stage2Config, two, "steps.x=1", "wanted the key of a section"),
+        (Stage2Config, two, "steps.x=1", "steps: Value .* could not be converted to Integer"),
+        (Stage2Config, two, "optimizer=5", "int is not a subclass of OptimizerConfig"),
+        (Stage2Config, two, "output={a", "wanted a key and a value in YAML"),
+        (Stage2Config, two, "loop=null", "loop: field 'loop' is not Optional"),
+        (Stage1Config, one, "phases=[{size_px: 96, batch: 1}]", r"key 'phases\[0\].steps' is missing"),
     ):
         with pytest.raises(InputError, match=words):
             config.load(kind, file, [change])
@@ -410,9 +414,40 @@ def test_configurations_are_strict(tmp_path):
     with pytest.raises(InputError, match="'output' is missing"):
         config.build(Stage1Config, {"phases": []}, "here")
     (tmp_path / "broken.yaml").write_text("a: [")
-    for path in (tmp_path / "broken.yaml", tmp_path / "none.yaml"):
+    (tmp_path / "twice.yaml").write_text("output: a\noutput: b")
+    (tmp_path / "list.yaml").write_text("- output")
+    with pytest.raises(InputError, match="wanted keys and values"):
+        config.load(Stage1Config, tmp_path / "list.yaml", [])
+    for path in (tmp_path / f"{name}.yaml" for name in ("broken", "none", "twice")):
         with pytest.raises(InputError, match="cannot be read"):
             config.load(Stage1Config, path, [])
+
+
+def test_a_section_that_sets_one_key_keeps_what_the_stage_has_there(tmp_path):
+    """By file and by --set, for every section of both stages: one key moves and no other."""
+    stages = {Stage1Config: {"output": "x", "phases": [{"size_px": 16, "batch": 1, "steps": 1, "learning_rate": 0.1}]},
+              Stage2Config: {"output": "x"}}  # fmt: skip
+    changes = {"optimizer": {"grad_clip": 2.0}, "loop": {"log_every": 7}, "augment": {"gain": 0.5},
+               "base": {"revision": "abc"}}  # fmt: skip
+    for kind, least in stages.items():
+        file = tmp_path / "least.yaml"
+        file.write_text(yaml.safe_dump({**least, "pool": {"folder": "p"}}))
+        plain = config.load(kind, file, [])
+        for section, change in changes.items():
+            (key, value), old = next(iter(change.items())), getattr(plain, section)
+            wanted = replace(plain, **{section: replace(old, **change)})
+            assert config.load(kind, file, [f"{section}.{key}={value}"]) == wanted
+            assert config.load(kind, file, [f"{section}={{{key}: {value}}}"]) == wanted
+            assert config.build(kind, {**least, "pool": {"folder": "p"}, section: change}, "here") == wanted
+    assert (plain.optimizer.weight_decay, plain.optimizer.warmup) == (0.05, 50)
+    assert (plain.loop.ema_decay, plain.loop.save_every) == (0.995, 100)
+    debug = config.load(Stage2Config, CONFIGS / "stage2_debug.yaml", [])
+    assert (debug.optimizer.weight_decay, debug.optimizer.warmup, debug.loop.ema_decay) == (0.05, 2, 0.995)
+    # One phase of several, and numbers as YAML 1.2 reads them, in free arguments too.
+    changed = config.load(Stage1Config, CONFIGS / "mini_stage1.yaml",
+                          ["phases.1.steps=7", "base.transformer.quantile=4e-1"])  # fmt: skip
+    assert [phase.steps for phase in changed.phases] == [900, 7, 900]
+    assert changed.base.transformer["quantile"] == 0.4 and changed.base.transformer["num_single_layers"] == 5
 
 
 def test_optimisers_by_name_and_what_is_not_installed(monkeypatch):
@@ -464,9 +499,15 @@ def test_level_loss_is_least_at_the_truth():
     levels = torch.tensor([0.0, 0.1, 0.4])
     offsets = torch.rand(2, 1, 8, 8) * 0.5
     truth = level_weights(offsets, levels).clamp(min=1e-6).log()
-    best = losses.level_loss(truth, offsets, levels)
-    assert best < losses.level_loss(torch.zeros(2, 3, 8, 8), offsets, levels)
-    assert best < losses.level_loss(truth + torch.randn(2, 3, 8, 8), offsets, levels)
+    shares = losses.sharp_share(offsets, levels, (8, 8))
+    torch.testing.assert_close(shares, level_weights(offsets, levels)[:, 0])
+
+    def loss(logits):
+        sums = losses.split_sum(losses.level_entropy(logits, offsets, levels), shares)
+        return losses.split_mean(sums, losses.split_sum(torch.ones(()), shares))
+
+    assert loss(truth) < loss(torch.zeros(2, 3, 8, 8))
+    assert loss(truth) < loss(truth + torch.randn(2, 3, 8, 8))
 
 
 def test_depth_losses_by_hand():
@@ -485,7 +526,12 @@ def test_balanced_loss_weighs_both_areas_alike():
     target = torch.zeros(1, 3, 10, 10)
     few, many = target.clone(), target.clone()
     few[..., :1], many[..., 1:] = 0.5, 0.5
-    few, many = (losses.balanced_pixel_loss(x, target, radius) for x in (few, many))
+    blurred = (radius > 1).float()
+    counts = losses.split_sum(torch.ones(()), blurred)
+    assert counts.tolist() == [10, 90]
+    few, many = (losses.split_sum(losses.pixel_error(x, target), blurred) for x in (few, many))
+    assert few.tolist() == [7.5, 0] and many.tolist() == [0, 67.5]  # 0.5 + 0.5^2 a pixel
+    few, many = (losses.split_mean(sums, counts) for sums in (few, many))
     assert 0.85 < few / many < 1.15
 
 

@@ -1,16 +1,13 @@
 """What the training tests start in processes of their own, with tiny networks of the true classes.
 
-`python tests/train_runs.py kill FOLDER`: both stages, each killed by SIGKILL while it writes its second checkpoint.
-`accelerate launch ... tests/train_runs.py pair FOLDER`: both stages, four steps.
-`accelerate launch ... tests/train_runs.py wait FOLDER`: what one process could do while another waits.
-`accelerate launch ... tests/train_runs.py stacks FOLDER`: stacks of a manifest.
+`python tests/train_runs.py kill FOLDER`: all trainers, each killed by SIGKILL while it writes its second checkpoint.
+`accelerate launch ... tests/train_runs.py pair FOLDER`: all trainers, four steps.
 """
 
 import json
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +16,25 @@ CLIP = 0.005
 sys.path.insert(0, str(ROOT))
 
 
+TRANSFORMER = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "axes_dims_rope": [4, 6, 6],
+    "joint_attention_dim": 8,
+    "pooled_projection_dim": 8,
+    "stem_channels": [8, 8, 8, 8],
+}
+
+
 def configs(folder, batch_factor: int = 1, **loop):
-    """The debug configurations of both stages on a shared pool, small enough for many runs."""
+    """The three trainers on a shared pool, small enough for many runs, by name.
+
+    one is Stage-1 on a Flux base, two Stage-2 with holes in its truth, samples without a stack and every term of its
+    loss, mini the embedded Stage-1, a quarter of whose samples become pictures, pooled Stage-2 with a loss over all
+    pixels of a step that is not linear in their sums.
+    """
     from train.config import Stage1Config, Stage2Config, load
 
     def changed(kind, name, *changes):
@@ -32,110 +46,72 @@ def configs(folder, batch_factor: int = 1, **loop):
     one = changed(Stage1Config, "stage1", f"output={folder}/one", "prompts.strength_dropout=0.3", "grounded_share=0.5")
     phases = [replace(one.phases[0], steps=4, batch=4 * batch_factor, learning_rate=1.0)]
     one = replace(one, phases=phases)
-    two = changed(Stage2Config, "stage2", f"output={folder}/two")
-    return one, replace(two, steps=4, batch=2 * batch_factor, learning_rate=0.1)
+    two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=1.1", "relative_weight=0.3",
+                  "lone_share=0.4")  # fmt: skip
+    two = replace(two, steps=4, batch=2 * batch_factor, learning_rate=0.1)
+    mini = changed(Stage1Config, "stage1", f"output={folder}/mini", f"base={json.dumps({'transformer': TRANSFORMER})}",
+                   "adapter.query_key_lora=false", "text_to_image=0", "picture_share=0.25")  # fmt: skip
+    phases = [replace(mini.phases[0], size_px=32, steps=4, batch=2 * batch_factor, learning_rate=0.1)]
+    pooled = replace(two, output=f"{folder}/pooled")
+    return {"one": one, "two": two, "mini": replace(mini, phases=phases), "pooled": pooled}
+
+
+def run(name, cfg, resume=None) -> None:
+    """A trainer by its name in `configs`."""
+    from train import stage1, stage2
+
+    class Pooled(stage2.Stage2Network):
+        """The root of the step's mean squared log ratio, less half of its squared mean."""
+
+        pooled = True
+
+        def sums(self, batch):
+            depth, target, valid = self.compared(batch)
+            g = (depth[valid] / target[valid]).log()
+            return {**self.counts(batch), "log": g.sum(), "square": g.square().sum()}
+
+        def terms(self, sums):
+            mean, square = sums["log"] / sums["pixels"], sums["square"] / sums["pixels"]
+            return {"loss": (square - 0.5 * mean.square()).sqrt()}
+
+    kind, stage2.Stage2Network = stage2.Stage2Network, Pooled if name == "pooled" else stage2.Stage2Network
+    try:
+        (stage1 if name in ("one", "mini") else stage2).run(cfg, resume)
+    finally:
+        stage2.Stage2Network = kind
 
 
 def kill(folder: str) -> None:
-    """Both stages in two processes that share one start; each ends itself as `kill -9` would."""
-    from train import stage1, stage2
+    """All trainers in processes that share one start; each ends itself as `kill -9` would."""
+    cfgs, children = configs(folder), []
+    import train.stage1
+    import train.stage2  # noqa: F401 - before the fork, for all
 
-    one, two = configs(folder)
-    child = os.fork()
+    mine, *others = cfgs
+    for name in others:
+        child = os.fork()
+        if not child:
+            mine, children = name, []
+            break
+        children.append(child)
     rename = os.rename
 
     def rename_or_die(source, target):
         if Path(target).name == "step_00000004":
-            if child:
+            for child in children:
                 os.waitpid(child, 0)
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target)
 
     os.rename = rename_or_die
-    if child:
-        stage2.run(two)
-    else:
-        stage1.run(one)
+    run(mine, cfgs[mine])
 
 
 def pair(folder: str) -> None:
-    """Both stages on as many processes as accelerate started."""
-    from train import stage1, stage2
-
-    one, two = configs(folder)
-    stage1.run(one)
-    stage2.run(two)
-
-
-WAIT_S, ITEM_S, ITEMS = 6.0, 1.25, 8
-
-
-def wait(folder: str) -> None:
-    """Renders a pool and encodes captions, each in more time than a process may wait if one did all of it.
-
-    Then the first process is late by more than that. What came of it is written to `<process>.json`.
-    """
-    import torch
-    from diffusers import FluxKontextPipeline
-
-    from train import data, loop, stage1
-    from train.config import ManifestConfig, Stage1Config, load
-
-    def slowed(call):
-        def slow(*arguments, **options):
-            time.sleep(ITEM_S)
-            return call(*arguments, **options)
-
-        return slow
-
-    data.render_shard = slowed(data.render_shard)
-    FluxKontextPipeline.encode_prompt = slowed(FluxKontextPipeline.encode_prompt)
-    shards = [f"pool.scenes={ITEMS - 1}", "pool.held_out_scenes=1", "pool.shard=1", "pool.size_px=32"]
-    changes = [f"pool.folder={folder}/pool", *shards, f"loop.timeout_s={WAIT_S}"]
-    cfg = load(Stage1Config, ROOT / "train/configs/stage1_debug.yaml", [*changes, f"prompts.cache={folder}/prompts"])
-    process = int(os.environ["RANK"])
-    # Starting up takes two processes of a busy machine unequally long, which is not what is tested.
-    Path(folder, f"{process}.ready").touch()
-    while not all(Path(folder, f"{n}.ready").exists() for n in range(2)):
-        time.sleep(0.05)
-    accelerator = loop.start(cfg)
-    group = torch.distributed.distributed_c10d._get_default_group()
-    limit = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    data.fill_pool(cfg.pool, process, 2, accelerator.wait_for_everyone)
-    captioned = replace(
-        cfg,
-        pool=None,
-        manifests=ManifestConfig([f"{folder}/captions.jsonl"], renders=1),
-        base=replace(cfg.base, path=f"{folder}/kontext", transformer={}, autoencoder={}),
-        prompts=replace(cfg.prompts, tokens=8),
-    )
-    prompts = stage1.prepare_prompts(captioned, accelerator)
-    encoded = len(list(prompts.folder.glob("*.safetensors")))
-    began, gave_up = time.monotonic(), None
-    if process == 0:
-        time.sleep(WAIT_S + 3)
-    else:
-        try:
-            accelerator.wait_for_everyone()
-        except RuntimeError:
-            gave_up = time.monotonic() - began
-    Path(folder, f"{process}.json").write_text(json.dumps({"limit": limit, "encoded": encoded, "gave_up_s": gave_up}))
-    os._exit(0)  # the group is broken on purpose: no goodbye
-
-
-def stacks(folder: str) -> None:
-    """Stacks of a manifest by the embedded model; writes what the process group would wait to `<process>.json`."""
-    import torch
-
-    from train import stacks
-
-    sys.argv = ["stacks", "--manifest", f"{folder}/photos.jsonl", "--output", "stacks", "--size", "64",
-                "--bokeh-strengths", "5", "15"]  # fmt: skip
-    stacks.main()
-    group = torch.distributed.distributed_c10d._get_default_group()
-    limit = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps({"limit": limit}))
+    """All trainers on as many processes as accelerate started."""
+    for name, cfg in configs(folder, accumulation=2).items():
+        run(name, cfg)
 
 
 if __name__ == "__main__":
-    {"kill": kill, "pair": pair, "wait": wait, "stacks": stacks}[sys.argv[1]](sys.argv[2])
+    {"kill": kill, "pair": pair}[sys.argv[1]](sys.argv[2])

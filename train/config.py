@@ -1,16 +1,14 @@
 """Training configurations: strict dataclasses, read from YAML and changed with `--set key=value`.
 
-A key that no dataclass has, a missing one and a value of the wrong kind are errors that name file, place and value.
+A key that no dataclass has, a missing one and a value of the wrong kind are errors that name file, place and value; a
+section that sets one key keeps the other values that its stage has there.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import shlex
-import types
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bokehdepth.errors import InputError
 
@@ -471,90 +471,54 @@ class Stage2Config:
 # ---------------------------------------------------------------------- YAML
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """One value of a configuration, checked against the annotation of its field."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        if dataclasses.is_dataclass(value):
-            return value
-        if not isinstance(value, dict):
-            raise InputError(f"{where} is {value!r}; wanted keys and values.")
-        return build(hint, value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise InputError(f"{where} is {value!r}; wanted a list.")
-        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{where} is {value!r}; wanted keys and values.")
-        return value
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError as error:
-            raise InputError(f"{where} is {value!r}; wanted a number.") from error
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise InputError(f"{where} is {value!r}; wanted {hint.__name__}.")
-    return value
-
-
 def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Makes a configuration of `kind`, nested ones included.
+    """Makes a configuration of `kind`, nested ones included; what a section leaves out stays as `kind` has it there.
 
     Args:
         kind: dataclass to make.
-        values: as YAML gives them.
+        values: as YAML gives them; a null section is one that is not given.
         where: named by errors.
 
     Raises:
         InputError: a key is unknown or missing, or a value is not of its kind.
     """
-    if not isinstance(values, dict):
-        raise InputError(f"{where} is {values!r}; wanted keys and values.")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(str(key) for key in set(values) - set(fields))
-    if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; wanted one of {sorted(fields)}.")
-    missing = [
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values
-    ]
-    if missing:
-        raise InputError(f"{where}: key {missing[0]!r} is missing.")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, f"{where}, {name}") for name, value in values.items()})
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except MissingMandatoryValue as error:
+        raise InputError(f"{where}: key {error.full_key!r} is missing.") from error
+    except ConfigKeyError as error:
+        likely = str(error).partition("\n")[0].partition(". ")[2]
+        raise InputError(f"{where}: unknown key {error.full_key!r}. {likely}".rstrip()) from error
+    except OmegaConfBaseException as error:
+        place = f"{where}, {error.full_key}" if error.full_key else where
+        raise InputError(f"{place}: {str(error).partition(chr(10))[0].rstrip('.')}.") from error
 
 
 def load(kind: type[T], path: str | Path, changes: list[str]) -> T:
-    """Reads a YAML file and applies changes of the form `key=value` or `pool.key=value`, values in YAML.
+    """Reads a YAML file and applies changes of the form `key=value` or `phases.0.steps=value`, values in YAML.
+
+    A change replaces what stands under its key, a whole section too.
 
     Raises:
         InputError: the file is missing or no YAML, a change has another form, or as `build` says.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = OmegaConf.load(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config is {str(path)!r}, which cannot be read ({error}); wanted a YAML file.") from error
+    if not OmegaConf.is_dict(values):
+        raise InputError(f"config is {str(path)!r}, which is a list; wanted keys and values.")
     for change in changes:
         name, separator, text = change.partition("=")
         if not separator:
             raise InputError(f"--set is {change!r}; wanted key=value.")
-        *parents, leaf = name.split(".")
-        target = values
-        for parent in parents:
-            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
-        if not isinstance(target, dict):
-            raise InputError(f"--set is {change!r}; wanted the key of a section.")
-        target[leaf] = yaml.safe_load(text)
+        try:
+            # A value is read as the file is: 1e-3 is a number.
+            value = OmegaConf.create(f"value: {text}")["value"] if text.strip() else None
+            OmegaConf.update(values, name, value, merge=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            first = str(error).partition("\n")[0]
+            raise InputError(f"--set is {change!r} ({first}); wanted a key and a value in YAML.") from error
     return build(kind, values, str(path))
 
 

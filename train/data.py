@@ -388,18 +388,21 @@ class PoolPairs:
                     "the pictures of one group."
                 )
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None
+    ) -> dict[str, Any]:
         """Draws a batch.
 
         Args:
             step: of the run.
             phase: that the step belongs to.
             numbers: (B,) of the samples within the step.
+            samples: of the whole step; nothing that is drawn depends on it.
 
         Returns:
             image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
-            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image. Pictures, offsets and strength
-            are on the pool's device.
+            number (B,), drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image. Pictures, offsets and
+            strength are on the pool's device.
         """
         text = is_text_step(step, self.cfg.text_share(phase))
         groups = numbers // self.group if text else numbers
@@ -421,6 +424,7 @@ class PoolPairs:
             "strength": torch.where(sharp, 0.0, batch["strength"][:, 0]),
             "offset_dpt": batch["offset_dpt"],
             "seed": seeds,
+            "number": torch.from_numpy(numbers),
             "drop_strength": strength_drops(self.cfg, step, numbers, text),
             "pivot_rows": torch.where(grounded, itself - frames - 1, itself) if text else itself,
         }
@@ -440,6 +444,7 @@ class PoolPairs:
                 "strength": batch["strength"][:, 0],
                 "offset_dpt": batch["offset_dpt"],
                 "seed": torch.from_numpy(rows),
+                "number": torch.from_numpy(rows),
                 "drop_strength": torch.zeros(len(rows), dtype=torch.bool),
                 "pivot_rows": itself,
             }
@@ -456,10 +461,21 @@ def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool
     return torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < share for n in numbers])
 
 
-def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray) -> torch.Tensor:
-    """Which samples (B,) get no stack; never all, since DSFA would then have no gradient."""
-    lone = torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < cfg.lone_share for n in numbers])
-    return lone & ~lone.all()
+def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray, samples: int | None = None) -> torch.Tensor:
+    """Which samples (B,) get no stack; never all of a step, since DSFA would then have no gradient.
+
+    Args:
+        cfg: of the run.
+        step: of the run.
+        numbers: (B,) of the samples within the step.
+        samples: of the whole step; None where the numbers are all of them.
+    """
+
+    def drawn(number: int) -> bool:
+        return step_rng(cfg.seed, step, int(number), 1).random() < cfg.lone_share
+
+    lone = torch.tensor([drawn(number) for number in numbers])
+    return lone & ~torch.tensor(bool(lone.all()) and all(map(drawn, range(samples or 0))))
 
 
 class PoolStacks:
@@ -488,13 +504,16 @@ class PoolStacks:
             if shard_path(folder, "held_out", 0).exists():
                 self._held_out_of = folder
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None
+    ) -> dict[str, Any]:
         """Draws a batch.
 
         Args:
             step: of the run.
             phase: its only one.
             numbers: (B,) of the samples within the step.
+            samples: of the whole step; None where the numbers are all of them.
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
@@ -511,7 +530,7 @@ class PoolStacks:
         batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
         told = [told_strength(k, rng, self.cfg.augment) for k, rng in zip(batch["strength"], rngs, strict=True)]
         batch["strength"] = torch.stack(told)
-        return self._sample(batch) | {"lone": lone_samples(self.cfg, step, numbers)}
+        return self._sample(batch) | {"lone": lone_samples(self.cfg, step, numbers, samples)}
 
     def _sample(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         depth = batch["depth_m"]

@@ -1,4 +1,4 @@
-"""The loop of both trainers. A stage brings a network whose `forward(batch)` returns its loss terms, and the data.
+"""The loop of both trainers. A stage brings a network with its loss as sums over samples, and the data.
 
 Everything random is drawn from (seed, step, sample), so a run that was cut off, and one on another number of
 processes with the same effective batch, sees the same samples and the same noise.
@@ -37,11 +37,12 @@ from bokehdepth.io import save_image
 from bokehdepth.staging import staged
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
+from train.losses import SummedNetwork, Sums, total, within
 
 logger = logging.getLogger("train.loop")
 Batch = dict[str, Any]
-Draw = Callable[[int, PhaseConfig, np.ndarray], Batch]
-"""(step, its phase, (B,) numbers of the samples within the step) to a batch."""
+Draw = Callable[[int, PhaseConfig, np.ndarray, int], Batch]
+"""(step, its phase, (B,) numbers of the samples within the step, how many samples the step has) to a batch."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Stage:
     """What a stage brings to the loop.
 
     Args:
-        network: `forward(batch)` returns scalars by name, "loss" among them; frozen parameters want no gradient.
+        network: with its loss; frozen parameters want no gradient.
         draw: makes a batch.
         plan: phases in order.
         export: writes the model into a folder.
@@ -71,7 +72,7 @@ class Stage:
         is_head: whether a parameter of this name takes the learning rate times `optimizer.head_factor`.
     """
 
-    network: nn.Module
+    network: SummedNetwork
     draw: Draw
     plan: list[PhaseConfig]
     export: Callable[[Path], None]
@@ -194,7 +195,8 @@ class _Steps(Dataset):
         # Samples of a step are numbered over its batches and processes, so that a twice as large batch of one process
         # holds those of two.
         firsts = [(part * self.processes + self.process) * phase.batch for part in range(self.accumulation)]
-        return [self.draw(step, phase, np.arange(first, first + phase.batch)) for first in firsts]
+        samples = self.accumulation * self.processes * phase.batch
+        return [self.draw(step, phase, np.arange(first, first + phase.batch), samples) for first in firsts]
 
 
 def fetch_ahead(fetch: Callable[[int], list[Batch]], steps: Iterable[int]) -> Iterator[list[Batch]]:
@@ -242,14 +244,9 @@ def averaged(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[N
 
 
 @torch.no_grad()
-def held_out_loss(network: nn.Module, batches: Iterable[Batch], device: torch.device) -> float:
-    """Mean loss over batches, by their pictures; on every process the same."""
-    total, count = 0.0, 0
-    for batch in batches:
-        pictures = len(batch["image"])
-        total += network(send_to_device(batch, device))["loss"].item() * pictures
-        count += pictures
-    return total / count
+def held_out_loss(network: SummedNetwork, batches: Iterable[Batch], device: torch.device) -> float:
+    """The loss of all batches as one; on every process the same."""
+    return network.terms(total(network(send_to_device(batch, device), part=True) for batch in batches))["loss"].item()
 
 
 def _best_so_far(model: Path) -> float:
@@ -302,10 +299,11 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     prepare_engine(cfg, accelerator, stage.plan)
     network = stage.network.to(accelerator.device).train()
     data = _Steps(stage, accelerator, cfg.loop.accumulation)
-    total = sum(phase.steps for phase in stage.plan)
+    last = sum(phase.steps for phase in stage.plan)
     bf16 = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=cfg.loop.precision == "bf16")
     with bf16:
-        idle = freeze_idle(network, send_to_device(data[0][0], accelerator.device))
+        first = {k: v for k, v in data[0][0].items() if k != "lone"}  # a batch of photos alone would hide DSFA
+        idle = freeze_idle(network, send_to_device(first, accelerator.device))
     named = trained_parameters(network)
     trainable = list(named.values())
     head = [p for name, p in named.items() if stage.is_head(name)]
@@ -325,9 +323,21 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     attention = partial(sdpa_kernel, SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext
     if main:
         logger.info("%s", "\n".join(f"{name}: {value}" for name, value in numbers.items()))
-        logger.info("steps %d to %d", begin, total)
+        logger.info("steps %d to %d", begin, last)
 
-    steps = range(begin, total)
+    @torch.no_grad()
+    def before(batches: list[Batch]) -> Sums | None:
+        """What has to be known of a whole step before the gradient of its first batch; None where that has it all."""
+        if network.pooled and len(batches) == 1:
+            return None
+        if network.pooled:
+            with bf16, attention():
+                found = total(network(send_to_device(batch, accelerator.device), part=True) for batch in batches)
+        else:
+            found = send_to_device(total(map(network.counts, batches)), accelerator.device)
+        return accelerator.reduce(found, "sum")
+
+    steps = range(begin, last)
     if cfg.loop.workers or on_cpu:
         fetched = DataLoader(data, None, sampler=steps, num_workers=cfg.loop.workers)
     else:
@@ -336,46 +346,50 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
         rate = learning_rate(cfg.optimizer, stage.plan, step)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
+        whole, seen, parts = before(batches), {}, len(batches) * accelerator.num_processes
         for batch in batches:
             with accelerator.accumulate(wrapped):
                 with bf16, attention():
-                    terms = wrapped(send_to_device(batch, accelerator.device))
-                if not torch.isfinite(terms["loss"]):
-                    raise RuntimeError(f"The loss is {terms['loss'].item()} at step {step}; checkpoints: {output}.")
-                accelerator.backward(terms["loss"])
-                log.add(terms)
+                    sums = wrapped(send_to_device(batch, accelerator.device), part=True)
+                seen = total([seen, sums])
+                whole = accelerator.reduce(seen, "sum") if whole is None else whole
+                loss = network.terms(within(sums, whole))["loss"]
+                if not torch.isfinite(loss):
+                    raise RuntimeError(f"The loss is {loss.item()} at step {step}; checkpoints: {output}.")
+                accelerator.backward(loss * parts)  # of which it takes the mean, and the parts make a sum
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, cfg.optimizer.grad_clip)
                     if norm is not None:  # DeepSpeed clips by itself and may not say
                         log.add({"gradient_norm": norm})
                 optimizer.step()
                 optimizer.zero_grad()
+        log.add(network.terms(accelerator.reduce(seen, "sum")))
         if ema is not None:
             ema.step(trainable)
 
         done = step + 1
         log.pictures += len(batches) * locate(stage.plan, step)[0].batch * accelerator.num_processes
-        if done % cfg.loop.log_every == 0 or done == total:
+        if done % cfg.loop.log_every == 0 or done == last:
             log.write(done, learning_rate=rate)
-        if stage.sample and cfg.loop.sample_every and (done % cfg.loop.sample_every == 0 or done == total):
+        if stage.sample and cfg.loop.sample_every and (done % cfg.loop.sample_every == 0 or done == last):
             if main:
                 with averaged(ema, trainable):
                     log.samples(done, stage.sample(), output)
             accelerator.wait_for_everyone()
-        if scored and (done % scored == 0 or done == total):
+        if scored and (done % scored == 0 or done == last):
             with averaged(ema, trainable):
                 with bf16, attention():
                     loss = held_out_loss(network, stage.held_out(), accelerator.device)
                 log.look(done, held_out_loss=loss)
                 if loss < best and main:
-                    export(stage, output / "model", {"step": done, "of": total, "held_out_loss": loss, **numbers})
+                    export(stage, output / "model", {"step": done, "of": last, "held_out_loss": loss, **numbers})
             best = min(best, loss)
             accelerator.wait_for_everyone()
-        if done % cfg.loop.save_every == 0 or done == total:
+        if done % cfg.loop.save_every == 0 or done == last:
             checkpoints.save(done)
             if main and not scored:
                 with averaged(ema, trainable):
-                    export(stage, output / "model", {"step": done, "of": total, **numbers})
+                    export(stage, output / "model", {"step": done, "of": last, **numbers})
             accelerator.wait_for_everyone()
     log.close()
     return output / "model"
@@ -389,7 +403,7 @@ def export(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
 
 
 class _Log:
-    """Means of the terms since the last line: to the screen, to `log.jsonl` and to accelerate's trackers."""
+    """Means of the steps' terms since the last line: to the screen, to `log.jsonl` and to accelerate's trackers."""
 
     def __init__(self, accelerator: Accelerator, file: Path, begin: int) -> None:
         self.accelerator, self.file = accelerator, file
@@ -414,8 +428,7 @@ class _Log:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def write(self, step: int, **numbers: float) -> None:
-        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-        means = {n: self.accelerator.reduce(v.to(self.accelerator.device), "mean").item() for n, v in means.items()}
+        means = {name: (self.sums[name] / self.counts[name]).item() for name in self.sums}
         now = time.monotonic()
         speed = self.pictures / max(now - self.written, 1e-9)
         self.sums, self.counts, self.written, self.pictures = {}, {}, now, 0

@@ -1,59 +1,96 @@
-"""Losses of both stages.
+"""Losses of both stages, in float32 whatever the precision of what they compare.
 
-Means are taken so that averaging over processes of equal batches gives the mean over the joint batch.
+A step's samples may come in several batches and on several processes: see `SummedNetwork`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as fn
+from torch import nn
 
 from bokehdepth.modeling_mini_flux import level_weights
 
+Sums = dict[str, torch.Tensor]
+"""Sums and counts over samples or pixels, by name."""
 
-def joint_mean(errors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`sum(errors * weights) / (sum(weights) + 1)` over the batches of all processes, as this process's share of it.
 
-    Data parallel training averages gradients over processes; the sum of weights is therefore averaged too, and the
-    average of the results is the joint mean, however unevenly the weights are spread.
+class SummedNetwork(nn.Module):
+    """A network whose loss is a function of sums over all samples of an optimiser step, however the step is split.
 
-    Args:
-        errors: any shape.
-        weights: the same shape, not negative, without gradient.
+    A step's samples come in parts: batches one after the other, and on several processes. The mean of the parts' means
+    is not the mean over all wherever the parts hold different numbers of what is averaged (blurred pixels, known
+    depths). So each part gives its sums, and the loss is formed from those of the whole step: `within` stands a part
+    in it, and the parts' gradients add up to the whole's.
+
+    Attributes:
+        pooled: whether the loss is not linear in the sums that depend on weights (the root of a mean over the step).
+            Their totals are then needed before a part's gradient, which costs a forward pass without gradient for
+            each of several accumulated batches, and nothing else.
     """
-    total, processes = weights.sum(), 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        processes = torch.distributed.get_world_size()
-        torch.distributed.all_reduce(total)
-    return processes * (errors * weights).sum() / (total + 1)
+
+    pooled = False
+
+    def counts(self, batch: dict[str, Any]) -> Sums:
+        """What the loss divides by, which the data alone decide."""
+        raise NotImplementedError
+
+    def sums(self, batch: dict[str, Any]) -> Sums:
+        """All sums of a batch, its counts among them."""
+        raise NotImplementedError
+
+    def terms(self, sums: Sums) -> dict[str, torch.Tensor]:
+        """Scalars by name, "loss" among them, from the sums of a step."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Any], part: bool = False) -> dict[str, torch.Tensor]:
+        """The sums of a part of a step, or the terms of a batch that is the whole of it."""
+        sums = self.sums(batch)
+        return sums if part else self.terms(sums)
 
 
-def balanced_pixel_loss(
-    prediction: torch.Tensor, target: torch.Tensor, radius_px: torch.Tensor, threshold_px: float = 1.0
-) -> torch.Tensor:
-    """Absolute plus squared error, averaged over blurred and over sharp pixels apart, so that neither kind outvotes.
-
-    Args:
-        prediction: (B, 3, H, W).
-        target: (B, 3, H, W).
-        radius_px: (B, 1, H, W) true blur radius.
-        threshold_px: where blurred begins.
-    """
-    difference = prediction - target
-    error = (difference.abs() + difference.square()).mean(1, keepdim=True)
-    blurred = (radius_px > threshold_px).float()
-    return joint_mean(error, blurred) + joint_mean(error, 1 - blurred)
+def total(parts: Iterable[Sums]) -> Sums:
+    """Sums over several parts, without gradient."""
+    result: Sums = {}
+    for part in parts:
+        for name, value in part.items():
+            result[name] = result[name] + value.detach() if name in result else value.detach()
+    return result
 
 
-def level_loss(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of blend logits (B, J, h, w) to the levels of the true offset (B, 1, H, W), H and W multiples.
+def within(part: Sums, whole: Sums) -> Sums:
+    """The sums of the whole step with the gradient of a part of it; a sum that `whole` lacks is the part's own."""
+    return {name: whole[name] + (value - value.detach()) if name in whole else value for name, value in part.items()}
 
-    Blurred and sharp pixels count one half each, as in `balanced_pixel_loss`.
-    """
+
+def split_sum(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Sums (2,) over two kinds of pixels, of which each pixel is the first to a `share` and the second to the rest."""
+    return torch.stack([(values * share).sum(), (values * (1 - share)).sum()])
+
+
+def split_mean(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sum of both kinds' means, so that neither outvotes the other; a kind that is hardly there counts less."""
+    return (sums / (counts + 1)).sum()
+
+
+def pixel_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Absolute plus squared error (B, 1, H, W) of pictures (B, 3, H, W), the mean over their channels."""
+    difference = prediction.float() - target.float()
+    return (difference.abs() + difference.square()).mean(1, keepdim=True)
+
+
+def level_entropy(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (B, h, w) of blend logits (B, J, h, w) to levels of the true offset, in multiples (B, 1, H, W)."""
     target = fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt), logits.shape[-2:])
-    entropy = -(target * logits.log_softmax(1)).sum(1)
-    sharp = target[:, 0]
-    return (joint_mean(entropy, sharp) + joint_mean(entropy, 1 - sharp)) / 2
+    return -(target * logits.float().log_softmax(1)).sum(1)
+
+
+def sharp_share(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """How much (B, h, w) of the lowest level the true offset (B, 1, H, W) means, over cells of a map (h, w)."""
+    return fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt[:2])[:, :1], size)[:, 0]
 
 
 def scale_invariant_log_loss(
@@ -61,6 +98,7 @@ def scale_invariant_log_loss(
     target_m: torch.Tensor,
     variance_share: float = 0.5,
     valid: torch.Tensor | None = None,
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """Root of `mean(g^2) - variance_share * mean(g)^2` with `g = log(prediction / target)`, for each picture.
 
@@ -68,32 +106,46 @@ def scale_invariant_log_loss(
         prediction_m: (B, H, W), positive metres.
         target_m: (B, H, W), positive metres where valid.
         variance_share: 0 is the plain log error, 1 ignores scale.
-        valid: (B, H, W) bool, some of each picture; None counts everything.
+        valid: (B, H, W) bool; None counts everything. A picture without a valid pixel does not count.
+        reduction: mean over the pictures that count, or their sum.
     """
     g, weight = _log_ratio(prediction_m, target_m, valid)
-    count = weight.sum((-2, -1))
+    count = weight.sum((-2, -1)).clamp(min=1)
     mean, square = g.sum((-2, -1)) / count, g.square().sum((-2, -1)) / count
-    return (square - variance_share * mean.square()).clamp(min=1e-8).sqrt().mean()
+    roots = (square - variance_share * mean.square()).clamp(min=1e-8).sqrt()
+    return _over_pictures(roots, weight, reduction)
 
 
 def log_gradient_loss(
-    prediction_m: torch.Tensor, target_m: torch.Tensor, scales: int = 3, valid: torch.Tensor | None = None
+    prediction_m: torch.Tensor,
+    target_m: torch.Tensor,
+    scales: int = 3,
+    valid: torch.Tensor | None = None,
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """Mean absolute difference of the gradients of log depth, over `scales` halvings; all (B, H, W), metres.
 
-    A difference counts where both of its pixels are valid; a halved pixel is valid where all four of its are.
+    A difference counts where both of its pixels are valid; a halved pixel is valid where all four of its are; a
+    picture counts where any is. The reduction is that of `scale_invariant_log_loss`.
     """
     g, weight = _log_ratio(prediction_m, target_m, valid)
-    g, weight = g[:, None], weight[:, None]
-    total = g.new_zeros(())
+    whole, g, weight = weight, g[:, None], weight[:, None]
+    found = g.new_zeros(len(g))
     for _ in range(scales):
         for axis in (-1, -2):
             count = g.shape[axis] - 1
             both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
             change = (g.narrow(axis, 1, count) - g.narrow(axis, 0, count)).abs() * both
-            total = total + (change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)).mean()
+            found = found + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
         g, weight = fn.avg_pool2d(g, 2), (fn.avg_pool2d(weight, 2) == 1).float()
-    return total / scales
+    return _over_pictures(found / scales, whole, reduction)
+
+
+def _over_pictures(values: torch.Tensor, weight: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Sum or mean of a value of each picture (B,) over those of which anything is valid."""
+    counted = weight.flatten(1).any(1)
+    found = torch.where(counted, values, 0.0).sum()
+    return found if reduction == "sum" else found / counted.sum().clamp(min=1)
 
 
 def _log_ratio(
@@ -103,7 +155,7 @@ def _log_ratio(
     if valid is None:
         valid = torch.ones_like(target_m, dtype=torch.bool)
     # Invalid depths may be 0, infinite or NaN, which a product with 0 would not silence.
-    g = prediction_m.log() - torch.where(valid, target_m, 1.0).log()
+    g = prediction_m.float().log() - torch.where(valid, target_m.float(), 1.0).log()
     return torch.where(valid, g, 0.0), valid.float()
 
 

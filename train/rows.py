@@ -276,7 +276,9 @@ class RowPairs:
     def _strength(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> float:
         return centre_crop(size, bucket).strength(row.camera_anns.bokeh_strength, size[1])
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None
+    ) -> dict[str, Any]:
         """Draws a batch; as `PoolPairs` says, without offsets, and with prompt embeddings where there are captions."""
         index, seed = self.indices[phase], self.cfg.seed
         text = is_text_step(step, self.cfg.text_share(phase))
@@ -407,12 +409,14 @@ class RowStacks:
         needed = self._strengths(row)[(self.cfg.augment.frames or len(row.stack)) - 1]
         return math.ceil(needed * picture_size(row.image_path)[1] / MAX_BOKEH_STRENGTH)
 
-    def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None
+    ) -> dict[str, Any]:
         """Draws a batch; as `PoolStacks` says, with intrinsics (B, 3, 3) in pixels where all rows have them."""
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
         samples = [self._sample(self.rows[rng.integers(len(self.rows))], rng) for rng in rngs]
         batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
-        return batch | {"lone": lone_samples(self.cfg, step, numbers)}
+        return batch | {"lone": lone_samples(self.cfg, step, numbers, samples)}
 
     def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
         """One sample, with neither augmentation nor chance where there is no generator."""

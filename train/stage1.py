@@ -8,7 +8,6 @@ predicts the clean picture, is trained whole with the same loop. `<output>/model
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ _SAMPLE_STEPS = 4
 _DEFOCUSED_PX = 2.0  # at K = 30 in a picture 128 px wide
 
 
-class _Stage1Network(nn.Module):
+class _Stage1Network(losses.SummedNetwork):
     """Transformer, adapter and autoencoder as one module; the adapter first, so that its tensors carry its names."""
 
     def __init__(self, adapter: BokehAdapter, transformer: nn.Module, autoencoder: nn.Module) -> None:
@@ -102,8 +101,8 @@ class MiniNetwork(_Stage1Network):
         adapter: of its sizes.
         autoencoder: without weights.
         level_weight: weight of the supervision of the blend levels by the true disparity offset.
-        picture_share: share of a batch whose pictures are blended and compared; a generated picture has no other
-            teacher, so it is always compared.
+        picture_share: share of a step's samples whose pictures are blended and compared; a generated picture has no
+            other teacher, so it is always compared.
     """
 
     def __init__(
@@ -154,21 +153,57 @@ class MiniNetwork(_Stage1Network):
         clean = tokens[:blended] - sigma[:blended, None, None] * velocity[:, : tokens.shape[1]].float()
         return self.transformer._unpack(clean, rows, columns), logits
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Loss terms of a batch of `PoolPairs`: the clean picture's, and that of the blend levels."""
-        target, strength = batch["target"], batch["strength"]
-        image, clean = batch["image"] * 2 - 1, target * 2 - 1
+    def _blended(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Which samples (B,) become pictures: evenly spread over a step's, whatever part of it this is."""
+        share = self.picture_share if self.transformer.config.head == "disks" else 1.0
+        numbers = batch["number"].double()
+        return ((numbers + 1) * share).ceil() > (numbers * share).ceil()
+
+    def _levels(self, batch: dict[str, Any]) -> torch.Tensor:
+        return torch.tensor(self.transformer.config.offsets_dpt, device=batch["offset_dpt"].device)
+
+    def _sharp(self, batch: dict[str, Any]) -> torch.Tensor:
+        """How much (B, H / 2, W / 2) of each cell of the levels' map is in focus."""
+        size = [side // 2 for side in batch["offset_dpt"].shape[-2:]]
+        return losses.sharp_share(batch["offset_dpt"], self._levels(batch), size)
+
+    @staticmethod
+    def _blurred(batch: dict[str, Any]) -> torch.Tensor:
+        """1 where a pixel (B, 1, H, W) is truly blurred with a radius of more than one pixel, else 0 (Eq. 15)."""
+        offset = batch["offset_dpt"]
+        return (batch["strength"][:, None, None, None] * (offset.shape[-1] / 512) * offset > 1).float()
+
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """Blurred and sharp pixels of samples that become pictures, sharp and blurred cells of all levels' maps."""
+        one = torch.ones((), device=batch["offset_dpt"].device)
+        counts = {"pixels": losses.split_sum(one, self._blurred(batch)[self._blended(batch).to(one.device)])}
+        if self.transformer.config.head == "disks":
+            counts["cells"] = losses.split_sum(one, self._sharp(batch))
+        return counts
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums over a batch of `PoolPairs`: the clean pictures' errors, and those of the blend levels."""
+        sums, chosen = self.counts(batch), self._blended(batch)
+        count, order = int(chosen.sum()), (~chosen).long().argsort(stable=True)  # those that become pictures first
+        names = ("image", "target", "strength", "offset_dpt", "seed")
+        batch = {name: batch[name][order.to(batch[name].device)] for name in names}
+        image, clean = batch["image"] * 2 - 1, batch["target"] * 2 - 1
         drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
         sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
-        share = self.picture_share if self.transformer.config.head == "disks" else 1.0
-        count = math.ceil(share * len(image))
-        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, strength, count)
-        radius = strength[:, None, None, None] * (image.shape[-1] / 512) * batch["offset_dpt"]
-        pixel = losses.balanced_pixel_loss(x0 / 2 + 0.5, target[:count], radius[:count])
-        if logits is None:  # a generated picture: nothing but the picture teaches it
+        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, batch["strength"], max(count, 1))
+        error = losses.pixel_error(x0[:count] / 2 + 0.5, batch["target"][:count])
+        sums["pixel"] = losses.split_sum(error, self._blurred(batch)[:count])
+        if logits is not None:
+            entropy = losses.level_entropy(logits, batch["offset_dpt"], self._levels(batch))
+            sums["level"] = losses.split_sum(entropy, self._sharp(batch))
+        return sums
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The picture's loss and that of the blend levels, in each of which blurred and sharp count alike."""
+        pixel = losses.split_mean(sums["pixel"], sums["pixels"])
+        if "level" not in sums:  # a generated picture: nothing but the picture teaches it
             return {"loss": pixel, "pixel": pixel}
-        levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
-        level = losses.level_loss(logits, batch["offset_dpt"], levels)
+        level = losses.split_mean(sums["level"], sums["cells"]) / 2
         return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}
 
 
@@ -203,8 +238,12 @@ class FluxNetwork(_Stage1Network):
         latents = self.autoencoder.encode((picture * 2 - 1).to(self.autoencoder.dtype)).latent_dist.mode()
         return ((latents - settings.shift_factor) * settings.scaling_factor).float()
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The flow-matching loss of a batch of `PoolPairs` or `RowPairs`; noisy tokens alone count."""
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """Pictures."""
+        return {"pictures": torch.tensor(float(len(batch["target"])))}
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """The flow-matching loss, summed over the pictures of `PoolPairs` or `RowPairs`; noisy tokens alone count."""
         clean, strength = self.encode(batch["target"]), batch["strength"]
         drawn = [draw_flux_noise(int(seed), clean.shape[1:], self.offset_noise) for seed in batch["seed"]]
         sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
@@ -234,7 +273,13 @@ class FluxNetwork(_Stage1Network):
             return_dict=False,
         )[0][:, : tokens.shape[1]]
         loss = losses.velocity_loss(velocity, pack(clean, *clean.shape), pack(noise, *clean.shape))
-        return {"loss": loss, "text_to_image" if text_to_image else "image_to_image": loss}
+        kind = "text_to_image" if text_to_image else "image_to_image"
+        return {kind: loss * len(clean), "pictures": loss.new_tensor(len(clean))}
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The loss, under the name of the step's kind too."""
+        ((kind, loss),) = ((name, value / sums["pictures"]) for name, value in sums.items() if name != "pictures")
+        return {"loss": loss, kind: loss}
 
     def _condition(
         self, batch: dict[str, Any], pooled: torch.Tensor, strength: torch.Tensor, reference_tokens: int

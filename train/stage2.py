@@ -120,7 +120,7 @@ def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) 
     return model(pixel_values=pixels, bokeh_strengths=strengths, **extra).predicted_depth
 
 
-class Stage2Network(nn.Module):
+class Stage2Network(losses.SummedNetwork):
     """A depth model and its loss.
 
     Args:
@@ -133,21 +133,39 @@ class Stage2Network(nn.Module):
         self.model, self.cfg = model, cfg
         self.stack = cfg.stack if cfg.stack in ("sharp", "none") else "frames"
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Loss terms of a batch of `PoolStacks` or `RowStacks`, and AbsRel."""
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """Pixels whose depth is known, and pictures that have any."""
+        known = batch["valid"].flatten(1).sum(1)
+        return {"pictures": (known > 0).sum().float(), "pixels": known.sum().float()}
+
+    def compared(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predicted and true depth, and where that is known, (B, H, W), of a batch of `PoolStacks` or `RowStacks`."""
         lone = batch.get("lone", torch.zeros(len(batch["image"]), dtype=torch.bool))
         order, stacks = lone.long().argsort(stable=True), int((~lone).sum())  # those with a stack first
         batch = {name: value[order.to(value.device)] for name, value in batch.items()}
         with_stack, alone = ({name: value[part] for name, value in batch.items()} for part in
                              (slice(stacks), slice(stacks, None)))  # fmt: skip
         kinds = [(with_stack, self.stack), (alone, "none")]
-        depth = torch.cat([predict(self.model, part, kind) for part, kind in kinds if len(part["image"])])
-        depth = depth.float().clamp(min=self.cfg.min_depth_m)
-        target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
-        silog = losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid)
-        gradient = losses.log_gradient_loss(depth, target, valid=valid)
+        depth = torch.cat([predict(self.model, part, kind).float() for part, kind in kinds if len(part["image"])])
+        if not stacks and self.stack != "none":  # data parallel training wants every trained tensor in every part
+            depth = depth + 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
+        return depth.clamp(min=self.cfg.min_depth_m), batch["depth_m"][:, 0], batch["valid"][:, 0]
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums of all terms over a batch."""
+        depth, target, valid = self.compared(batch)
         known, truth = depth[valid], target[valid]  # picked first: a quotient by 0 would have no gradient
-        error = ((known - truth).abs() / truth).mean()
+        return {
+            **self.counts(batch),
+            "silog": losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid, "sum"),
+            "gradient": losses.log_gradient_loss(depth, target, valid=valid, reduction="sum"),
+            "abs_rel": ((known - truth).abs() / truth).sum(),
+        }
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The loss and its parts, and AbsRel."""
+        pictures, pixels = (sums[name].clamp(min=1) for name in ("pictures", "pixels"))
+        silog, gradient, error = sums["silog"] / pictures, sums["gradient"] / pictures, sums["abs_rel"] / pixels
         loss = silog + self.cfg.gradient_weight * gradient + self.cfg.relative_weight * error
         return {"loss": loss, "silog": silog, "gradient": gradient, "abs_rel": error.detach()}
 
