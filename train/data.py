@@ -497,6 +497,7 @@ class PoolStacks:
     ) -> None:
         self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
         self._held_out: ScenePool | None = None
+        self.without_intrinsics = "a pool"
         self._held_out_of, self.generated = cfg.pool, generated if cfg.stack == "stage1" else None
         if cfg.stack == "stage1" and generated is None:
             folder = dataclasses.replace(cfg.pool, folder=cfg.generated)

@@ -115,7 +115,7 @@ def prepare_engine(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, p
             raise InputError("zero_stage is 3; wanted up to 2, whose processes hold whole weights.")
         engine["train_micro_batch_size_per_gpu"] = plan[0].batch
         engine["gradient_accumulation_steps"] = cfg.loop.accumulation
-        engine["gradient_clipping"] = cfg.optimizer.grad_clip
+        engine["gradient_clipping"] = cfg.optimizer.grad_clip or 0.0
 
 
 def set_up_logging() -> None:
@@ -358,7 +358,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                     raise RuntimeError(f"The loss is {loss.item()} at step {step}; checkpoints: {output}.")
                 accelerator.backward(loss * parts)  # of which it takes the mean, and the parts make a sum
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(trainable, cfg.optimizer.grad_clip)
+                    norm = accelerator.clip_grad_norm_(trainable, cfg.optimizer.grad_clip or math.inf)
                     if norm is not None:  # DeepSpeed clips by itself and may not say
                         log.add({"gradient_norm": norm})
                 optimizer.step()

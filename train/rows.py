@@ -375,7 +375,8 @@ class RowStacks:
             raise InputError("manifests have no row with a depth; wanted depth to learn from.")
         for row in self.rows:
             self._check(row)
-        self.has_intrinsics = all(row.intrinsics is not None for row in self.rows)
+        lacking = [row.row_id for row in self.rows if row.intrinsics is None]
+        self.has_intrinsics, self.without_intrinsics = not lacking, f"row {lacking[0]}" if lacking else None
 
     def _check(self, row: ManifestRow) -> None:
         if row.depth_unit == "relative_disparity":
