@@ -61,7 +61,7 @@ def test_pooled_over_two_pictures_by_hand():
 
 
 def test_pooled_loss_is_that_of_depth_anything_v2(example):
-    """0.198016 is what `SiLogLoss` of metric_depth/util/loss.py gives, 0.117711 and 0.177807 for the pictures apart."""
+    """`SiLogLoss` of metric_depth/util/loss.py gives 0.198016, and 0.117711 and 0.177807 for the pictures apart."""
     parts = (example[name] for name in ("depth", "truth"))
     loss = losses.scale_invariant_log_loss(*parts, 0.5, example["valid"], pooled_pictures=2)
     assert loss.item() == pytest.approx(0.198016, abs=2e-6)
@@ -243,7 +243,7 @@ def test_pools_are_the_same_however_a_step_is_split(home):
 
 
 def test_without_clipping_gradients_keep_their_norm(home):
-    """Two steps of plain descent without a limit are those with one that never bites; with a small one they are not."""
+    """Two steps of plain descent without a limit are those with one that never bites, not those with a small one."""
     moved = {}
     for name, clip in (("none", None), ("large", 1e9), ("small", 1e-4)):
         cfg = shipped(home, *DAV2)
