@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def started(what, folder):
-    # accelerate starts several processes on a CPU by this flag, and ACCELERATE_USE_CPU then makes it gloo.
+    # accelerate starts several processes by this flag; that they are on CPUs (gloo) the project sees by itself.
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     options = ("--mixed_precision", "no", "--dynamo_backend", "no")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launch, *options, "tests/waiting_runs.py", what, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,5 +60,6 @@ def test_stacks_wait_for_the_slowest_process(tmp_path):
     """The rows are divided beforehand, so the first to be done waits as long as the others differ from it."""
     manifest(tmp_path, "photos.jsonl")
     started("stacks", tmp_path)
-    assert [json.loads((tmp_path / f"{n}.json").read_text())["limit"] for n in range(2)] == [48 * 3600] * 2
+    found = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2)]
+    assert found == [{"limit": 48 * 3600, "made": ["p0"]}, {"limit": 48 * 3600, "made": ["p1"]}]
     assert [len(row.stack) for row in read_manifest(tmp_path / "stacks.jsonl")] == [2, 2]

@@ -70,17 +70,27 @@ def wait(folder: str) -> None:
 
 
 def stacks(folder: str) -> None:
-    """Stacks of a manifest by the embedded model; writes what the process group would wait to `<process>.json`."""
+    """Stacks of a manifest by the embedded model.
+
+    Writes how long the process group would wait, and the rows that this process made, to `<process>.json`.
+    """
     import torch
 
     from train import stacks
 
+    made, make_row = [], stacks.make_row
+
+    def noted(pipeline, row, *arguments, **options):
+        made.append(row.row_id)
+        make_row(pipeline, row, *arguments, **options)
+
+    stacks.make_row = noted
     sys.argv = ["stacks", "--manifest", f"{folder}/photos.jsonl", "--output", "stacks", "--size", "64",
                 "--bokeh-strengths", "5", "15"]  # fmt: skip
     stacks.main()
     group = torch.distributed.distributed_c10d._get_default_group()
     limit = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps({"limit": limit}))
+    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps({"limit": limit, "made": made}))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, send_to_device
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, send_to_device
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
@@ -81,6 +81,14 @@ class Stage:
     is_head: Callable[[str], bool] = lambda name: False
 
 
+def without_accelerator() -> bool:
+    """Whether the processes run on CPUs: told so (ACCELERATE_USE_CPU), or because there is nothing else.
+
+    accelerate itself, not told, starts several processes on a machine without a GPU that do not know each other.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
     """Sets threads and seed, and makes the accelerator; mixed precision is the loop's own autocast."""
     torch.set_num_threads(cfg.threads)
@@ -88,6 +96,7 @@ def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
     # cuDNN's fused attention fails in the backward pass of many heads at once (seen with torch 2.11 on an H200).
     torch.backends.cuda.enable_cudnn_sdp(False)
     return Accelerator(
+        cpu=without_accelerator(),
         mixed_precision="no",
         gradient_accumulation_steps=cfg.loop.accumulation,
         log_with=_trackers(cfg.loop.trackers) or None,

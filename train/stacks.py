@@ -277,7 +277,7 @@ def main() -> None:
     loop.set_up_logging()
     if not 0 < arguments.timeout_h <= _LONGEST_WAIT_H:
         raise InputError(f"`--timeout-h` must be above 0 and at most {_LONGEST_WAIT_H}, got {arguments.timeout_h}.")
-    state = PartialState(timeout=timedelta(hours=arguments.timeout_h))
+    state = PartialState(loop.without_accelerator(), timeout=timedelta(hours=arguments.timeout_h))
     pipeline = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
     steps = arguments.steps or pipeline.config.default_num_inference_steps
