@@ -6,7 +6,6 @@ pixels. A bokeh strength ``K`` is the blur disk's radius in pixels per dioptre o
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,20 +24,16 @@ _MEASURE_SCALES_PX = (1, 2, 4)
 _MEASURE_FLOOR = 1e-4
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Return a context in which autocast, where it is on for the device of ``x``, is off."""
-    running = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if running else nullcontext()
-
-
 class FloatConv2d(nn.Conv2d):
     """The convolution before depth, in float32 or wider: bfloat16's 8 bits would be steps of up to 0.8 % in metres."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, H, W) as `nn.Conv2d` does, whatever autocast and the precision of the weights."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with without_autocast(x):
-            return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class _PackedLinear(nn.Linear):
@@ -71,10 +66,7 @@ class _SpaceAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Attend over [K token; patches] (S, 1 + N, D), one row per frame, normalised.
-
-        Returns the update of the patch tokens (S, N, D). The K token is not queried: Eq. 7 drops it.
-        """
+        """Update (S, N, D) of patches, from normalised [K token; patches] (S, 1 + N, D); Eq. 7 drops the K token."""
         q, k, v = self.qkv(sequence).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = fn.scaled_dot_product_attention(q[:, :, 1:], k, v, scale=self.scale)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -94,10 +86,7 @@ class _FocusAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Attend over the frame axis of normalised tokens (B, F, N, D).
-
-        The ``Q`` first frames are queried, with a ``bias`` of the logits (B, Q, F). Returns their update (B, Q, N, D).
-        """
+        """Update (B, Q, N, D) of the ``Q`` first frames of normalised tokens (B, F, N, D), logits' bias (B, Q, F)."""
         queries, dim = bias.shape[1], tokens.shape[-1]
         if queries == tokens.shape[1]:
             q, k, v = self.qkv(tokens).chunk(3, dim=-1)
@@ -174,8 +163,8 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
     that attention; here, as in its released code, ``-slope * |K_i - K_j| / bokeh_strength_scale`` is added to the
     logits. The block sees tokens only, whatever the backbone, and the order of the stack frames does not matter.
 
-    A fresh block (``layerscale_init=0``) is the identity to the last bit: LayerScale and FiLM start at zero, and
-    receive a gradient in the first step. With another ``layerscale_init`` FiLM starts random too.
+    A fresh block (``layerscale_init=0``) is the identity to the last bit: LayerScale and FiLM start at zero, with a
+    gradient in the first step. With another ``layerscale_init`` FiLM starts random too.
 
     The switches are the rows of Table 4: ``use_focus=False`` leaves out step 2 whole, FiLM included (the stack then no
     longer reaches the reference), ``use_space=False`` step 1, ``use_film=False`` Eq. 9; with ``use_bokeh=False``
@@ -187,17 +176,11 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         num_heads: attention heads; divides ``dim``.
         mlp_ratio: hidden width of the feed-forward parts over ``dim``.
         layerscale_init: starting value of the four LayerScale vectors.
-        bokeh_strength_scale: divisor of K in Eq. 6 and in the bias; 30 maps the trained range to [0, 1], the
-            released checkpoints expect 1.
-        focus_bias_slope: slope of the bias, or its starting value.
-        learn_focus_bias: whether the slope is a parameter; a fixed slope is a float and has no key in a state dict.
-        use_space: keep step 1.
-        use_focus: keep step 2.
-        use_film: keep Eq. 9.
-        use_bokeh: look at the stack and its K at all.
+        bokeh_strength_scale: divisor of K; 30 maps the trained range to [0, 1], released checkpoints expect 1.
+        focus_bias_slope, learn_focus_bias: slope of the bias, and whether it is learned; a fixed one has no key.
+        use_space, use_focus, use_film, use_bokeh: keep step 1, step 2, Eq. 9; look at the stack at all.
         focus_measure: add a `FocusMeasureEmbedding` to the tokens before step 1.
-        space_attention_scale: factor on the logits of step 1; None is ``head_dim ** -0.5``. The released checkpoints'
-            SDPA path scales twice, which is ``1 / head_dim``.
+        space_attention_scale: factor on the logits of step 1; None is ``head_dim ** -0.5``, released is its square.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``, or both steps are switched off.
@@ -288,8 +271,7 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         Args:
             tokens: patch tokens (B, F, N, D), the sharp reference first.
             bokeh_strengths: K of each frame (B, F). Values are not checked here; the model that owns the block does.
-            focus_measures: `FocusMeasureEmbedding.measure` of the frames (B, F, N, 12); wanted exactly when the block
-                was built with ``focus_measure=True`` (and ``use_focus``).
+            focus_measures: (B, F, N, 12) of `FocusMeasureEmbedding.measure`; wanted exactly with ``focus_measure``.
             reference_only: query and return the reference alone: the same numbers; with F = 4 at 3/8 of step 2's cost.
 
         Returns:
@@ -463,8 +445,8 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
         with torch.device("meta"):  # the base's parts are replaced at once: allocate and draw nothing for them
             fused = cls(BokehDepthAnythingConfig(**{**fields, **config_overrides}))
         fused.backbone, fused.neck, head = model.backbone, model.neck, model.head
-        fused.head.conv1, fused.head.conv2 = head.conv1, head.conv2
-        fused.head.conv3.weight, fused.head.conv3.bias = head.conv3.weight, head.conv3.bias
+        fused.head.conv1, fused.head.conv2, last = head.conv1, head.conv2, fused.head.conv3
+        last.weight, last.bias = head.conv3.weight, head.conv3.bias
         fused.config.backbone_config = model.config.backbone_config
         fused.dsfa.to_empty(device=model.device).to(model.dtype)
         for block in fused.dsfa.values():
@@ -524,16 +506,14 @@ class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
         features, maps = self._encode(pixel_values, 1, options)
         measures = None
         if self.config.focus_measure and self.config.use_focus:
-            measures = FocusMeasureEmbedding.measure(pixel_values, self.config.patch_size)
-            measures = measures.expand(-1, frames, -1, -1)
+            measures = FocusMeasureEmbedding.measure(pixel_values, self.config.patch_size).expand(-1, frames, -1, -1)
         fused = [tokens[:, 0] for tokens in maps]
         for level, block in self.dsfa.items():
             tokens = maps[int(level)].expand(-1, frames, -1, -1)
             refined = block(tokens[:, :, 1:], bokeh_strengths, measures, True)
             fused[int(level)] = torch.cat([tokens[:, 0, :1], refined[:, 0]], dim=1)  # the class token as it was
         grid = (height_px // self.config.patch_size, width_px // self.config.patch_size)
-        predicted_depth = self.head(self.neck(fused, *grid), *grid)
-        output = DepthEstimatorOutput(predicted_depth=predicted_depth)
+        output = DepthEstimatorOutput(predicted_depth=self.head(self.neck(fused, *grid), *grid))
         if options["output_hidden_states"]:
             output.hidden_states = tuple(state[:: len(state) // len(pixel_values)] for state in features.hidden_states)
         if options["output_attentions"]:

@@ -27,6 +27,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .modeling_bokehdepth import (
     BokehDepthAnythingForDepthEstimation,
     DividedSpaceFocusAttention,
+    FloatConv2d,
     FocusMeasureEmbedding,
 )
 from .modeling_unidepth_parts import ResidualUnit, Scale, UniDepthDecoder, UniDepthEncoder, pinhole_rays
@@ -147,6 +148,17 @@ class UniDepthOutput(DepthEstimatorOutput):
     rays: Tensor | None = None
 
 
+class _FloatLinear(nn.Linear):
+    """The linear layer before the camera, in float32 or wider, as `FloatConv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return fn.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +181,9 @@ class BokehDepthUniDepthForDepthEstimation(PreTrainedModel):
         super().__init__(config)
         self.pixel_encoder = UniDepthEncoder(config)
         self.pixel_decoder = UniDepthDecoder(config)
+        self.pixel_decoder.camera_layer.out_pinhole.proj2 = _FloatLinear(config.decoder_hidden_size, 1)
+        for last in (self.pixel_decoder.depth_layer.to_depth_hr, self.pixel_decoder.depth_layer.to_confidence_hr):
+            last[-1] = FloatConv2d(last[-1].in_channels, 1, 1)
         self.dsfa = nn.ModuleDict(
             {
                 str(level): DividedSpaceFocusAttention(

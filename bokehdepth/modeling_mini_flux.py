@@ -17,7 +17,6 @@ The file stands alone, as every file does that a Hub repository carries.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -116,10 +115,11 @@ class FloatConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) as `nn.Conv2d` maps it."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        running = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-        with torch.autocast(x.device.type, enabled=False) if running else nullcontext():
-            return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return self._conv_forward(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class ConvStem(nn.Module):

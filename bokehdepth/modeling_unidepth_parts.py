@@ -14,8 +14,6 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from transformers.configuration_utils import PreTrainedConfig
 
-from .modeling_bokehdepth import FloatConv2d, without_autocast
-
 _FOCAL_SHARE = 0.7  # the camera head's unit: this share of the picture's diagonal
 
 
@@ -152,15 +150,6 @@ class _NormedMLP(nn.Module):
         return self.proj2(fn.gelu(self.proj1(self.norm(x))))
 
 
-class _FloatLinear(nn.Linear):
-    """The linear layer before the camera, in float32 or wider as `FloatConv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with without_autocast(x):
-            return fn.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
-
-
 class _CrossBlock(nn.Module):
     """Pre-norm attention to a context, then a feed-forward part; no biases in the attention."""
 
@@ -212,7 +201,6 @@ class _CameraHead(nn.Module):
         self.aggregate1 = _CrossBlock(config, scaled=True)
         self.aggregate2 = _CrossBlock(config, scaled=True)
         self.out_pinhole = _NormedMLP(dim, dim, 1)
-        self.out_pinhole.proj2 = _FloatLinear(dim, 1)
 
     def forward(self, tokens: Tensor, height_px: int, width_px: int) -> Tensor:
         """Map (B, 4, C) to intrinsics (B, 3, 3) in px, float32 or wider."""
@@ -220,6 +208,7 @@ class _CameraHead(nn.Module):
         for block in (self.aggregate1, self.aggregate2):
             tokens = block(tokens, tokens, self.latents_pos)
         raw = self.out_pinhole(tokens)[..., 0]
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         focal_px = raw[:, :2].exp() * _FOCAL_SHARE * math.hypot(height_px, width_px)
         centre_px = raw[:, 2:].sigmoid() * raw.new_tensor([width_px, height_px])
         intrinsics = torch.eye(3, dtype=raw.dtype, device=raw.device).repeat(len(raw), 1, 1)
@@ -294,7 +283,7 @@ class _DepthHead(nn.Module):
         self.confidence_mlp = nn.Sequential(nn.LayerNorm(last), nn.Linear(last, last))
         self.to_depth_lr, self.to_confidence_lr = (self._smoothing(last, last // 2) for _ in range(2))
         self.to_depth_hr, self.to_confidence_hr = (
-            nn.Sequential(self._smoothing(last // 2, 32), nn.LeakyReLU(), FloatConv2d(32, 1, 1)) for _ in range(2)
+            nn.Sequential(self._smoothing(last // 2, 32), nn.LeakyReLU(), nn.Conv2d(32, 1, 1)) for _ in range(2)
         )
 
     @staticmethod
