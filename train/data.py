@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -338,12 +338,29 @@ def recoloured(pictures: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return light.clamp(0, 1).pow(1 / GAMMA)
 
 
-def fill_pool(pool: PoolConfig) -> None:
-    """Renders what is missing, in this process, where the configuration asks for it."""
-    if pool.render_missing:
-        for split, total in (("held_out", pool.held_out_scenes), ("train", pool.scenes)):
-            for index in range(-(-total // pool.shard)):
-                render_shard(pool, split, index)
+def fill_pool(pool: PoolConfig, process: int = 0, processes: int = 1, wait: Callable[[], None] | None = None) -> None:
+    """Renders what is missing, where the configuration asks for it.
+
+    Args:
+        pool: its configuration.
+        process: number of this process, which renders its share of the shards.
+        processes: how many share them.
+        wait: returns when all of them have come so far; None for one process.
+
+    Raises:
+        InputError: the processes do not see each other's shards.
+    """
+    if not pool.render_missing:
+        return
+    totals = (("held_out", pool.held_out_scenes), ("train", pool.scenes))
+    jobs = [(split, index) for split, total in totals for index in range(-(-total // pool.shard))]
+    for split, index in jobs[process::processes]:
+        render_shard(pool, split, index)
+    if wait is not None:
+        wait()
+    lost = [path for path in (shard_path(pool, *job) for job in jobs) if not path.exists()]
+    if lost:
+        raise InputError(f"`pool.folder` must be one folder for all processes, got one without {str(lost[0])!r}.")
 
 
 def _open_pool(pool: PoolConfig, settings: LoopConfig, device: str | torch.device) -> ScenePool:
@@ -509,6 +526,7 @@ class PoolStacks:
             _check_renders(cfg.pool, f"the stack {cfg.stack}")
         self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
         self._held_out: ScenePool | None = None
+        self.without_intrinsics = "a pool"
         self._held_out_of, self.generated = cfg.pool, generated if cfg.stack == "stage1" else None
         if cfg.stack == "stage1" and generated is None:
             folder = dataclasses.replace(cfg.pool, folder=cfg.generated)

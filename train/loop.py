@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, send_to_device
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
@@ -80,6 +81,14 @@ class Stage:
     is_head: Callable[[str], bool] = lambda name: False
 
 
+def without_accelerator() -> bool:
+    """Whether the processes run on CPUs: told so (ACCELERATE_USE_CPU), or because there is nothing else.
+
+    accelerate itself, not told, starts several processes on a machine without a GPU that do not know each other.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
     """Sets threads and seed, and makes the accelerator; mixed precision is the loop's own autocast."""
     torch.set_num_threads(cfg.threads)
@@ -87,11 +96,15 @@ def start(cfg: Stage1Config | Stage2Config) -> Accelerator:
     # cuDNN's fused attention fails in the backward pass of many heads at once (seen with torch 2.11 on an H200).
     torch.backends.cuda.enable_cudnn_sdp(False)
     return Accelerator(
+        cpu=without_accelerator(),
         mixed_precision="no",
         gradient_accumulation_steps=cfg.loop.accumulation,
         log_with=_trackers(cfg.loop.trackers) or None,
         project_dir=cfg.output,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.loop.timeout_s)),
+        ],
     )
 
 
@@ -111,7 +124,7 @@ def prepare_engine(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, p
             raise InputError("zero_stage is 3; wanted up to 2, whose processes hold whole weights.")
         engine["train_micro_batch_size_per_gpu"] = plan[0].batch
         engine["gradient_accumulation_steps"] = cfg.loop.accumulation
-        engine["gradient_clipping"] = cfg.optimizer.grad_clip
+        engine["gradient_clipping"] = cfg.optimizer.grad_clip or 0.0
 
 
 def set_up_logging() -> None:
@@ -354,7 +367,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                     raise RuntimeError(f"The loss is {loss.item()} at step {step}; checkpoints: {output}.")
                 accelerator.backward(loss * parts)  # of which it takes the mean, and the parts make a sum
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(trainable, cfg.optimizer.grad_clip)
+                    norm = accelerator.clip_grad_norm_(trainable, cfg.optimizer.grad_clip or math.inf)
                     if norm is not None:  # DeepSpeed clips by itself and may not say
                         log.add({"gradient_norm": norm})
                 optimizer.step()

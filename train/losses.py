@@ -114,8 +114,12 @@ def scale_invariant_log_loss(
     variance_share: float = 0.5,
     valid: torch.Tensor | None = None,
     reduction: str = "mean",
+    pooled_pictures: int = 1,
 ) -> torch.Tensor:
     """Root of `mean(g^2) - variance_share * mean(g)^2` with `g = log(prediction / target)`, for each picture.
+
+    Depth Anything V2 takes both means over all pixels of a process's batch (`metric_depth/util/loss.py` of its
+    repository), where pictures that are too near make up for others that are too far.
 
     Args:
         prediction_m: (B, H, W), positive metres.
@@ -123,12 +127,19 @@ def scale_invariant_log_loss(
         variance_share: 0 is the plain log error, 1 ignores scale.
         valid: (B, H, W) bool; None counts everything. A picture without a valid pixel does not count.
         reduction: mean over the pictures that count, or their sum.
+        pooled_pictures: so many pictures, one after the other, are one here.
     """
-    g, weight = _log_ratio(prediction_m, target_m, valid)
+    g, weight = (pooled(x, pooled_pictures) for x in _log_ratio(prediction_m, target_m, valid))
     count = weight.sum((-2, -1)).clamp(min=1)
     mean, square = g.sum((-2, -1)) / count, g.square().sum((-2, -1)) / count
     roots = (square - variance_share * mean.square()).clamp(min=1e-8).sqrt()
     return _over_pictures(roots, weight, reduction)
+
+
+def pooled(values: torch.Tensor, pictures: int) -> torch.Tensor:
+    """Groups of pictures (B, ...), one after the other, as (B / pictures, N, 1); the last is filled up with zeros."""
+    lacking = -len(values) % pictures
+    return torch.cat([values, values.new_zeros(lacking, *values.shape[1:])]).view(-1, pictures * values[0].numel(), 1)
 
 
 def log_gradient_loss(

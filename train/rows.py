@@ -452,7 +452,8 @@ class RowStacks:
         self.rows = [row for row, error in found if error is None]
         if not self.rows:
             raise InputError(f"manifests have no row to learn from ({left_out}); wanted at least one.")
-        self.has_intrinsics = all(row.intrinsics is not None for row in self.rows)
+        lacking = [row.row_id for row in self.rows if row.intrinsics is None]
+        self.has_intrinsics, self.without_intrinsics = not lacking, f"row {lacking[0]}" if lacking else None
 
     def _check_kind(self, row: ManifestRow, first: ManifestRow) -> None:
         """Refuses manifests of another kind than the configuration is for."""

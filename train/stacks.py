@@ -18,6 +18,7 @@ import logging
 import os
 import zlib
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from train.stage1 import MiniNetwork
 logger = logging.getLogger("train.stacks")
 ROWS_OF_A_SHARD = 1000
 RECORD_NAME = "stacks.json"
+_LONGEST_WAIT_H = 1000
 
 
 def check_record(folder: Path, settings: dict[str, Any], main: bool) -> None:
@@ -262,11 +264,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="denoising steps; the model's own where not given")
     parser.add_argument("--size", type=int, help="side at work; the pool's or the model's own where not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--timeout-h",
+        type=float,
+        default=48.0,
+        metavar="HOURS",
+        help="that a process waits for the slowest at the end",
+    )
     arguments = parser.parse_args()
     if (arguments.config is None) == (arguments.manifest is None):
         parser.error("wanted one of --config and --manifest")
     loop.set_up_logging()
-    state = PartialState()
+    if not 0 < arguments.timeout_h <= _LONGEST_WAIT_H:
+        raise InputError(f"`--timeout-h` must be above 0 and at most {_LONGEST_WAIT_H}, got {arguments.timeout_h}.")
+    state = PartialState(loop.without_accelerator(), timeout=timedelta(hours=arguments.timeout_h))
     pipeline = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
     steps = arguments.steps or pipeline.config.default_num_inference_steps

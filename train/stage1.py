@@ -385,15 +385,17 @@ def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_
 
 
 def prepare_prompts(cfg: Stage1Config, accelerator: Accelerator) -> Prompts | None:
-    """Encodes the captions that are not in the cache yet, on one process; None for a run without captions."""
+    """Encodes the captions that are not in the cache yet, each process a share; None for a run without captions."""
     if not cfg.prompts.cache:
         return None
     prompts = Prompts(cfg.prompts.cache, f"{cfg.base.path}@{cfg.base.revision}", cfg.prompts.tokens)
     rows = [] if cfg.manifests is None else load_rows(cfg.manifests)
     captions = [caption for row in rows for caption in row.captions]
-    if accelerator.is_main_process and (missing := prompts.missing(captions)):
-        if not cfg.base.path:
-            raise InputError(f"prompts.cache is {cfg.prompts.cache!r} without base.path; wanted a base that encodes.")
+    missing = prompts.missing(captions)
+    if missing and not cfg.base.path:
+        raise InputError(f"prompts.cache is {cfg.prompts.cache!r} without base.path; wanted a base that encodes.")
+    accelerator.wait_for_everyone()  # before anyone writes what another still looks for
+    if mine := missing[accelerator.process_index :: accelerator.num_processes]:
         parts = {"transformer": None, "vae": None}
         base = FluxKontextPipeline.from_pretrained(cfg.base.path, revision=cfg.base.revision, **parts)
         base.to(accelerator.device)
@@ -403,8 +405,8 @@ def prepare_prompts(cfg: Stage1Config, accelerator: Accelerator) -> Prompts | No
                 embeds, pooled, _ = base.encode_prompt(text, None, max_sequence_length=cfg.prompts.tokens)
             return embeds[0], pooled[0]
 
-        logger.info("encoding %d captions", len(missing))
-        prompts.fill(missing, encode)
+        logger.info("encoding %d captions", len(mine))
+        prompts.fill(mine, encode)
     accelerator.wait_for_everyone()
     return prompts
 
@@ -486,9 +488,8 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
         RuntimeError: the loss is not finite.
     """
     accelerator = loop.start(config)
-    if config.pool is not None and accelerator.is_main_process:
-        fill_pool(config.pool)
-    accelerator.wait_for_everyone()
+    if config.pool is not None:
+        fill_pool(config.pool, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     network, prompts = build_network(config, accelerator)
     if config.photos is not None:
         from train.bokeh_photos import BokehPhotos

@@ -1,8 +1,9 @@
 """Trains Stage-2: `python -m train.stage2 --config FILE`, or `accelerate launch -m train.stage2 --config FILE`.
 
-A depth model with DSFA on bokeh stacks, by the base's published recipe: scale-invariant log loss, and a gradient loss
-on log depth. `stack` says what stands in the stack; sharp and none are the controls, which draw the same rows, the
-same crops and the same augmentation for as many steps. `<output>/model` holds the averaged weights.
+A depth model with DSFA on bokeh stacks: scale-invariant log loss, a gradient loss on log depth, and for UniDepth what
+its authors add; each configuration names where it differs from the published recipe. `stack` says what stands in the
+stack; sharp and none are the controls, which draw the same rows, the same crops and the same augmentation for as many
+steps. `<output>/model` holds the averaged weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForDepthEstimation, DepthAnythingForDepthEstimation, Dinov2Config
+from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingForDepthEstimation, Dinov2Config
+from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.modeling_utils import PreTrainedModel
 
 import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its classes with transformers
@@ -26,9 +28,10 @@ from bokehdepth import modeling_bokehdepth_efficientnet as efficientnet
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
+from bokehdepth.modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
 from bokehdepth.visualization import contact_sheet, depth_preview
-from train import config, loop, losses, publish
+from train import config, loop, losses, publish, unidepth_losses
 from train.config import PhaseConfig, Stage2Config
 from train.data import PoolStacks, ScenePool, fill_pool
 from train.depth_photos import DepthPhotos, DepthPhotosNetwork, frames_of
@@ -37,6 +40,7 @@ from train.rows import RowStacks
 
 logger = logging.getLogger("train.stage2")
 _HEADS = ("dsfa.", "neck.", "head.", "pixel_decoder.", "fusion.", "context.", "camera.", "guide.")
+_CAMERA = ("pixel_decoder.camera_layer.", "pixel_decoder.camera_token_adapter.")
 _START_M = 3.0
 
 
@@ -48,14 +52,7 @@ def build_model(cfg: Stage2Config) -> PreTrainedModel:
     """
     fields = dict(cfg.base.model)
     if cfg.base.path:
-        options = {"revision": cfg.base.revision, "dtype": torch.float32}
-        metric = {k: fields.pop(k) for k in ("depth_estimation_type", "max_depth") if k in fields}
-        model = AutoModelForDepthEstimation.from_pretrained(cfg.base.path, **options, **metric)
-        plain = isinstance(model, DepthAnythingForDepthEstimation) and not hasattr(model, "dsfa")
-        if plain:
-            model = BokehDepthAnythingForDepthEstimation.from_base(model, **fields)
-        elif fields:
-            raise InputError(f"base.model is {fields} over {cfg.base.path!r}, which has DSFA already; wanted none.")
+        model = _load_base(cfg, fields)
     elif not cfg.base.backbone:
         config = efficientnet.BokehDepthEfficientNetConfig(**fields)
         model = efficientnet.BokehDepthEfficientNetForDepthEstimation(config)
@@ -74,6 +71,67 @@ def build_model(cfg: Stage2Config) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(kept))
     return model
+
+
+def _load_base(cfg: Stage2Config, fields: dict[str, Any]) -> PreTrainedModel:
+    """The model of `base.path`, with DSFA where it has none yet."""
+    path, options = cfg.base.path, {"revision": cfg.base.revision}
+    known = AutoConfig.from_pretrained(path, **options)
+    metric = {k: fields.pop(k) for k in ("depth_estimation_type", "max_depth") if k in fields}
+    relative = getattr(known, "depth_estimation_type", "metric") == "relative"
+    if relative and metric.get("depth_estimation_type") == "metric" and not cfg.base.fresh_head:
+        raise InputError(
+            f"`base.fresh_head` must be true to make a metric model of {path!r}, whose head is one of relative depth, "
+            "got false."
+        )
+    if isinstance(known, BokehDepthUniDepthConfig) and not known.dsfa_levels:
+        # One without DSFA is an encoder and a decoder of the same class: its configuration gets the blocks.
+        metric, fields = metric | {"dsfa_levels": [0, 1, 2, 3]} | fields, {}
+    model = AutoModelForDepthEstimation.from_pretrained(path, dtype=torch.float32, **options, **metric)
+    plain = isinstance(model, DepthAnythingForDepthEstimation) and not hasattr(model, "dsfa")
+    if plain:
+        model = BokehDepthAnythingForDepthEstimation.from_base(model, **fields)
+    elif fields:
+        raise InputError(f"base.model is {fields} over {path!r}, which has DSFA already; wanted none.")
+    if cfg.base.fresh_head:
+        if not hasattr(model, "head"):
+            raise InputError(f"`base.fresh_head` must be false for {path!r}, which is no Depth Anything, got true.")
+        for layer in [*model.neck.modules(), *model.head.modules()]:
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return model
+
+
+def prepare_camera(cfg: Stage2Config, model: PreTrainedModel, lacking: str | None) -> None:
+    """Sees to it that nothing but its own loss trains the head that predicts the camera.
+
+    Without that loss the head is frozen, and the depth for a predicted camera has no gradient through that.
+
+    Args:
+        cfg: of the run.
+        model: any; one without a camera head is left as it is.
+        lacking: name of a row without intrinsics, or None where all have them.
+
+    Raises:
+        InputError: losses of camera or confidence are weighed without such a head, or the camera's without
+            intrinsics.
+    """
+    if not hasattr(model, "pixel_decoder"):
+        for name in ("camera_weight", "confidence_weight"):
+            if value := getattr(cfg, name):
+                raise InputError(f"`{name}` must be 0 for a base other than UniDepth, got {value:g}.")
+        return
+    if cfg.camera_weight:
+        if lacking is not None:
+            raise InputError(
+                f"`camera_weight` must be 0 where intrinsics are missing ({lacking} has none), got "
+                f"{cfg.camera_weight:g}; at 0 the camera head is left as it is."
+            )
+        return
+    for name, parameter in model.named_parameters():
+        if name.startswith(_CAMERA):
+            parameter.requires_grad_(False)
+    model.pixel_decoder.camera_layer.register_forward_hook(lambda module, inputs, camera: camera.detach())
 
 
 @torch.no_grad()
@@ -108,7 +166,12 @@ def start_afresh(model: BokehDepthAnythingForDepthEstimation) -> None:
 
 
 def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) -> torch.Tensor:
-    """Depth (B, H, W) in metres of a batch.
+    """Depth (B, H, W) in metres of a batch; arguments as of `predict_all`."""
+    return predict_all(model, batch, stack).predicted_depth
+
+
+def predict_all(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) -> DepthEstimatorOutput:
+    """All that a model predicts of a batch.
 
     Args:
         model: the network.
@@ -122,11 +185,11 @@ def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) 
     if "intrinsics" in batch and "intrinsics" in inspect.signature(model.forward).parameters:
         extra["intrinsics"] = batch["intrinsics"]
     if stack == "none":
-        return model(pixel_values=image, **extra).predicted_depth
+        return model(pixel_values=image, **extra)
     frames = (batch["bokeh"] - mean) / std if stack == "frames" else image[:, None].expand_as(batch["bokeh"])
     strengths = torch.cat([torch.zeros(len(image), 1, device=device), batch["strength"]], dim=1)
     pixels = torch.cat([image[:, None], frames], dim=1)
-    return model(pixel_values=pixels, bokeh_strengths=strengths, **extra).predicted_depth
+    return model(pixel_values=pixels, bokeh_strengths=strengths, **extra)
 
 
 class Stage2Network(losses.SummedNetwork):
@@ -143,40 +206,82 @@ class Stage2Network(losses.SummedNetwork):
         self.stack = cfg.stack if cfg.stack in ("sharp", "none") else "frames"
 
     def counts(self, batch: dict[str, Any]) -> losses.Sums:
-        """Pixels whose depth is known, and pictures that have any."""
-        known = batch["valid"].flatten(1).sum(1)
-        return {"pictures": (known > 0).sum().float(), "pixels": known.sum().float()}
+        """Pictures; pixels whose depth is known, and pictures and pools of pictures that have any."""
+        known = batch["valid"].flatten(1).sum(1).float()
+        pools = losses.pooled(known[:, None], self.cfg.pooled_pictures).flatten(1).any(1).sum().float()
+        return {
+            "all": torch.tensor(float(len(known)), device=known.device),
+            "pictures": (known > 0).sum().float(),
+            "pools": pools,
+            "pixels": known.sum(),
+        }
 
     def compared(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predicted and true depth, and where that is known, (B, H, W), of a batch of `PoolStacks` or `RowStacks`."""
+        depth = self._predicted(batch)["predicted_depth"].clamp(min=self.cfg.min_depth_m)
+        return depth, batch["depth_m"][:, 0], batch["valid"][:, 0]
+
+    def _predicted(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the model predicts of a batch, in float32, by the names of its output."""
         lone = batch.get("lone", torch.zeros(len(batch["image"]), dtype=torch.bool))
         order, stacks = lone.long().argsort(stable=True), int((~lone).sum())  # those with a stack first
-        batch = {name: value[order.to(value.device)] for name, value in batch.items()}
-        with_stack, alone = ({name: value[part] for name, value in batch.items()} for part in
-                             (slice(stacks), slice(stacks, None)))  # fmt: skip
-        kinds = [(with_stack, self.stack), (alone, "none")]
-        depth = torch.cat([predict(self.model, part, kind).float() for part, kind in kinds if len(part["image"])])
+        # Where the camera is to be learned, depth is that of the predicted one, as in the published training.
+        hidden = {"intrinsics"} if self.cfg.camera_weight else set()
+        seen = {name: value[order.to(value.device)] for name, value in batch.items() if name not in hidden}
+        parts = (slice(stacks), self.stack), (slice(stacks, None), "none")
+        found = [
+            predict_all(self.model, {name: value[part] for name, value in seen.items()}, kind)
+            for part, kind in parts
+            if len(seen["image"][part])
+        ]
+        names = [name for name in ("predicted_depth", "intrinsics", "confidence") if found[0].get(name) is not None]
+        result = {name: torch.cat([output[name].float() for output in found]) for name in names}
         if not stacks and self.stack != "none":  # data parallel training wants every trained tensor in every part
-            depth = depth + 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
-        return depth.clamp(min=self.cfg.min_depth_m), batch["depth_m"][:, 0], batch["valid"][:, 0]
+            idle = 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
+            result["predicted_depth"] = result["predicted_depth"] + idle
+        return {name: value[order.argsort().to(value.device)] for name, value in result.items()}
 
     def sums(self, batch: dict[str, Any]) -> losses.Sums:
         """Sums of all terms over a batch."""
-        depth, target, valid = self.compared(batch)
+        cfg, found = self.cfg, self._predicted(batch)
+        depth = found["predicted_depth"].clamp(min=cfg.min_depth_m)
+        target, valid = batch["depth_m"][:, 0], batch["valid"][:, 0]
         known, truth = depth[valid], target[valid]  # picked first: a quotient by 0 would have no gradient
-        return {
+        share, pooled = cfg.variance_share, cfg.pooled_pictures
+        result = {
             **self.counts(batch),
-            "silog": losses.scale_invariant_log_loss(depth, target, self.cfg.variance_share, valid, "sum"),
+            "silog": losses.scale_invariant_log_loss(depth, target, share, valid, "sum", pooled),
             "gradient": losses.log_gradient_loss(depth, target, valid=valid, reduction="sum"),
             "abs_rel": ((known - truth).abs() / truth).sum(),
         }
+        with torch.autocast(depth.device.type, enabled=False):
+            counted = valid.flatten(1).any(1)
+            if cfg.edge_weight:
+                edge = unidepth_losses.edge_guided_error(depth, target, valid, batch["image"])
+                result["edge"] = edge[counted].sum()
+            if cfg.confidence_weight:
+                error = unidepth_losses.confidence_error(found["confidence"], depth, target, valid)
+                result["confidence"] = error[counted].sum()
+            if cfg.camera_weight:
+                size = depth.shape[-2:]
+                result["camera"] = unidepth_losses.ray_error(found["intrinsics"], batch["intrinsics"], *size).sum()
+        return result
 
     def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
         """The loss and its parts, and AbsRel."""
-        pictures, pixels = (sums[name].clamp(min=1) for name in ("pictures", "pixels"))
-        silog, gradient, error = sums["silog"] / pictures, sums["gradient"] / pictures, sums["abs_rel"] / pixels
-        loss = silog + self.cfg.gradient_weight * gradient + self.cfg.relative_weight * error
-        return {"loss": loss, "silog": silog, "gradient": gradient, "abs_rel": error.detach()}
+        cfg, counts = self.cfg, {"silog": "pools", "abs_rel": "pixels", "camera": "all"}
+        names = ("silog", "gradient", "abs_rel", "edge", "camera", "confidence")
+        parts = {n: sums[n] / sums[counts.get(n, "pictures")].clamp(min=1) for n in names if n in sums}
+        weights = {
+            "silog": 1.0,
+            "gradient": cfg.gradient_weight,
+            "abs_rel": cfg.relative_weight,
+            "edge": cfg.edge_weight,
+            "camera": cfg.camera_weight,
+            "confidence": cfg.confidence_weight,
+        }
+        loss = sum(weights[name] * value for name, value in parts.items())
+        return {"loss": loss, **parts, "abs_rel": parts["abs_rel"].detach()}
 
 
 @torch.no_grad()
@@ -242,9 +347,8 @@ def run(
         RuntimeError: the loss is not finite.
     """
     accelerator = loop.start(config)
-    if config.pool is not None and accelerator.is_main_process:
-        fill_pool(config.pool)
-    accelerator.wait_for_everyone()
+    if config.pool is not None:
+        fill_pool(config.pool, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     if config.photos is not None:
         return _run_photos(config, accelerator, resume)
     if config.manifests is None:
@@ -256,6 +360,7 @@ def run(
         raise InputError(f"size_px is {config.size_px}; wanted a multiple of the patch, {model.config.patch_size} px.")
     if config.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    prepare_camera(config, model, source.without_intrinsics)
     network = Stage2Network(model, config)
     phase = PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)
     stage = loop.Stage(

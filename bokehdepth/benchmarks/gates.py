@@ -99,12 +99,11 @@ def compare(
     clock = time.process_time if device.type == "cpu" else wall
     rows, results, work = {}, {}, {}
 
-    def watched(name: str) -> None:
-        results[name], work[name] = counted_flop(contenders[name].run)
-
     for name, contender in contenders.items():
         contender.prepare()
-        peak = peak_bytes(lambda name=name: watched(name), device)
+        results[name], work[name] = counted_flop(contender.run)
+        contender.prepare()
+        peak = peak_bytes(contender.run, device)  # a run of its own: the counter of work keeps tensors alive
         if not bool(torch.isfinite(results[name]).all()):
             raise ArithmeticError(f"{name} gave values that are not finite.")
         difference = None

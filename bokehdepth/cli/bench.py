@@ -89,6 +89,7 @@ def add_bench(commands: Any) -> None:
         "Time and peak memory of a step of adapter training with random weights.",
     )
     training.add_argument("--batch", metavar="B", type=whole_number(1), default=2, help="photos (default: 2)")
+    training.add_argument("--count", action="store_true", help="count memory as on a GPU, run nothing")
 
 
 _SIZES_PX = {"stage1": 160, "stage2": 196, "pipeline": 128, "training": 160}
@@ -116,7 +117,7 @@ def _networks(arguments: argparse.Namespace) -> int:
 
     bench = import_module(f"..benchmarks.{arguments.bench}", __package__)
     options = {"size": "size_px", "compile": "compiled"}
-    known = ("size", "frames", "steps", "batch", "repeats", "device", "true_size", "compile")
+    known = ("size", "frames", "steps", "batch", "repeats", "device", "true_size", "compile", "count")
     given = {options.get(name, name): getattr(arguments, name) for name in known if hasattr(arguments, name)}
     result = bench.run(**given)
     if arguments.json:
