@@ -33,7 +33,7 @@ DEPTH_MODEL = {"width_factor": 0.25, "depth_factor": 0.25, "decoder_channels": [
 
 
 def draw_photos(folder: Path) -> Path:
-    """A manifest of six drawn photographs: metric depth with holes, depth without scale, masks, one without a camera."""
+    """A manifest of six drawn photographs: depth with holes, one without scale, one without a camera; masks."""
     import numpy as np
     from PIL import Image
 
@@ -83,7 +83,7 @@ def configs(folder, batch_factor: int = 1, **loop):
     from train.config import Stage1Config, Stage2Config, load
 
     def changed(kind, name, *changes):
-        cfg = load(kind, ROOT / f"train/configs/{name}_debug.yaml", [f"pool.folder={folder}/pool", *changes])
+        cfg = load(kind, ROOT / f"train/configs/{name}_debug.yaml", [f"pool.folder={folder}/pool", "pool.seed=9", *changes])
         optimizer = replace(cfg.optimizer, warmup=2, name="sgd", grad_clip=CLIP)
         settings = {"log_every": 1, "save_every": 2, "sample_every": 0, "keep": 2, **loop}
         return replace(cfg, optimizer=optimizer, loop=replace(cfg.loop, **settings))
@@ -91,7 +91,7 @@ def configs(folder, batch_factor: int = 1, **loop):
     one = changed(Stage1Config, "stage1", f"output={folder}/one", "prompts.strength_dropout=0.3", "grounded_share=0.5")
     phases = [replace(one.phases[0], steps=4, batch=4 * batch_factor, learning_rate=1.0)]
     one = replace(one, phases=phases)
-    two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=1.1", "relative_weight=0.3",
+    two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=2.5", "relative_weight=0.3",
                   "lone_share=0.4")  # fmt: skip
     two = replace(two, steps=4, batch=2 * batch_factor, learning_rate=0.1)
     mini = changed(Stage1Config, "stage1", f"output={folder}/mini", f"base={json.dumps({'transformer': TRANSFORMER})}",

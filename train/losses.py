@@ -174,6 +174,11 @@ def _over_pictures(values: torch.Tensor, weight: torch.Tensor, reduction: str) -
     return found if reduction == "sum" else found / counted.sum().clamp(min=1)
 
 
+def _smooth_abs(values: torch.Tensor, width: float = 0.01) -> torch.Tensor:
+    """Absolute values whose slope passes through 0 within `width`: the pixel that is the median has no jump there."""
+    return (values.square() + width**2).sqrt() - width
+
+
 def bounded_log_errors(
     depth: torch.Tensor,
     disparity: torch.Tensor,
@@ -219,12 +224,12 @@ def bounded_log_errors(
         for axis in (-1, -2):
             count = level.shape[axis] - 1
             both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
-            change = (level.narrow(axis, 1, count) - level.narrow(axis, 0, count)).abs() * both
+            change = _smooth_abs(level.narrow(axis, 1, count) - level.narrow(axis, 0, count)) * both
             gradient = gradient + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
         level, weight = fn.avg_pool2d(level, 2), (fn.avg_pool2d(weight, 2) == 1).float()
     return {
-        "metric": torch.where(metric, error.abs().sum((-2, -1)) / counts, 0.0),
-        "shape": torch.where(valid, (error - middle).abs(), 0.0).sum((-2, -1)) / counts,
+        "metric": torch.where(metric, _smooth_abs(error).sum((-2, -1)) / counts, 0.0),
+        "shape": torch.where(valid, _smooth_abs(error - middle), 0.0).sum((-2, -1)) / counts,
         "gradient": gradient / scales,
         "abs_rel": relative,
     }
