@@ -183,6 +183,33 @@ def test_gradients_reach_every_trained_tensor_of_stage1_and_no_frozen_one(flux):
     assert loop.freeze_idle(network, batches[0]) == []
 
 
+def test_stage1_has_the_loss_and_the_gradients_of_diffusers_own_trainer(flux):
+    """diffusers' Kontext trainer: weighted squared distance to noise - latents, each sample's mean, then theirs."""
+    from diffusers import FluxKontextPipeline
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    network, batches = flux
+    trained, seen = [p for p in network.parameters() if p.requires_grad], []
+    network.transformer.register_forward_hook(lambda module, arguments, output: seen.append(output[0]))
+    with torch.no_grad():  # a fresh branch has no effect yet
+        for number, parameter in enumerate(trained):
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+    for batch in batches:
+        loss = network(batch)["loss"]
+        clean = network.encode(batch["target"])
+        drawn = [stage1.draw_flux_noise(int(seed), clean.shape[1:], network.offset_noise) for seed in batch["seed"]]
+        sigma, noise = (torch.stack(x) for x in zip(*drawn, strict=True))
+        count = clean.shape[-2] * clean.shape[-1] // 4
+        velocity = FluxKontextPipeline._unpack_latents(seen[-1][:, :count], 64, 64, 8)
+        weighting = compute_loss_weighting_for_sd3("none", sigmas=sigma[:, None, None, None])
+        squares = weighting.float() * (velocity.float() - (noise - clean).float()) ** 2
+        wanted = squares.reshape(len(clean), -1).mean(1).mean()
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+        ours, theirs = (torch.autograd.grad(value, trained, retain_graph=True) for value in (loss, wanted))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
 def test_a_tensor_without_effect_is_frozen(root):
     """One context token without a null token: its key is dead (a softmax over one key is 1)."""
     changes = [f"pool.folder={root}/pool", "adapter.null_token=false"]

@@ -117,7 +117,7 @@ def test_rows_are_rendered_at_the_strength_they_state(home):
     source = rows.RowPairs(cfg, None)
     row = source.rows[3]
     crop = rows.centre_crop((80, 96), (64, 64))
-    sample = source._sample(row, (64, 64), np.random.default_rng(0), False, None)
+    sample = source._sample(3, (64, 64), np.random.default_rng(0), False, None)
     sharp = crop.of(rows.load_picture(row.image_path))[0].permute(1, 2, 0).contiguous().numpy()
     depth = rows.fill_holes(crop.of_depth(rows.read_depth(row)))
     assert np.isnan(rows.read_depth(row)[0, 0]) and np.isfinite(depth).all() and set(np.unique(depth)) == {1.5, 3.0}
@@ -130,7 +130,7 @@ def test_rows_are_rendered_at_the_strength_they_state(home):
 def test_text_steps_take_photos_and_groups_and_captions(home, tmp_path):
     cfg = stage1_config(home, "text_to_image=1", "prompts.caption_dropout=0.3", "grounded_share=1")
     prompts = Prompts(str(tmp_path), "a base", 3)
-    texts = prompts.missing(rows.RowPairs(cfg, None).captions())
+    texts = prompts.missing([text for row in rows.load_rows(cfg.manifests) for text in row.captions])
     assert texts[:2] == [None, ""] and set(texts[2:]) == {"a scene", *(f"scene {n}" for n in range(4))}
     codes = {text: float(number) for number, text in enumerate(texts)}
     named = {stage1.Prompts.__init__.__globals__["DEFAULT_PROMPT"] if t is None else t: v for t, v in codes.items()}

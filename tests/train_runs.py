@@ -113,5 +113,26 @@ def pair(folder: str) -> None:
         run(name, cfg)
 
 
+def shares(process: int, folder: str) -> None:
+    """Writes what one of two processes knows of five rows, and which of them it has read itself."""
+    import torch
+
+    from bokehdepth.manifest import ManifestRow
+    from train import row_checks
+
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=process, world_size=2)
+    mine = []
+
+    def check(row):
+        mine.append(row.row_id)
+        if row.row_id == "r3":
+            raise row_checks.UnusableError("odd", "r3 is odd")
+        return row.row_id
+
+    results = row_checks.checked([ManifestRow(f"r{n}", "s", image_path=Path("x")) for n in range(5)], check)
+    Path(folder, f"{process}.json").write_text(json.dumps([sorted(mine), [str(result) for result in results]]))
+    torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     {"kill": kill, "pair": pair}[sys.argv[1]](sys.argv[2])

@@ -131,7 +131,7 @@ class ScenePool:
             thread loads them in order as they appear, and gives up after so many seconds without a new one.
 
     Raises:
-        InputError: no shard is there and patience_s is 0.
+        InputError: no shard is there, or one has depth that is not above 0, and patience_s is 0.
     """
 
     def __init__(
@@ -227,6 +227,9 @@ class ScenePool:
             self.kinds[begin:end] = shard["kind"][: end - begin]
             for key in ("image", "bokeh", "depth_m", "strength", "focus_distance_m"):
                 values = torch.from_numpy(shard[key][: end - begin])
+                if key == "depth_m" and not bool((values > 0).all()):
+                    odd = values[~(values > 0)][0].item()
+                    raise InputError(f"depth_m of {str(path)!r} must be above 0 everywhere, got {odd}.")
                 if key not in self.tensors:
                     size = (self._scenes, *values.shape[1:])
                     self.tensors[key] = torch.empty(size, dtype=values.dtype, device=self.device)
@@ -504,6 +507,18 @@ class PoolStacks:
             self.generated = _open_pool(folder, cfg.loop, device)
             if shard_path(folder, "held_out", 0).exists():
                 self._held_out_of = folder
+        self._check_depth()
+
+    def _check_depth(self) -> None:
+        """Counts the loaded scenes without any depth that counts; they have no weight in the loss."""
+        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, self.rendered.loaded
+        blocks = self.rendered.tensors["depth_m"][:loaded].split(1000) if loaded else ()
+        empty = loaded - sum(int(((d >= low) & (d <= high)).flatten(1).any(1).sum()) for d in blocks)
+        if empty:
+            words = f"pool.folder is {self.cfg.pool.folder!r}, {empty} of whose {loaded} scenes have no depth"
+            if empty == loaded:
+                raise InputError(f"{words} from {low:g} to {high:g} m; wanted some to learn from.")
+            logger.warning("%s from %g to %g m and count nothing.", words, low, high)
 
     def __call__(
         self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from bokehdepth.imaging import open_photo
 from bokehdepth.manifest import ManifestRow, read_manifest
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.processing_bokehdepth import resize, to_pixels
-from bokehdepth.rendering.refocus import render_from_depth
+from bokehdepth.rendering.aperture import MAX_RADIUS_PX
+from bokehdepth.rendering.refocus import render_from_depth, signed_radius_px
 from train.checkpointing import step_rng
 from train.config import ManifestConfig, PhaseConfig, Stage1Config, Stage2Config
 from train.data import (
@@ -38,6 +39,7 @@ from train.data import (
     told_strength,
 )
 from train.prompts import Prompts
+from train.row_checks import UnusableError, checked, outcome, redrawn, told, unusable
 from train.sources import read_depth as read_depth_file
 
 logger = logging.getLogger("train.rows")
@@ -112,8 +114,11 @@ def focus_of(row: ManifestRow, depth: np.ndarray) -> float:
         return camera.focus_distance_m
     if camera is not None and camera.focus_relative_disparity:
         return 1 / camera.focus_relative_disparity
-    with Image.open(row.mask_path) as image:
-        mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
+    try:
+        with Image.open(row.mask_path) as image:
+            mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is no picture that can be read ({error}).") from error
     if mask.shape != depth.shape:
         raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {depth.shape} px.")
     inside = depth[mask & np.isfinite(depth)]
@@ -122,10 +127,43 @@ def focus_of(row: ManifestRow, depth: np.ndarray) -> float:
     return float(1 / np.median(1 / inside))
 
 
+def check_pictures(row: ManifestRow) -> None:
+    """Decodes every picture of a row as training does.
+
+    Raises:
+        UnusableError: one cannot be read, or differs in size from the others.
+    """
+    paths = [path for path in (row.image_path, row.target_path) if path is not None]
+    for path in (*paths, *(frame.image_path for frame in row.stack)):
+        with unusable("a picture cannot be read"):
+            open_photo(path)
+            if picture_size(path) != picture_size(paths[0]):
+                words = "photo and target differ in size" if path in paths else "frame and photo differ in size"
+                raise UnusableError(words, f"{path.name}: {picture_size(path)} px, photo {picture_size(paths[0])} px")
+
+
+def check_blur(depth: np.ndarray, strength: float, focus: float) -> None:
+    """Refuses depth whose blur the renderer cannot do.
+
+    Args:
+        depth: (H, W) at the size that is rendered; holes do not count.
+        strength: the largest K that may be drawn.
+        focus: in the unit of the depth.
+
+    Raises:
+        UnusableError: nothing has a value, or a blur is too wide.
+    """
+    known = np.isfinite(depth)
+    if not known.any():
+        raise UnusableError("no depth inside the crop")
+    with unusable(f"blur at K = {strength:g} is wider than the renderer's {MAX_RADIUS_PX} px"):
+        signed_radius_px(np.where(known, depth, depth[known][0]), strength, focus)
+
+
 def fill_holes(depth: np.ndarray) -> np.ndarray:
-    """Gives every pixel without a value, NaN or infinite, that of the nearest one that has one."""
+    """Gives every pixel without a value, NaN or infinite, that of the nearest one that has one, where any has."""
     hole = ~np.isfinite(depth)
-    if not hole.any():
+    if not hole.any() or hole.all():
         return depth
     nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
     return depth[tuple(nearest)]
@@ -142,6 +180,10 @@ def bucket_sizes(side_px: int) -> list[tuple[int, int]]:
         if width and 1 / _LONGEST <= height / width <= _LONGEST:
             found.add((height, width))
     return sorted(found)
+
+
+def _buckets(phase: PhaseConfig) -> list[tuple[int, int]]:
+    return bucket_sizes(phase.size_px) if phase.buckets else [(phase.size_px, phase.size_px)]
 
 
 def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tuple[int, int]:
@@ -202,6 +244,11 @@ def centre_crop(size: tuple[int, int], wanted: tuple[int, int]) -> Crop:
     return Crop((size[0] - height) // 2, (size[1] - width) // 2, height, width, wanted)
 
 
+def _source(seed: int, step: int, number: int, attempt: int) -> np.random.Generator:
+    """The random source of a sample, and others for the further draws of one whose row cannot be read."""
+    return step_rng(seed, step, number, *((2, attempt) if attempt else ()))
+
+
 # ---------------------------------------------------------------------- Stage-1
 
 
@@ -230,29 +277,49 @@ class RowPairs:
 
     def __init__(self, cfg: Stage1Config, prompts: Prompts | None) -> None:
         self.cfg, self.prompts = cfg, prompts
-        self.rows = load_rows(cfg.manifests)
         self.group = 1 + cfg.manifests.renders
+        rows = load_rows(cfg.manifests)
+        found = list(zip(rows, checked(rows, self._check), strict=True))
+        bad = [(row, result) for row, result in found if isinstance(result, UnusableError)]
+        self.left_out = told(bad, "altogether")
+        good = [(row, result) for row, result in found if not isinstance(result, UnusableError)]
+        self.rows = [row for row, _ in good]
+        for size in sorted({size for _, sizes in good for size in sizes}):
+            bad = [(row, sizes[size]) for row, sizes in good if sizes.get(size)]
+            self.left_out += told(bad, f"where {size[1]} x {size[0]} px are rendered")
+        self.rendered = [{size for size, error in sizes.items() if error is None} for _, sizes in good]
         self.indices = {phase: self._index(phase) for phase in cfg.phases}
 
-    def captions(self) -> list[str]:
-        """Every caption of the rows."""
-        return [caption for row in self.rows for caption in row.captions]
+    def _check(self, row: ManifestRow) -> dict[tuple[int, int], UnusableError | None]:
+        """For each size that a row is cut to, whether it can be rendered there; none where it never can."""
+        check_pictures(row)
+        if not can_be_rendered(row):
+            return {}
+        size = picture_size(row.image_path)
+        sizes = {nearest_bucket(size, _buckets(phase)) for phase in self.cfg.phases}
+        try:
+            with unusable("depth cannot be used"):
+                depth = read_depth(row)
+            with unusable("the foreground mask cannot be used"):
+                focus = focus_of(row, depth)
+        except UnusableError as error:
+            return dict.fromkeys(sizes, error)
+        crops = {bucket: centre_crop(size, bucket).of_depth(depth) for bucket in sizes}
+        return {bucket: outcome(check_blur, crop, MAX_BOKEH_STRENGTH, focus) for bucket, crop in crops.items()}
 
     def _index(self, phase: PhaseConfig) -> _Index:
-        buckets = bucket_sizes(phase.size_px) if phase.buckets else [(phase.size_px, phase.size_px)]
+        buckets = _buckets(phase)
         index, lost = _Index(buckets, {}, {}, {}, {}), 0
         for number, row in enumerate(self.rows):
             size = picture_size(row.image_path or row.target_path)
             bucket = nearest_bucket(size, buckets)
             pair = row.image_path is not None and row.target_path is not None
-            if pair and picture_size(row.target_path) != size:
-                raise InputError(f"row {row.row_id}: photo and target differ in size; wanted one size.")
             known = row.target_path is not None
             if known and self._strength(row, bucket, size) > MAX_BOKEH_STRENGTH:
                 known, lost = False, lost + 1
             if known:
                 index.photographed.setdefault(bucket, []).append(number)
-            rendered = can_be_rendered(row)
+            rendered = bucket in self.rendered[number]
             if rendered:
                 index.rendered.setdefault(bucket, []).append(number)
             if known and pair:
@@ -262,10 +329,11 @@ class RowPairs:
         if lost:
             logger.info("%d targets are left out at %d px: their K is above 30 after the crop", lost, phase.size_px)
         share = self.cfg.text_share(phase)
+        why = f" ({self.left_out})" if self.left_out else ""
         if share < 1 and not index.edited:
-            raise InputError("manifests have neither pairs nor rows that can be rendered; wanted some for editing.")
+            raise InputError(f"manifests have neither pairs nor rows that can be rendered{why}; wanted some to edit.")
         if share > 0 and not (index.photographed or index.rendered):
-            raise InputError("manifests have no row for text-to-image steps; wanted targets, or depth with focus.")
+            raise InputError(f"manifests have no row for text-to-image steps{why}; wanted targets or depth and focus.")
         if share > 0 and index.rendered and phase.batch % self.group:
             raise InputError(
                 f"batch is {phase.batch} in a phase with text-to-image steps; wanted a multiple of {self.group}, the "
@@ -290,10 +358,13 @@ class RowPairs:
         bucket = sizes[common.choice(len(sizes), p=weights / weights.sum())]
         samples = []
         for number in map(int, numbers):
-            rng = step_rng(seed, step, number // self.group if grouped else number)
-            row = self.rows[kind[bucket][rng.integers(len(kind[bucket]))]]
-            member = number % self.group if grouped else None
-            samples.append(self._sample(row, bucket, rng, text, member))
+
+            def draw(attempt: int, number: int = number) -> dict[str, Any]:
+                rng = _source(seed, step, number // self.group if grouped else number, attempt)
+                row = kind[bucket][rng.integers(len(kind[bucket]))]
+                return self._sample(row, bucket, rng, text, number % self.group if grouped else None)
+
+            samples.append(redrawn(draw))
         place = torch.arange(len(samples))
         member = torch.from_numpy(numbers % self.group) if grouped else torch.zeros_like(place)
         grounded = torch.tensor([bool(sample.pop("grounded")) for sample in samples])
@@ -304,9 +375,10 @@ class RowPairs:
         return batch
 
     def _sample(
-        self, row: ManifestRow, bucket: tuple[int, int], rng: np.random.Generator, text: bool, member: int | None
+        self, number: int, bucket: tuple[int, int], rng: np.random.Generator, text: bool, member: int | None
     ) -> dict[str, Any]:
-        """One sample; the members of a group get equal generators and use them alike up to their own K."""
+        """One sample of a row; the members of a group get equal generators and use them alike up to their own K."""
+        row = self.rows[number]
         size = picture_size(row.image_path or row.target_path)
         crop = centre_crop(size, bucket)
         seed = torch.tensor(int(rng.integers(2**62)))
@@ -320,12 +392,12 @@ class RowPairs:
         elif text:
             render = False
         else:
-            render = can_be_rendered(row) and (not pair or share < self.cfg.manifests.rendered_share)
+            render = bucket in self.rendered[number] and (not pair or share < self.cfg.manifests.rendered_share)
         draws = rng.uniform(self.cfg.manifests.min_strength, MAX_BOKEH_STRENGTH, size=self.group)
         if render:
             image = crop.of(load_picture(row.image_path))
             strength = 0.0 if member == 0 else float(draws[0 if member is None else member])
-            target = self._render(row, crop, image, strength) if strength else image
+            target = self._render(row, crop, image, strength)  # K = 0 too: a group reads the same files
         else:
             target, strength = crop.of(load_picture(row.target_path)), self._strength(row, bucket, size)
             image = target if text else crop.of(load_picture(row.image_path))
@@ -370,35 +442,51 @@ class RowStacks:
 
     def __init__(self, cfg: Stage2Config) -> None:
         self.cfg = cfg
-        self.rows = [row for row in load_rows(cfg.manifests) if row.depth_path is not None]
-        if not self.rows:
+        rows = [row for row in load_rows(cfg.manifests) if row.depth_path is not None]
+        if not rows:
             raise InputError("manifests have no row with a depth; wanted depth to learn from.")
-        for row in self.rows:
-            self._check(row)
+        for row in rows:
+            self._check_kind(row, rows[0])
+        found = list(zip(rows, checked(rows, self._check), strict=True))
+        left_out = told([(row, error) for row, error in found if error is not None], "altogether")
+        self.rows = [row for row, error in found if error is None]
+        if not self.rows:
+            raise InputError(f"manifests have no row to learn from ({left_out}); wanted at least one.")
         lacking = [row.row_id for row in self.rows if row.intrinsics is None]
         self.has_intrinsics, self.without_intrinsics = not lacking, f"row {lacking[0]}" if lacking else None
 
-    def _check(self, row: ManifestRow) -> None:
+    def _check_kind(self, row: ManifestRow, first: ManifestRow) -> None:
+        """Refuses manifests of another kind than the configuration is for."""
         if row.depth_unit == "relative_disparity":
             raise InputError(f"row {row.row_id} has relative depth; wanted metric depth for Stage-2.")
         if self.cfg.stack == "stage1" and not row.stack:
             raise InputError(f"row {row.row_id} has no stack; wanted one, see train.stacks.")
         if self.cfg.stack == "renderer" and not can_be_rendered(row):
             raise InputError(f"row {row.row_id} has no focus; wanted s1 or a foreground mask for stack renderer.")
-        for frame in row.stack:
-            if picture_size(frame.image_path) != picture_size(row.image_path):
-                raise InputError(f"row {row.row_id}: {frame.image_path} differs in size from the photo.")
         strengths, wanted = self._strengths(row), self.cfg.augment.frames
-        counts = {len(self._strengths(other)) for other in (row, self.rows[0])}
+        counts = {len(self._strengths(other)) for other in (row, first)}
         if wanted is None and len(counts) > 1:
             raise InputError(f"row {row.row_id} has {len(strengths)} frames; wanted equally many, or augment.frames.")
         if wanted is not None and wanted > len(strengths):
             raise InputError(f"row {row.row_id} has {len(strengths)} frames; wanted {wanted}, as augment.frames says.")
+
+    def _check(self, row: ManifestRow) -> None:
+        """Reads a row's files: all that it states has to be right, used or not, so that controls draw equal rows."""
+        cfg = self.cfg
+        check_pictures(row)
         if self._smallest(row) > min(picture_size(row.image_path)):
-            raise InputError(
-                f"row {row.row_id}: K is above 30 after any square crop of its {strengths}; wanted fewer frames "
-                "(augment.frames) or smaller K."
-            )
+            words = "K is above 30 after any square crop, wanted fewer frames (augment.frames) or smaller K"
+            raise UnusableError(words, f"{words}: {self._strengths(row)}")
+        with unusable("depth cannot be used"):
+            depth = read_depth(row)
+        if not ((depth >= cfg.min_depth_m) & (depth <= cfg.max_depth_m)).any():
+            reason = f"no depth from {cfg.min_depth_m:g} to {cfg.max_depth_m:g} m"
+            raise UnusableError(reason, f"{row.depth_path.name}: {np.nanmin(depth):g} to {np.nanmax(depth):g} m")
+        if can_be_rendered(row):
+            with unusable("the foreground mask cannot be used"):
+                focus = focus_of(row, depth)
+            ends = np.array([[np.nanmin(depth)], [np.nanmax(depth)]], np.float32)
+            check_blur(ends.repeat(cfg.size_px, axis=1), max(cfg.strengths), focus)
 
     def _strengths(self, row: ManifestRow) -> list[float]:
         return [frame.bokeh_strength for frame in row.stack] or self.cfg.strengths
@@ -414,8 +502,12 @@ class RowStacks:
         self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int | None = None
     ) -> dict[str, Any]:
         """Draws a batch; as `PoolStacks` says, with intrinsics (B, 3, 3) in pixels where all rows have them."""
-        rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
-        samples = [self._sample(self.rows[rng.integers(len(self.rows))], rng) for rng in rngs]
+
+        def draw(number: int, attempt: int) -> dict[str, torch.Tensor]:
+            rng = _source(self.cfg.seed, step, number, attempt)
+            return self._sample(self.rows[rng.integers(len(self.rows))], rng)
+
+        samples = [redrawn(partial(draw, int(number))) for number in numbers]
         batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
         return batch | {"lone": lone_samples(self.cfg, step, numbers, samples)}
 
@@ -426,7 +518,9 @@ class RowStacks:
         crop, mirrored = self._crop(row, rng, depth), rng is not None and rng.random() < 0.5 and cfg.augment.mirror
         image = crop.of(load_picture(row.image_path))
         if cfg.stack == "renderer":
-            whole, focus = fill_holes(crop.of_depth(depth)), focus_of(row, depth)
+            focus = focus_of(row, depth)
+            whole = fill_holes(crop.of_depth(depth))
+            whole = np.where(np.isfinite(whole), whole, focus)  # a hole fills the crop, which then counts nothing
             picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
             strengths = cfg.strengths
             frames = [render_from_depth(picture, whole, k, focus) for k in strengths]
@@ -475,7 +569,7 @@ class RowStacks:
         crop = Crop(top, left, side, side, wanted)
         seen = crop.of_depth(depth)
         if not ((seen >= self.cfg.min_depth_m) & (seen <= self.cfg.max_depth_m)).any():
-            return self._crop(row, None, depth)  # a hole fills it: the middle of the photo in its place
+            return self._crop(row, None, depth)  # a hole fills it: the middle of the photo, which may count nothing
         return crop
 
     def looks(self, count: int) -> dict[str, torch.Tensor]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
@@ -23,6 +26,12 @@ from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, read_manife
 from train import config
 from train.config import PoolConfig, Stage1Config, Stage2Config
 from train.data import ScenePool
+
+# What PIL and NumPy raise on files that are cut short, damaged or dressed up.
+_READ_ERRORS = (
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, IndexError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ def _stored_values(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as image:
                 array = np.asarray(image)
-    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+    except _READ_ERRORS as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"depth is {path.name!r}, which cannot be read ({error}), wanted a depth map.") from error

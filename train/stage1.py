@@ -28,7 +28,7 @@ from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool
 from train.prompts import Prompts
-from train.rows import RowPairs
+from train.rows import RowPairs, load_rows
 
 logger = logging.getLogger("train.stage1")
 SAMPLE_STRENGTHS = (10.0, 20.0, 30.0)
@@ -384,7 +384,8 @@ def prepare_prompts(cfg: Stage1Config, accelerator: Accelerator) -> Prompts | No
     if not cfg.prompts.cache:
         return None
     prompts = Prompts(cfg.prompts.cache, f"{cfg.base.path}@{cfg.base.revision}", cfg.prompts.tokens)
-    captions = [] if cfg.manifests is None else RowPairs(cfg, None).captions()
+    rows = [] if cfg.manifests is None else load_rows(cfg.manifests)
+    captions = [caption for row in rows for caption in row.captions]
     missing = prompts.missing(captions)
     if missing and not cfg.base.path:
         raise InputError(f"prompts.cache is {cfg.prompts.cache!r} without base.path; wanted a base that encodes.")
