@@ -155,8 +155,8 @@ class _GuidedUpsampling(nn.Module):
         """Map coarse values (B, 1, h, w), features (B, C, h, w) and pixels (B, 3, 4h, 4w) to (B, 4h, 4w)."""
         guide = torch.cat([features, fn.pixel_unshuffle(pixels, _GUIDE_PX).to(features.dtype)], dim=1)
         logits = self.conv_out(fn.relu(self.conv_in(guide)))
-        weights = logits.float().unflatten(1, (9, -1)).softmax(dim=1)  # (B, 9, 16, h, w)
-        around = fn.unfold(fn.pad(coarse.float(), (1, 1, 1, 1), mode="replicate"), 3)  # (B, 9, h * w)
+        weights = _widened(logits).unflatten(1, (9, -1)).softmax(dim=1)  # (B, 9, 16, h, w)
+        around = fn.unfold(fn.pad(_widened(coarse), (1, 1, 1, 1), mode="replicate"), 3)  # (B, 9, h * w)
         around = around.unflatten(2, coarse.shape[-2:])[:, :, None]
         return fn.pixel_shuffle((weights * around).sum(dim=1), _GUIDE_PX)[:, 0]
 
@@ -264,9 +264,9 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
             features = fusion(encoded, features)
         # Rounded to bfloat16, depth would have steps of half a per cent.
         with torch.autocast(frames.device.type, enabled=False):
-            log_depth = -_in_float32(self.head, features)
+            log_depth = -_wide(self.head, features)
             log_depth = self.guide(log_depth, features, reference).clamp(*_LOG_DEPTH_LIMITS)
-            guessed_px = _in_float32(self.camera, pooled).exp()[:, 0] * max(height_px, width_px)
+            guessed_px = _wide(self.camera, pooled).exp()[:, 0] * max(height_px, width_px)
             focal_px = guessed_px
             if intrinsics is not None:
                 focal_px = (intrinsics[:, 0, 0] * intrinsics[:, 1, 1]).sqrt().to(guessed_px)
@@ -352,15 +352,22 @@ def check_intrinsics(intrinsics: Tensor, batch: int) -> None:
             raise ValueError(f"`intrinsics` must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0, got {matrix}.")
 
 
-def _in_float32(layers: nn.Module, features: Tensor) -> Tensor:
-    """The result of convolutions or linear layers in float32, whatever the weights' dtype."""
+def _widened(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _wide(layers: nn.Module, features: Tensor) -> Tensor:
+    """The result of convolutions or linear layers in float32 or wider, whatever the weights' dtype."""
     for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
-        if isinstance(layer, nn.Conv2d):
-            features = fn.conv2d(features.float(), layer.weight.float(), layer.bias.float(), padding=layer.padding)
-        elif isinstance(layer, nn.Linear):
-            features = fn.linear(features.float(), layer.weight.float(), layer.bias.float())
-        else:
+        if isinstance(layer, nn.ReLU):
             features = layer(features)
+            continue
+        features, weight, bias = (_widened(values) for values in (features, layer.weight, layer.bias))
+        if isinstance(layer, nn.Conv2d):
+            features = fn.conv2d(features, weight, bias, padding=layer.padding)
+        else:
+            features = fn.linear(features, weight, bias)
     return features
 
 

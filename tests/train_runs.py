@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,8 +76,8 @@ def save_depth_model(folder: Path) -> Path:
 def configs(folder, batch_factor: int = 1, **loop):
     """The three trainers on a shared pool, small enough for many runs, by name.
 
-    one is Stage-1 on a Flux base, two Stage-2 with holes in its truth, samples without a stack and every term of its
-    loss, mini the embedded Stage-1, a quarter of whose samples become pictures, pooled Stage-2 with a loss over all
+    one is Stage-1 on a Flux base; two Stage-2 with holes in its truth, samples without a stack and every term of its
+    loss; mini the embedded Stage-1, a quarter of whose samples become pictures; pooled Stage-2 with a loss over all
     pixels of a step that is not linear in their sums. photos1 and photos2 are the embedded model on photographs and
     scenes, where `folder/photos` has been drawn.
     """
@@ -114,13 +115,11 @@ def configs(folder, batch_factor: int = 1, **loop):
     return cfgs
 
 
-def run(name, cfg, resume=None) -> None:
-    """A trainer by its name in `configs`."""
-    from train import stage1, stage2
+def pooled_network():
+    """A class of networks with a loss over all pixels of a step: the root of their variance of log ratios, in part."""
+    from train import stage2
 
     class Pooled(stage2.Stage2Network):
-        """The root of the step's mean squared log ratio, less half of its squared mean."""
-
         pooled = True
 
         def sums(self, batch):
@@ -132,7 +131,45 @@ def run(name, cfg, resume=None) -> None:
             mean, square = sums["log"] / sums["pixels"], sums["square"] / sums["pixels"]
             return {"loss": (square - 0.5 * mean.square()).sqrt()}
 
-    kind, stage2.Stage2Network = stage2.Stage2Network, Pooled if name == "pooled" else stage2.Stage2Network
+    return Pooled
+
+
+@contextmanager
+def in_float64():
+    """Every network and batch in float64, in which no ReLU turns over by rounding: what differs is the arithmetic."""
+    import torch
+
+    from train import loop, stage1, stage2
+
+    def cast(value):
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def send(data, device):
+        return {name: cast(value) for name, value in to_device(data, device).items()}
+
+    to_device, build, model = loop.send_to_device, stage1.build_network, stage2.build_model
+    changes = [
+        (torch.Tensor, "float", torch.Tensor.double),
+        (loop, "send_to_device", send),
+        (stage1, "build_network", lambda *arguments: (build(*arguments)[0].double(), None)),
+        (stage2, "build_model", lambda *arguments: model(*arguments).double()),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for place in changes:
+        setattr(*place)
+    try:
+        yield
+    finally:
+        for place in before:
+            setattr(*place)
+
+
+def run(name, cfg, resume=None) -> None:
+    """A trainer by its name in `configs`."""
+    from train import stage1, stage2
+
+    kind = stage2.Stage2Network
+    stage2.Stage2Network = pooled_network() if name == "pooled" else kind
     try:
         (stage1 if name in ("one", "mini", "photos1") else stage2).run(cfg, resume)
     finally:
@@ -168,7 +205,8 @@ def kill(folder: str) -> None:
 def pair(folder: str) -> None:
     """All trainers on as many processes as accelerate started."""
     for name, cfg in configs(folder, accumulation=2).items():
-        run(name, cfg)
+        with in_float64():
+            run(name, cfg)
 
 
 def shares(process: int, folder: str) -> None:
