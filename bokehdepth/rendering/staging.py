@@ -252,8 +252,9 @@ class Stage:
               is_subject: bool = False) -> None:  # fmt: skip
         """Stand a sprite on a plane and darken the ground at its foot."""
         base, height_px = self.row_on(plane, depth_m, centre_px), self.focal_px * height_m / depth_m
-        half_px = 0.5 * height_px * sprite.rgba.shape[1] / sprite.rgba.shape[0]
-        reach_m = min(self.uniform(0.15, 0.8) * half_px * depth_m / self.focal_px, 0.8)
+        foot = sprite.rgba[-max(1, sprite.rgba.shape[0] // 16) :, :, 3] > 127
+        half_px = 0.5 * height_px * max(int(foot.any(axis=0).sum()), 1) / sprite.rgba.shape[0]
+        reach_m = min(self.uniform(0.3, 1.0) * half_px * depth_m / self.focal_px, 0.8)
         flat_px = abs(base - self.row_on(plane, depth_m + reach_m, centre_px))
         self.shade_contact(ground, centre_px, base, half_px, min(flat_px, 0.4 * half_px))
         self.place(sprite, centre_px, base, height_px, depth_m, is_subject, touches=True)

@@ -15,7 +15,7 @@ from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
 from bokehdepth.rendering.textures import Texture
 from bokehdepth.rendering.townscape import CAR_M, STOREY_M, vehicle_views
 
-_NEAREST_M = 1.0  # of a house's wall or a thing beside the camera
+_NEAREST_M = 1.4  # of a house's wall or a thing beside the camera
 _HOUSE_DEPTH_M = 10.0
 _EACH_HOUSE_M = 70.0  # beyond, the row of houses is one without gaps
 _ROOF = np.deg2rad(38)
@@ -56,10 +56,11 @@ class Streets(Outdoors):
             horizon = self.uniform(0.35, 0.6)
         else:
             camera, yaw = self.uniform(1.3, 1.8), self.rng.normal(0, 0.35)
-            if self.happens(0.25):  # across the street
-                yaw = self.uniform(0.8, 1.4) * (1 if self.happens(0.5) else -1)
-            reach = road.half_m + road.pavement_m - 1.2
+            reach = road.half_m + road.pavement_m - 1.5
             road.middle_m = self.uniform(-reach, reach) if self.happens(0.4) else reach * self.rng.choice((-1, 1))
+            if self.happens(0.25):  # across the street, from its other side
+                side = 1 if self.happens(0.5) else -1
+                yaw, road.middle_m = -side * self.uniform(0.8, 1.4), side * reach
             horizon = self.uniform(0.3, 0.7)
         for side in (-1, 1):  # nobody stands in a wall
             shift = max(_NEAREST_M - side * road.wall(side), 0)
@@ -249,7 +250,7 @@ class Streets(Outdoors):
                 x += self.uniform(8, 22)
         for side in {-1, 1} - set(road.sides):
             for _ in range(int(self.rng.integers(2, 6))):
-                out_m, z = self.spread(3.0, 40.0), self.spread(8.0, 150.0)
+                out_m, z = self.spread(14.0, 60.0), self.spread(8.0, 150.0)  # none reaches into the street
                 places.append((road.wall(side) + side * out_m, z, ("house", "house", "tree", "tree", "block")))
         sprites: dict[str, Sprite] = {}
         for x, z, families in sorted(places, key=lambda place: -place[1]):
@@ -291,7 +292,7 @@ class Streets(Outdoors):
             walls_dpt = [float(row.disparity_dpt[foot, side]) for row in self.rows for side in sides
                          if row.alpha[foot, side] > 0.5]  # fmt: skip
             depth = min([depth, *(0.92 / wall for wall in walls_dpt)])
-        depth = max(depth, _NEAREST_M)
+        depth = max(depth, 1.0)
         self.subject_extent = (column - half / depth, column + half / depth, depth)
         self.stand(plane, ground, sprite, depth, column, height_m, is_subject=True)
 
