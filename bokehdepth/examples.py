@@ -15,7 +15,7 @@ from .optics import FULL_FRAME_WIDTH_MM
 from .rendering.scenes import SceneGenerator
 from .staging import write_file
 
-_SCENES = (("street.jpg", "ground", 3), ("room.jpg", "room", 4))
+_SCENES = (("street.jpg", "street", 3), ("room.jpg", "room", 2))
 _BUNDLED = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 _SIZE_PX = (600, 900)  # the 3:2 of a full frame, so that the true and the 35 mm equivalent focal length agree
 _F_NUMBER = 16

@@ -96,6 +96,49 @@ def test_a_batch_is_made_as_by_hand(pool, augment):
     assert seen == {True, False}
 
 
+def test_batches_know_the_focal_length_and_where_depth_is_known(pool):
+    scenes = data.ScenePool(pool, "train")
+    with np.load(data.shard_path(pool, "train", 1)) as shard:
+        focal_px, known = shard["focal_px"], shard["depth_known"]
+    assert focal_px.dtype == np.float32 and (focal_px > 0.5 * 48).all() and known.dtype == bool
+    whole, half = scenes.batch(np.array([2, 3]), 48), scenes.batch(np.array([2, 3]), 24)
+    assert whole["focal_px"].numpy() == pytest.approx(focal_px)
+    assert half["focal_px"].numpy() == pytest.approx(focal_px / 2)
+    assert np.array_equal(whole["depth_known"][:, 0].numpy(), known)
+    assert half["depth_known"].dtype == torch.bool and half["depth_known"].shape == (2, 1, 24, 24)
+    rng = next(np.random.default_rng(n) for n in range(9) if np.random.default_rng(n).random() < 0.5)
+    mirrored = scenes.batch(np.array([2]), 48, [rng])
+    assert torch.equal(mirrored["depth_known"], whole["depth_known"][:1].flip(-1))
+    assert torch.equal(mirrored["focal_px"], whole["focal_px"][:1])
+
+
+def test_a_pool_of_chosen_kinds_without_renders(tmp_path):
+    lean = PoolConfig(str(tmp_path), scenes=4, held_out_scenes=0, size_px=32, renders=0, kinds={"street": 1.0})
+    data.render_shard(lean, "train", 0)
+    scenes = data.ScenePool(lean, "train")
+    assert scenes.kinds.tolist() == ["street"] * 4
+    assert scenes.tensors["bokeh"].shape == (4, 0, 32, 32, 3) and scenes.tensors["strength"].shape == (4, 0)
+    batch = scenes.batch(np.arange(3), 16, [np.random.default_rng(n) for n in range(3)])
+    assert batch["bokeh"].shape == (3, 0, 3, 16, 16) and batch["image"].shape == (3, 3, 16, 16)
+    with pytest.raises(InputError, match=r"pool\.renders must be 1 or more for Stage-1, got 0\."):
+        data.PoolPairs(stage1_config(lean))
+    with pytest.raises(InputError, match=r"pool\.renders must be 1 or more for the stack renderer, got 0\."):
+        data.PoolStacks(Stage2Config("unused", lean, stack="renderer"))
+    with pytest.raises(InputError, match=r"pool\.renders is -1"):
+        replace(lean, renders=-1)
+    with pytest.raises(InputError, match="kinds must be weights"):
+        data.render_shard(replace(lean, kinds={"sea": 1.0}), "held_out", 0)
+
+
+def test_shards_of_another_version_are_refused(pool, tmp_path):
+    with np.load(data.shard_path(pool, "train", 0)) as shard:
+        old = {name: shard[name] for name in shard.files if name not in ("focal_px", "depth_known")}
+    there = replace(pool, folder=str(tmp_path))
+    np.savez(data.shard_path(there, "train", 0), **old)
+    with pytest.raises(InputError, match=r"must hold shards with depth_known, focal_px, got .* of another version"):
+        data.ScenePool(there, "train")
+
+
 def test_white_stays_white_when_pictures_are_reduced(pool):
     scenes = data.ScenePool(pool, "train")
     scenes.tensors = {name: value.clone() for name, value in scenes.tensors.items()}

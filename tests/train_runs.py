@@ -84,7 +84,8 @@ def configs(folder, batch_factor: int = 1, **loop):
     from train.config import Stage1Config, Stage2Config, load
 
     def changed(kind, name, *changes):
-        cfg = load(kind, ROOT / f"train/configs/{name}_debug.yaml", [f"pool.folder={folder}/pool", "pool.seed=9", *changes])
+        scenes = (f"pool.folder={folder}/pool", "pool.seed=9")  # every scene of this seed has something near
+        cfg = load(kind, ROOT / f"train/configs/{name}_debug.yaml", [*scenes, *changes])
         optimizer = replace(cfg.optimizer, warmup=2, name="sgd", grad_clip=CLIP)
         settings = {"log_every": 1, "save_every": 2, "sample_every": 0, "keep": 2, **loop}
         return replace(cfg, optimizer=optimizer, loop=replace(cfg.loop, **settings))

@@ -7,6 +7,7 @@ generator that is passed in, never from what happens to be cached. No torch impo
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,11 +16,13 @@ from scipy import ndimage
 from bokehdepth.errors import InputError
 from bokehdepth.rendering import drawing, townscape
 from bokehdepth.rendering.drawing import TILE_PX, drawn_tile, shading
+from bokehdepth.rendering.textures import Texture
+from bokehdepth.rendering.townscape import CAR_M, vehicle_views
 
 FAMILIES = drawing.FAMILIES | townscape.FAMILIES
 """Of drawn things: how they are drawn, their smallest and largest height in metres, their open sides."""
 _TILE_COUNT = 40
-_DRAWN_COUNT = 64  # different drawings of each family
+_DRAWN_COUNT, _RIGID_COUNT = 64, 24  # different drawings of each family; of those that are not bent, larger ones
 _BEND_CELLS = 4  # on a side
 _BEND_ROOM = 0.08  # of the size, beyond a side that may move
 _BEND_SHARE, _LEAN_SHARE, _STRETCH_SHARE = 0.025, 0.1, 0.12  # standard deviations
@@ -75,7 +78,7 @@ class Materials:
         self._backdrops = _checked_files("backdrops", backdrops) or self._photos
         self._portraits = _checked_files("portraits", portraits)
         self._side_px, self._seed = side_px, seed
-        self._cache: dict[Path | int | tuple[Path | str, int | str], np.ndarray | Sprite] = {}
+        self._cache: dict[Any, Any] = {}  # files and drawings, by path, number and use
 
     @property
     def has_photos(self) -> bool:
@@ -197,8 +200,31 @@ class Materials:
         Returns:
             The sprite.
         """
-        family = families[rng.integers(len(families))]
-        number = int(rng.integers(_DRAWN_COUNT))
+        return _varied(self._thing(*self._chosen(families[rng.integers(len(families))], rng)), rng)
+
+    def textures(self, rng: np.random.Generator, family: str) -> dict[str, Texture]:
+        """Draw a front of a house, or a vehicle, to be laid on walls in the world: kept, so it costs nothing again.
+
+        Args:
+            rng: Source of chance.
+            family: One of `townscape.FAMILIES`.
+
+        Returns:
+            ``rear``, ``front`` and ``side`` of a vehicle, the ``front`` of anything else.
+        """
+        family, number = self._chosen(family, rng)
+        key = (family, number, "textures")
+        if key not in self._cache:
+            rgba = self._thing(family, number).rgba
+            views = vehicle_views(rgba, family) if family in CAR_M else {"front": rgba}
+            self._cache[key] = {name: Texture(picture) for name, picture in views.items()}
+        return self._cache[key]
+
+    def _chosen(self, family: str, rng: np.random.Generator) -> tuple[str, int]:
+        return family, int(rng.integers(_RIGID_COUNT if family in townscape.FAMILIES else _DRAWN_COUNT))
+
+    def _thing(self, family: str, number: int) -> Sprite:
+        """One of the drawings of a family, as it was drawn."""
         if (family, number) not in self._cache:
             # Its own generator: the same thing whoever asks first.
             own = np.random.default_rng([self._seed, 2, list(FAMILIES).index(family), number])
@@ -209,7 +235,7 @@ class Materials:
             rows, columns = np.flatnonzero(rgba[..., 3].max(1) > 8), np.flatnonzero(rgba[..., 3].max(0) > 8)
             rgba = np.clip(rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 0, 255).astype(np.uint8)
             self._cache[family, number] = Sprite(rgba, frozenset(open_sides), height_m, family)
-        return _varied(self._cache[family, number], rng)
+        return self._cache[family, number]
 
 
 def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
@@ -224,10 +250,10 @@ def _varied(sprite: Sprite, rng: np.random.Generator) -> Sprite:
         picture = Image.fromarray(np.ascontiguousarray(rgba))
         size, mesh = _bent(picture.size, open_sides, rng)
         rgba = np.asarray(picture.transform(size, Image.Transform.MESH, mesh, _BILINEAR))
-    seen = rgba[..., 3] > 8
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    if rows.size:  # something thinner than a pixel may be lost on the way
-        rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        seen = rgba[..., 3] > 8
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        if rows.size:  # something thinner than a pixel may be lost on the way
+            rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     recoloured = np.dstack([_recoloured(rgba[..., :3], rng), rgba[..., 3]])
     return replace(sprite, rgba=recoloured, open_sides=open_sides)
 
@@ -271,8 +297,8 @@ def _bent(
 def _recoloured(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change light, contrast, hue and chroma of a picture by chance: uint8 ``(h, w, 3)`` in and out."""
     gain, gamma = rng.uniform(0.85, 1.1) * rng.uniform(0.93, 1.07, 3), rng.uniform(0.7, 1.4)
-    curves = 255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)
-    picture = Image.fromarray(np.ascontiguousarray(rgb)).point(curves.round().astype(int).ravel().tolist())
+    curves = (255 * np.clip(gain[:, None] * (np.arange(256) / 255) ** gamma, 0, 1)).round().astype(np.uint8)
+    picture = Image.fromarray(np.dstack([np.take(curve, rgb[..., i]) for i, curve in enumerate(curves)]))
     matrix = hue_chroma_matrix(rng.normal(0, 0.3), np.exp(rng.normal(-0.1, 0.35)))
     rows = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
     return np.asarray(picture.convert("RGB", tuple(rows.ravel().tolist())))

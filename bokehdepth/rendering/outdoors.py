@@ -14,8 +14,6 @@ from bokehdepth.rendering.layered import extent
 from bokehdepth.rendering.materials import Sprite
 from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Stage, Surface
 
-HORIZON_M = 1000.0
-"""How far ground reaches: less than a pixel below the horizon for a camera at the height of eyes."""
 _NEAR_THINGS = ("figure", "figure", "tree", "box", "blob", "bar", "foliage")
 _FAR_THINGS = ("tree", "tree", "tree", "house", "house", "block", "figure", "bar")
 _PITCHES = np.deg2rad((-20.0, 42.0))  # up and down, of a camera that shows the ground
@@ -78,8 +76,12 @@ class Outdoors(Stage):
 
     # --- far away -----------------------------------------------------------------------------------------------
 
-    def add_sky(self) -> None:
-        """Sky, and mostly hills before it at 100 m to more than a kilometre."""
+    def add_sky(self, camera_m: float) -> None:
+        """Sky, and mostly hills before it at 100 m to almost 2 km, their foot at the horizon.
+
+        Args:
+            camera_m: How high above the ground the camera is.
+        """
         horizon = self.horizon_row()
         top, low = (np.array(colour) for colour in _SKIES[self.rng.integers(len(_SKIES))])
         gain = self.uniform(0.75, 1.08) * self.rng.uniform(0.95, 1.05, 3)
@@ -98,7 +100,8 @@ class Outdoors(Stage):
         grain = 1 + 0.16 * np.clip(np.roll(noise, self.width // 2, axis=1), -2.5, 2.5)[..., None]
         count = int(self.rng.choice(4, p=[0.25, 0.35, 0.25, 0.15]))
         highest = min(0.3, 0.7 * horizon / self.focal_px)
-        for distance_m in sorted((self.spread(100, 1500) for _ in range(count)), reverse=True):
+        nearest_m = float(np.clip(camera_m * self.focal_px / 3, 100, 1500))  # the foot is within three pixels of it
+        for distance_m in sorted((self.spread(nearest_m, 0.95 * SKY_M) for _ in range(count)), reverse=True):
             crest = horizon - self.focal_px * self.uniform(0.1, 1.0) * highest * self.ridge(self.uniform(0.2, 0.6))
             alpha = np.clip(np.arange(self.height, dtype=np.float32)[:, None] - crest[None] + 0.5, 0, 1)
             colour = np.array(_HILLS[self.rng.integers(len(_HILLS))], dtype=np.float32) * self.uniform(0.6, 1.3)
@@ -169,8 +172,8 @@ class Outdoors(Stage):
             far = depth * self.spread(1.8, 7.0)
             self.add_picture(self.slope(far, 0.1))
         else:
-            far = HORIZON_M
-            self.add_sky()
+            far = np.inf
+            self.add_sky(plane.offset_m)
         ground = self.add_plane(plane, far)
         self.crowd(plane, ground, depth, far)
         centre = self.width * float(np.clip(self.rng.normal(0.5, 0.13), 0.22, 0.78))
@@ -187,14 +190,14 @@ class Outdoors(Stage):
         camera = self.camera_height() if self.happens(0.8) else self.spread(3.0, 30.0)
         pitch = float(np.arctan((self.height / 2 - horizon) / self.focal_px))
         plane = self.ground_below(pitch, camera, self.spread(1.0, 6.0))
-        self.add_sky()
-        ground = self.add_plane(plane, HORIZON_M)
+        self.add_sky(plane.offset_m)
+        ground = self.add_plane(plane, np.inf)
         sprite = self.sprite(("tree", "tree", "house", "block", "box", "figure"), 0.2, ())
         depth, tall = self.fit(sprite, self.uniform(0.2, 0.8) * self.height, 3.0, 150.0)
         centre = self.width * float(np.clip(self.rng.normal(0.5, 0.15), 0.2, 0.8))
         if self.happens(0.4):
             self.add_wood(plane, max(depth * self.spread(1.5, 6.0), 40.0))
-        self.crowd(plane, ground, depth, HORIZON_M)
+        self.crowd(plane, ground, depth, np.inf)
         for _ in range(int(self.rng.integers(4))):
             near_m, column = self.spread(1.5, depth), self.uniform(0, 1) * self.width
             if abs(column - centre) > 0.25 * self.width:

@@ -21,6 +21,7 @@ FOCAL_SHARES = (0.55, 1.4)
 """Smallest and largest focal length over the longer side: from a phone's or a car's camera to a mild tele."""
 FOREGROUND_SHARE = 0.2
 _FAR_DPT = 1 / 60.0  # the widest blur of infinity and of 60 m differ by a quarter of a pixel at a width of 256 px
+_CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # of a panel, one after the other
 _SIZE_TOLERANCE = 1.25  # a thing's size tells its depth as long as it is within this factor of what such things have
 
 
@@ -127,7 +128,8 @@ class Stage:
         rgb[rows, columns] = total[:, :3] * np.float32(0.5 * plane.gain / 255)
 
     def draw_panel(self, surface: Surface, texture: Texture, corner: np.ndarray, right: np.ndarray, up: np.ndarray,
-                   size_m: tuple[float, float], gain: float = 1.0, grow_px: float = 0.0) -> None:  # fmt: skip
+                   size_m: tuple[float, float], gain: float | np.ndarray = 1.0, grow_px: float = 0.0,
+                   repeats: float = 0.0) -> None:  # fmt: skip
         """Lay a rectangular picture over a surface, wherever it stands in the world; it brings its depth along.
 
         Args:
@@ -137,23 +139,24 @@ class Stage:
             right: Unit vector along its lower side ``(3,)``.
             up: Unit vector along its left side, square to ``right``.
             size_m: Its width and height.
-            gain: Of its light.
+            gain: Of its light, or of red, green and blue ``(3,)``.
             grow_px: By how much it is larger all around, in pixels of the frame: half of one leaves no seam to a
                 neighbour.
+            repeats: How often it is beside itself, every other one mirrored; 0 is once.
         """
-        ends = np.array([corner + a * size_m[0] * right + b * size_m[1] * up for a in (0, 1) for b in (0, 1)])
-        normal = np.cross(right, up)
+        ends = _before_lens([corner + a * size_m[0] * right + b * size_m[1] * up for a, b in _CORNERS])
+        (a, b, c), (d, e, f) = right.tolist(), up.tolist()
+        normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])
         offset_m = float(normal @ corner)
-        if ends[:, 2].max() < MIN_DEPTH_M or abs(offset_m) < 1e-3:
+        if not len(ends) or abs(offset_m) < 1e-3:
             return
-        x0, x1, y0, y1 = 0, self.width, 0, self.height
-        if ends[:, 2].min() > 0.1:
-            columns = ends[:, 0] / ends[:, 2] * self.focal_px + self.width / 2
-            rows = ends[:, 1] / ends[:, 2] * self.focal_px + self.height / 2
-            x0, x1 = max(int(columns.min()) - 1, 0), min(int(columns.max()) + 2, self.width)
-            y0, y1 = max(int(rows.min()) - 1, 0), min(int(rows.max()) + 2, self.height)
-            if x0 >= x1 or y0 >= y1:
-                return
+        columns = ends[:, 0] / ends[:, 2] * self.focal_px + self.width / 2
+        rows = ends[:, 1] / ends[:, 2] * self.focal_px + self.height / 2
+        x0, x1 = max(int(columns.min()) - 1, 0), min(int(columns.max()) + 2, self.width)
+        y0, y1 = max(int(rows.min()) - 1, 0), min(int(rows.max()) + 2, self.height)
+        if x0 >= x1 or y0 >= y1:
+            return
+        near_m, far_m = (float(np.clip(z, MIN_DEPTH_M, SKY_M)) for z in (ends[:, 2].min(), ends[:, 2].max()))
         x, y = self.ray_x[:, x0:x1], self.ray_y[y0:y1]
         disparity = np.maximum((normal[0] * x + normal[1] * y + normal[2]) / offset_m, 1e-6).astype(np.float32)
         place, steps, cover = [], [], np.ones_like(disparity)
@@ -164,23 +167,29 @@ class Stage:
             steps.append([(axis[i] - along * np.float32(normal[i] / offset_m)) * scale for i in (0, 1)])
             edge = np.minimum(place[-1], 1 - place[-1]) / (np.abs(steps[-1][0]) + np.abs(steps[-1][1]))
             cover *= np.clip(edge + (0.5 + grow_px), 0, 1)
-        chosen = np.nonzero((cover > 0.004) & (disparity > 1 / SKY_M))
+        # Where it is seen from its edge, a pixel spans much of its plane: only that of the picture counts.
+        chosen = np.nonzero((cover > 0.004) & (disparity > 0.8 / far_m) & (disparity < 1.25 / near_m))
         if chosen[0].size == 0:
             return
         u, v = (part[chosen] for part in place)
         (u_x, u_y), (v_x, v_y) = ((part[chosen] for part in pair) for pair in steps)
         tall, wide = texture.shape
+        if repeats:
+            u, u_x, u_y = (part * np.float32(repeats) for part in (u, u_x, u_y))
         footprint = np.maximum(np.hypot(u_x * wide, v_x * tall) / 3, np.hypot(u_y * wide, v_y * tall))
-        seen = sum(texture.read(u + k * u_x, 1 - v - k * v_x, footprint) for k in np.float32((-1 / 3, 0, 1 / 3)))
+        seen = sum(
+            texture.read(u + k * u_x, 1 - v - k * v_x, footprint, repeats > 0) for k in np.float32((-1 / 3, 0, 1 / 3))
+        )
         seen *= (cover[chosen] / np.float32(3 * 255))[:, None]
         rows, columns = chosen[0] + y0, chosen[1] + x0
         alpha, below = seen[:, 3], surface.alpha[rows, columns]
         total = alpha + below * (1 - alpha)
         old = surface.rgb[rows, columns] * (below * (1 - alpha))[:, None]
-        surface.rgb[rows, columns] = (seen[:, :3] * np.float32(gain) + old) / np.maximum(total, 1e-4)[:, None]
+        surface.rgb[rows, columns] = (seen[:, :3] * np.asarray(gain, np.float32) + old) / np.maximum(total, 1e-4)[
+            :, None
+        ]
         surface.alpha[rows, columns] = total
         nearer = alpha > 0.05
-        near_m, far_m = (float(np.clip(z, MIN_DEPTH_M, SKY_M)) for z in (ends[:, 2].min(), ends[:, 2].max()))
         depth_dpt = np.clip(disparity[chosen][nearer], 1 / far_m, 1 / near_m)  # of a pixel partly beside it, its edge
         surface.disparity_dpt[rows[nearer], columns[nearer]] = depth_dpt
 
@@ -243,8 +252,9 @@ class Stage:
               is_subject: bool = False) -> None:  # fmt: skip
         """Stand a sprite on a plane and darken the ground at its foot."""
         base, height_px = self.row_on(plane, depth_m, centre_px), self.focal_px * height_m / depth_m
-        half_px = 0.5 * height_px * sprite.rgba.shape[1] / sprite.rgba.shape[0]
-        reach_m = min(self.uniform(0.15, 0.8) * half_px * depth_m / self.focal_px, 0.8)
+        foot = sprite.rgba[-max(1, sprite.rgba.shape[0] // 16) :, :, 3] > 127
+        half_px = 0.5 * height_px * max(int(foot.any(axis=0).sum()), 1) / sprite.rgba.shape[0]
+        reach_m = min(self.uniform(0.3, 1.0) * half_px * depth_m / self.focal_px, 0.8)
         flat_px = abs(base - self.row_on(plane, depth_m + reach_m, centre_px))
         self.shade_contact(ground, centre_px, base, half_px, min(flat_px, 0.4 * half_px))
         self.place(sprite, centre_px, base, height_px, depth_m, is_subject, touches=True)
@@ -352,9 +362,9 @@ class Stage:
         return surface
 
     def add_plane(self, plane: Plane, farthest_m: float) -> Surface:
-        """Add a ground or a table up to a depth, its far edge antialiased."""
+        """Add a ground or a table up to a depth, infinity for the horizon, its far edge antialiased."""
         disparity = self.disparity(plane)
-        edge = 1 / min(farthest_m, SKY_M)
+        edge = 1 / farthest_m
         slope = np.hypot(*plane.normal[:2]) / plane.offset_m / self.focal_px
         alpha = np.clip((disparity - edge) / max(slope, 1e-6) + 0.5, 0, 1).astype(np.float32)
         rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
@@ -367,3 +377,15 @@ class Stage:
 
 def _is_far(surface: Surface) -> bool:
     return not surface.is_subject and float(surface.disparity_dpt.max()) <= _FAR_DPT
+
+
+def _before_lens(corners: Sequence[np.ndarray]) -> np.ndarray:
+    """Cut off what of a polygon is nearer than the metric range: corners ``(n, 3)`` in and out."""
+    kept = []
+    for first, second in zip(corners, (*corners[1:], corners[0]), strict=True):
+        if first[2] >= MIN_DEPTH_M:
+            kept.append(first)
+        if (first[2] >= MIN_DEPTH_M) != (second[2] >= MIN_DEPTH_M):
+            share = (MIN_DEPTH_M - first[2]) / (second[2] - first[2])
+            kept.append(first + share * (second - first))
+    return np.array(kept)

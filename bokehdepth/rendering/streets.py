@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bokehdepth.rendering.layered import extent
 from bokehdepth.rendering.materials import Sprite
-from bokehdepth.rendering.outdoors import HORIZON_M, Outdoors
-from bokehdepth.rendering.staging import MIN_DEPTH_M, Plane, Surface
+from bokehdepth.rendering.outdoors import Outdoors
+from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
 from bokehdepth.rendering.textures import Texture
 from bokehdepth.rendering.townscape import CAR_M, STOREY_M, vehicle_views
 
-_NEAREST_M = 1.0  # of a house's wall or a thing beside the camera
+_NEAREST_M = 1.4  # of a house's wall or a thing beside the camera
 _HOUSE_DEPTH_M = 10.0
+_EACH_HOUSE_M = 70.0  # beyond, the row of houses is one without gaps
 _ROOF = np.deg2rad(38)
 _PAVED = ((0.42, 0.42, 0.43), (0.5, 0.48, 0.44), (0.36, 0.34, 0.33), (0.55, 0.5, 0.46))
 _VERGES = ((0.3, 0.38, 0.18), (0.45, 0.42, 0.3), (0.4, 0.4, 0.4))
@@ -47,17 +49,18 @@ class Streets(Outdoors):
         is_driver = self.happens(0.5)
         road = Road(0.0, self.uniform(2.5, 6.5), self.uniform(1.2, 4.5) if self.happens(0.85) else 0.3,
                     ((-1, 1), (-1,), (1,), ())[self.rng.choice(4, p=[0.58, 0.16, 0.16, 0.1])],
-                    self.spread(40, 250))  # fmt: skip
+                    self.spread(35, 180))  # fmt: skip
         if is_driver:
             camera, yaw = self.uniform(1.3, 2.0), self.rng.normal(0, 0.08)
             road.middle_m = (1 if self.happens(0.5) else -1) * road.half_m * self.uniform(0.3, 0.6)
             horizon = self.uniform(0.35, 0.6)
         else:
             camera, yaw = self.uniform(1.3, 1.8), self.rng.normal(0, 0.35)
-            if self.happens(0.25):  # across the street
-                yaw = self.uniform(0.8, 1.4) * (1 if self.happens(0.5) else -1)
-            reach = road.half_m + road.pavement_m - 1.2
+            reach = road.half_m + road.pavement_m - 1.5
             road.middle_m = self.uniform(-reach, reach) if self.happens(0.4) else reach * self.rng.choice((-1, 1))
+            if self.happens(0.25):  # across the street, from its other side
+                side = 1 if self.happens(0.5) else -1
+                yaw, road.middle_m = -side * self.uniform(0.8, 1.4), side * reach
             horizon = self.uniform(0.3, 0.7)
         for side in (-1, 1):  # nobody stands in a wall
             shift = max(_NEAREST_M - side * road.wall(side), 0)
@@ -66,10 +69,10 @@ class Streets(Outdoors):
         plane = self.plane((0, 1, 0), camera, self.spread(1.5, 4.0))
         plane.offset_m *= max(1.0, 1.02 * MIN_DEPTH_M * float(self.disparity(plane).max()))
         self.camera_m = plane.offset_m
-        self.add_sky()
+        self.add_sky(self.camera_m)
         ground = self.add_road(plane, road)
-        self.add_rows(road)
         self.add_beyond(plane, ground, road)
+        self.add_rows(road)
         self.add_subject(plane, ground, road)
         self.add_traffic(plane, ground, road)
         self.add_furniture(plane, ground, road)
@@ -104,40 +107,36 @@ class Streets(Outdoors):
 
     def add_road(self, plane: Plane, road: Road) -> Surface:
         """Add the ground to the horizon: road, marks, kerbs, pavements, and what is beside them."""
-        if self.happens(0.9):
+        if self.happens(0.95):
             plane.tile = self.tinted(plane.tile, _PAVED, self.uniform(0.1, 0.6))
-        ground = self.add_plane(plane, HORIZON_M)
-        rows, columns = np.nonzero(ground.alpha > 0)
-        depth = 1 / np.maximum(ground.disparity_dpt[rows, columns], np.float32(1 / HORIZON_M))
-        ray = np.stack([self.ray_x[0, columns], self.ray_y[rows, 0], np.ones_like(depth)])
-        east, north = self.world[:, 0].astype(np.float32), self.world[:, 2].astype(np.float32)
-        x, z = depth * (east @ ray) - np.float32(road.middle_m), depth * (north @ ray)
-        step_x, step_y = (  # metres of ground in a pixel's width and height, along and across the street
-            [np.abs(axis[i] - (axis @ ray) * depth * np.float32(plane.normal[i] / plane.offset_m))
-             * depth / np.float32(self.focal_px) for axis in (east, north)] for i in (0, 1)
-        )  # fmt: skip
-        wide_x, wide_z = step_x[0] + step_y[0], step_x[1] + step_y[1]
-        pixels = np.zeros((rows.size, 3), dtype=np.float32)
-        pixels += ground.rgb[rows, columns]
+        ground = self.add_plane(plane, np.inf)
+        top = int(np.flatnonzero(ground.alpha.any(axis=1))[0]) if ground.alpha.any() else self.height - 1
+        pixels, depth = ground.rgb[top:], 1 / np.maximum(ground.disparity_dpt[top:], np.float32(1 / SKY_M))
+        ray_x, ray_y = self.ray_x, self.ray_y[top:]
+        places, widths = [], []  # of each pixel, across and along the street
+        for axis in self.world[:, [0, 2]].T.astype(np.float32):
+            place = depth * (axis[0] * ray_x + axis[1] * ray_y + axis[2])
+            slopes = [axis[i] - place * np.float32(plane.normal[i] / plane.offset_m) for i in (0, 1)]
+            places.append(place)
+            widths.append((np.abs(slopes[0]) + np.abs(slopes[1])) * depth / np.float32(self.focal_px))
+        (x, z), (wide_x, wide_z) = places, widths
+        x = x - np.float32(road.middle_m)
+        off = np.zeros(self.size_px, dtype=bool)
+        off[top:] = np.abs(x) > road.half_m
         beside = self.plane((0, 1, 0), plane.offset_m, self.spread(0.8, 2.5))
         beside.tile = self.tinted(beside.tile, _PAVED if road.pavement_m > 1 else _VERGES)
-        verge = np.full(3, 1.0) * np.array(_VERGES[self.rng.integers(3)]) * self.uniform(0.7, 1.2)
-        off = np.abs(x) > road.half_m
-        mask = np.zeros(self.size_px, dtype=bool)
-        mask[rows[off], columns[off]] = True
-        self.paint(ground.rgb, beside, mask)
-        pixels[off] = ground.rgb[rows[off], columns[off]]
-        far_off = np.clip((np.abs(x) - road.half_m - road.pavement_m) / np.maximum(wide_x, 0.05) + 0.5, 0, 1)
-        for side in (-1, 1):
-            if side not in road.sides:
-                there = far_off * (np.sign(x) == side)
-                pixels += there[:, None] * (pixels * 0.6 + 0.5 * verge - pixels).astype(np.float32)
+        self.paint(ground.rgb, beside, off)
 
-        def lay(colour: np.ndarray, cover: np.ndarray) -> None:
-            nonlocal pixels
-            pixels += (np.asarray(colour, dtype=np.float32) - pixels) * cover[:, None]
+        def lay(colour: np.ndarray | float, cover: np.ndarray) -> None:
+            box = extent(cover)
+            pixels[box] += (np.asarray(colour, dtype=np.float32) - pixels[box]) * cover[box][..., None]
 
-        kerb = np.full(3, self.uniform(0.35, 0.75))
+        if len(road.sides) < 2:  # meadow beyond the pavement
+            verge = np.array(_VERGES[self.rng.integers(3)], dtype=np.float32) * self.uniform(0.7, 1.2)
+            beyond = np.abs(x) - (road.half_m + road.pavement_m)
+            for side in {-1, 1} - set(road.sides):
+                lay(verge, 0.6 * np.clip(beyond / wide_x + 0.5, 0, 1) * (np.sign(x) == side))
+        kerb = self.uniform(0.35, 0.75)
         for side in (-1, 1):
             lay(kerb, 0.9 * _band(x, wide_x, side * road.half_m - 0.08, side * road.half_m + 0.08))
         white = np.full(3, self.uniform(0.6, 0.95)) if self.happens(0.9) else np.array([0.85, 0.7, 0.2])
@@ -156,8 +155,8 @@ class Streets(Outdoors):
             lay(white, wear * stripes * _band(z, wide_z, start, start + 3.5))
         if self.happens(0.35):  # one side of the street is in the shade
             edge, side = self.uniform(-0.8, 0.8) * road.half_m, self.rng.choice((-1, 1))
-            pixels *= (1 - self.uniform(0.3, 0.55) * np.clip(side * (x - edge) / (wide_x + 0.1) + 0.5, 0, 1))[:, None]
-        ground.rgb[rows, columns] = np.clip(pixels, 0, 1)
+            shade = self.uniform(0.3, 0.55) * np.clip(side * (x - edge) / (wide_x + 0.1) + 0.5, 0, 1)
+            pixels *= (1 - shade)[..., None].astype(np.float32)
         return ground
 
     # --- houses -------------------------------------------------------------------------------------------------
@@ -166,36 +165,35 @@ class Streets(Outdoors):
         """Add the houses along the street: fronts, roofs, and the end walls that are seen through gaps."""
         self.rows: list[Surface] = []
         storeys = int(self.rng.choice((1, 2, 3, 4, 5), p=(0.1, 0.3, 0.3, 0.2, 0.1)))
-        gap_share, has_roofs = self.uniform(0.0, 0.7), storeys <= 3 and self.happens(0.75)
+        gap_share, has_roofs = self.uniform(0.0, 0.6), storeys <= 3 and self.happens(0.75)
         fronts = []
-        for _ in range(3):
-            name = f"front{int(np.clip(storeys + self.rng.integers(-1, 2), 1, 6))}"
-            sprite = self.materials.drawn(self.rng, (name,))
-            size = sprite.height_m[0] * sprite.rgba.shape[1] / sprite.rgba.shape[0], sprite.height_m[0]
-            fronts.append((Texture(sprite.rgba), size))
+        for _ in range(4):
+            floors = storeys if has_roofs else int(np.clip(storeys + self.rng.integers(-1, 2), 1, 6))
+            texture = self.materials.textures(self.rng, f"front{floors}")["front"]
+            tall = floors * STOREY_M
+            fronts.append((texture, (tall * texture.shape[1] / texture.shape[0], tall)))
         roof = Texture(self.tinted(self.materials.tile(self.rng), ((0.5, 0.25, 0.18), (0.28, 0.28, 0.3)))[::2, ::2])
+        along, up = self.world[:, 2], -self.world[:, 1]
         for side in road.sides:
             light = self.uniform(0.6, 1.1)
-            wall_x = road.wall(side)
-            row = self.surface_on(wall_x)
-            ends = []
+            wall_x, row, ends = road.wall(side), self.surface_on(road.wall(side)), []
             z, follows_gap = self.uniform(-40, -25), False
             while z < road.ends_m:
                 texture, (wide, tall) = fronts[self.rng.integers(len(fronts))]
-                start = self.at(wall_x, 0, z if side < 0 else z + wide)
-                along, up = -side * self.world[:, 2], -self.world[:, 1]
-                gain = light * self.uniform(0.85, 1.1)
-                self.draw_panel(row, texture, start, along, up, (wide, tall), gain, 0.5)
+                gain = light * self.uniform(0.85, 1.1) * self.rng.uniform(0.88, 1.06, 3)
+                repeats = 0.0 if z < _EACH_HOUSE_M else np.ceil((road.ends_m - z) / wide)
+                long = wide * max(repeats, 1)
+                start = self.at(wall_x, 0, z if side < 0 else z + long)
+                self.draw_panel(row, texture, start, -side * along, up, (long, tall), gain, 0.5, repeats)
                 if has_roofs:
-                    lean = side * np.cos(_ROOF) * self.world[:, 0] - np.sin(_ROOF) * self.world[:, 1]
-                    eaves = start + tall * up
-                    size = (wide, 0.5 * _HOUSE_DEPTH_M / np.cos(_ROOF))
-                    self.draw_panel(row, roof, eaves, along, lean, size, 1.05 * gain, 0.5)
+                    lean = side * np.cos(_ROOF) * self.world[:, 0] + np.sin(_ROOF) * up
+                    size = (long, 0.5 * _HOUSE_DEPTH_M / np.cos(_ROOF))
+                    self.draw_panel(row, roof, start + tall * up, -side * along, lean, size, 1.05 * gain, 0.5, repeats)
                 if follows_gap and z > 1:
                     ends.append((z, texture, tall, gain))
                 follows_gap = self.happens(gap_share)
-                z += wide + (self.spread(2.0, 14.0) if follows_gap else 0.0)
-            for start_z, texture, tall, gain in ends[:4][::-1]:
+                z += long + (self.spread(2.0, 14.0) if follows_gap else 0.0)
+            for start_z, texture, tall, gain in ends[:3][::-1]:
                 self.add_end_wall(wall_x, side, start_z, texture, tall, gain, has_roofs)
             self.backdrop.append(row)
             self.rows.append(row)
@@ -204,13 +202,18 @@ class Streets(Outdoors):
         """Start an empty surface on the wall along the street."""
         toward = self.world[:, 0] / wall_x
         disparity = toward[0] * self.ray_x + toward[1] * self.ray_y + toward[2]
-        disparity = np.clip(disparity, 1 / HORIZON_M, 1 / MIN_DEPTH_M).astype(np.float32)
+        disparity = np.clip(disparity, 1 / SKY_M, 1 / MIN_DEPTH_M).astype(np.float32)
         rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
         return Surface(rgb, np.zeros(self.size_px, dtype=np.float32), disparity)
 
-    def add_end_wall(self, wall_x: float, side: int, z_m: float, texture: Texture, tall_m: float, gain: float,
+    def add_end_wall(self, wall_x: float, side: int, z_m: float, texture: Texture, tall_m: float, gain: np.ndarray,
                      has_gable: bool) -> None:  # fmt: skip
         """Add the wall of a house that faces along the street, with a gable under a roof."""
+        corner = self.at(wall_x if side > 0 else wall_x - _HOUSE_DEPTH_M, 0, z_m)
+        edges = [corner, corner + _HOUSE_DEPTH_M * self.world[:, 0]]
+        columns = [self.focal_px * place[0] / max(place[2], 0.1) + self.width / 2 for place in edges]
+        if max(columns) < 0 or min(columns) > self.width:
+            return
         colour = texture.mean() * self.uniform(0.8, 1.1)
         ridge_m = 0.5 * _HOUSE_DEPTH_M * np.tan(_ROOF) if has_gable else 0.0
         px_per_m = 8
@@ -224,7 +227,6 @@ class Streets(Outdoors):
             for middle in (0.3, 0.7)[: int(self.rng.integers(3))]:
                 left = round(middle * columns)
                 wall[low - 10 : low, left - 4 : left + 4, :3] = 55
-        corner = self.at(wall_x if side > 0 else wall_x - _HOUSE_DEPTH_M, 0, z_m)
         depth = max(float(corner[2]), 1.0)
         rgb = np.zeros((*self.size_px, 3), dtype=np.float32)
         alpha, disparity = np.zeros(self.size_px, dtype=np.float32), np.full(self.size_px, 1 / depth, np.float32)
@@ -248,10 +250,16 @@ class Streets(Outdoors):
                 x += self.uniform(8, 22)
         for side in {-1, 1} - set(road.sides):
             for _ in range(int(self.rng.integers(2, 6))):
-                out_m, z = self.spread(3.0, 40.0), self.spread(8.0, 150.0)
+                out_m, z = self.spread(14.0, 60.0), self.spread(8.0, 150.0)  # none reaches into the street
                 places.append((road.wall(side) + side * out_m, z, ("house", "house", "tree", "tree", "block")))
-        for x, z, families in places:
-            self.stand_at(plane, ground, self.materials.drawn(self.rng, families), x, z)
+        sprites: dict[str, Sprite] = {}
+        for x, z, families in sorted(places, key=lambda place: -place[1]):
+            family = families[self.rng.integers(len(families))]
+            if family not in sprites or self.happens(0.25):
+                sprites[family] = self.materials.drawn(self.rng, (family,))
+            self.stand_at(plane, ground, sprites[family], x, z)
+        self.backdrop += sorted(self.things, key=lambda thing: thing.disparity_dpt[0, 0])  # behind the rows of houses
+        self.things = []
 
     # --- things -------------------------------------------------------------------------------------------------
 
@@ -284,15 +292,16 @@ class Streets(Outdoors):
             walls_dpt = [float(row.disparity_dpt[foot, side]) for row in self.rows for side in sides
                          if row.alpha[foot, side] > 0.5]  # fmt: skip
             depth = min([depth, *(0.92 / wall for wall in walls_dpt)])
-        depth = max(depth, _NEAREST_M)
+        depth = max(depth, 1.0)
         self.subject_extent = (column - half / depth, column + half / depth, depth)
         self.stand(plane, ground, sprite, depth, column, height_m, is_subject=True)
 
     def add_traffic(self, plane: Plane, ground: Surface, road: Road) -> None:
         """Add parked and driving vehicles: near ones as boxes, far ones flat."""
         fleet = []
-        for name, views in (self.views() for _ in range(2)):
-            fleet.append((name, {view: Texture(picture) for view, picture in views.items()}))
+        for _ in range(4):
+            name = "van" if self.happens(0.25) else "car"
+            fleet.append((name, self.materials.textures(self.rng, name)))
         is_right = self.happens(0.6)  # which side of the road is driven on
         places = []
         for side in (-1, 1):
@@ -303,7 +312,9 @@ class Streets(Outdoors):
                     z += self.uniform(5.5, 9.0)
         for _ in range(int(self.rng.integers(3))):
             side = int(self.rng.choice((-1, 1)))
-            places.append((road.middle_m + side * min(0.5 * road.half_m, 1.9), self.spread(8, 120), side))
+            places.append(
+                (road.middle_m + side * min(0.5 * road.half_m, 1.9), min(self.spread(8, 120), road.ends_m), side)
+            )
         for x, z, side in places:
             name, views = fleet[self.rng.integers(len(fleet))]
             is_oncoming = (side > 0) != is_right
@@ -323,7 +334,7 @@ class Streets(Outdoors):
             return
         rgb, alpha = np.zeros((*self.size_px, 3), dtype=np.float32), np.zeros(self.size_px, dtype=np.float32)
         surface = Surface(rgb, alpha, np.full(self.size_px, 1 / nearest, dtype=np.float32))
-        up, light = -self.world[:, 1], self.uniform(0.8, 1.1)
+        up, light = -self.world[:, 1], self.uniform(0.8, 1.1) * self.rng.uniform(0.85, 1.05, 3)
         if abs(x_m) > wide / 2:
             faces_left = x_m > 0  # the camera sees the side that faces it
             side_x = x_m - wide / 2 if faces_left else x_m + wide / 2

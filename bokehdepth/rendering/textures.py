@@ -28,11 +28,12 @@ class Texture:
         levels.append(np.broadcast_to(fine.mean(axis=(0, 1)), (2, 2, 4)))
         self._rows, self._columns = (np.array([level.shape[axis] for level in levels]) for axis in (0, 1))
         self._first = np.concatenate([[0], np.cumsum(self._rows * self._columns)[:-1]])
-        self._pixels = np.concatenate([level.reshape(-1, 4) for level in levels])
+        pixels = np.concatenate([level.reshape(-1, 4) for level in levels])
+        self._pixels = (pixels + 0.5).astype(np.uint8).view(np.uint32).ravel()  # read whole: the fastest
 
     def mean(self) -> np.ndarray:
         """Mean colour, 0 to 255: float32 ``(3,)``."""
-        return self._pixels[-1, :3]
+        return self._pixels[-1:].view(np.uint8)[:3].astype(np.float32)
 
     def read(self, u: np.ndarray, v: np.ndarray, footprint: np.ndarray, mirrored: bool = False) -> np.ndarray:
         """Read the picture at points.
@@ -57,7 +58,10 @@ class Texture:
             part.append((place - low).astype(np.float32)[:, None])
         (x, y), (right, down) = corner, part
         start = np.take(self._first, level) + y * columns + x
-        upper, lower = np.take(self._pixels, start, axis=0), np.take(self._pixels, start + columns, axis=0)
-        upper += right * (np.take(self._pixels, start + 1, axis=0) - upper)
-        lower += right * (np.take(self._pixels, start + columns + 1, axis=0) - lower)
+        upper, upper_right, lower, lower_right = (
+            np.take(self._pixels, place).view(np.uint8).reshape(-1, 4).astype(np.float32)
+            for place in (start, start + 1, start + columns, start + columns + 1)
+        )
+        upper += right * (upper_right - upper)
+        lower += right * (lower_right - lower)
         return upper + down * (lower - upper)

@@ -117,15 +117,15 @@ def _vehicle(width_m: float, height_m: float, length_m: float, is_van: bool) -> 
         pen = Pen(2 * wide + long, _VEHICLE_PX)
         paint = 255 * (random_colour(rng) if rng.random() < 0.5 else np.full(3, rng.choice([0.06, 0.25, 0.55, 0.9])))
         glass, dark = np.array([40.0, 48.0, 55.0]) * rng.uniform(0.6, 2.2), np.full(3, 22.0)
-        roof, belt = (0.02, 0.42) if is_van else (0.0, 0.42)
+        roof, belt = 0.0, 0.42
         inset = 0.06 if is_van else 0.22  # of the roof
         rgba = np.zeros((*pen.size, 4), dtype=np.float32)
         for number in range(2):
             x = number * wide
             wheels = [(x + a, 0.7, x + a + 0.15, 1.0) for a in (0.05, wide - 0.2)]
             paint_over(rgba, pen.mask(*[("rectangle", wheel) for wheel in wheels]), dark)
-            body = (x, 0.52, x + 0.05, belt, x + wide - 0.05, belt, x + wide, 0.52, x + wide, 0.84, x + wide - 0.04, 0.9,
-                    x + 0.04, 0.9, x, 0.84)  # fmt: skip
+            body = (x, 0.52, x + 0.05, belt, x + wide - 0.05, belt, x + wide, 0.52, x + wide, 0.84,
+                    x + wide - 0.04, 0.9, x + 0.04, 0.9, x, 0.84)  # fmt: skip
             cabin = (x + 0.05, belt + 0.04, x + inset, roof + 0.05, x + inset + 0.07, roof, x + wide - inset - 0.07,
                      roof, x + wide - inset, roof + 0.05, x + wide - 0.05, belt + 0.04)  # fmt: skip
             paint_over(rgba, pen.mask(("polygon", body), ("polygon", cabin)), paint)
@@ -146,8 +146,8 @@ def _vehicle(width_m: float, height_m: float, length_m: float, is_van: bool) -> 
             shell = (x, 0.6, x + 0.05, 0.5, x + 0.35, 0.42, x + 0.6, 0.06, x + 0.75, 0.0, end, 0.0, end, 0.86, x, 0.86)
             panes = [(x + 0.45, 0.4, x + 0.63, 0.1, x + 0.85, 0.1, x + 0.85, 0.4)]
         else:
-            shell = (x, 0.58, x + 0.1, 0.49, x + 0.8, 0.42, x + 1.2, 0.05, x + 1.4, 0.0, end - 0.5, 0.0, end - 0.2, 0.05,
-                     end, 0.42, end, 0.84, x, 0.84)  # fmt: skip
+            shell = (x, 0.58, x + 0.1, 0.49, x + 0.8, 0.42, x + 1.2, 0.05, x + 1.4, 0.0, end - 0.5, 0.0,
+                     end - 0.2, 0.05, end, 0.42, end, 0.84, x, 0.84)  # fmt: skip
             panes = [(x + 0.95, 0.4, x + 1.28, 0.09, x + 1.7, 0.09, x + 1.7, 0.4),
                      (x + 1.77, 0.4, x + 1.77, 0.09, end - 0.4, 0.1, end - 0.17, 0.4)]  # fmt: skip
         paint_over(rgba, pen.mask(("polygon", shell)), 0.9 * paint)
