@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bokehdepth.errors import InputError
-from train import checkpointing, data, loop, stage1
+from train import data, loop, stage1
 from train.config import (
     AugmentConfig,
     LoopConfig,
@@ -56,11 +56,6 @@ def test_a_pool_has_the_scenes_that_are_asked_for_and_no_more(pool):
     with np.load(data.shard_path(pool, "train", 2)) as shard:
         assert np.array_equal(whole.tensors["bokeh"][4:].numpy(), shard["bokeh"])
         assert whole.kinds[4:].tolist() == shard["kind"].tolist()
-    part.need(3)
-    with pytest.raises(InputError, match=r"has 3 train scenes; wanted 4\."):
-        part.need(4)
-    with pytest.raises(InputError, match="wanted 4"):
-        part.batch(np.array([3]), 48)
 
 
 def test_a_pool_of_some_shards_is_what_is_there(pool, tmp_path):
@@ -171,82 +166,6 @@ def test_colours_change_in_linear_light():
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
 
 
-def test_a_training_begins_while_shards_are_still_rendered(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_POLL_S", 0.02)
-    there = replace(pool, folder=str(tmp_path))
-    late = threading.Event()
-
-    def render():
-        for index in range(3):
-            if index:
-                late.wait(30)
-            shutil.copy(data.shard_path(pool, "train", index), tmp_path / "part")
-            (tmp_path / "part").rename(data.shard_path(there, "train", index))
-
-    renderer = threading.Thread(target=render)
-    renderer.start()
-    source = data.PoolPairs(stage1_config(there, pool_patience_s=30.0))
-    assert len(source.pool) == 6
-    first = source(0, replace(PHASE, scenes=2), np.arange(4))  # before the second shard is there
-    waiting = threading.Thread(target=lambda: drawn.append(source(0, PHASE, np.arange(4))))
-    drawn = []
-    waiting.start()
-    waiting.join(0.3)
-    assert waiting.is_alive() and not drawn  # the whole pool is not there yet
-    late.set()
-    waiting.join(30)
-    renderer.join()
-    whole = data.PoolPairs(stage1_config(pool))
-    assert same(drawn[0], whole(0, PHASE, np.arange(4)))
-    assert same(first, whole(0, replace(PHASE, scenes=2), np.arange(4)))
-    assert source.pool.kinds.tolist() == whole.pool.kinds.tolist()
-
-
-def test_patience_ends_and_a_broken_shard_is_told(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_POLL_S", 0.02)
-    there = replace(pool, folder=str(tmp_path))
-    shutil.copy(data.shard_path(pool, "train", 0), tmp_path)
-    scenes = data.ScenePool(there, "train", patience_s=0.2)
-    began = time.monotonic()
-    with pytest.raises(InputError, match=r"has 2 train scenes after 0.2 s without a new shard; wanted 3\."):
-        scenes.need(3)
-    assert time.monotonic() - began < 5
-    scenes.need(2)
-    with pytest.raises(InputError, match=r"has 2 train scenes.*; wanted 7"):
-        scenes.need(7)
-    shutil.copy(data.shard_path(pool, "train", 0), data.shard_path(there, "train", 1))
-    data.shard_path(there, "train", 2).write_bytes(b"PK no shard")
-    with pytest.raises(Exception, match=r"[Zz]ip|pickle"):
-        data.ScenePool(there, "train", patience_s=5.0).need(5)
-    short = replace(pool, folder=str(tmp_path), shard=3)
-    with pytest.raises(InputError, match="whose 2 train shards have 4 scenes; wanted 6"):
-        data.ScenePool(short, "train", patience_s=5.0).need(5)
-
-
-def test_a_phase_draws_from_its_first_scenes_alone(pool, monkeypatch):
-    pairs = data.PoolPairs(stage1_config(pool))
-    stacks = data.PoolStacks(Stage2Config("unused", pool), rendered=pairs.pool)
-    rows = []
-    true_batch = data.ScenePool.batch
-    monkeypatch.setattr(data.ScenePool, "batch", lambda self, r, *a: rows.extend(r) or true_batch(self, r, *a))
-    for source in (pairs, stacks):
-        for scenes, wanted in ((2, {0, 1}), (None, set(range(6))), (99, set(range(6)))):
-            rows.clear()
-            for step in range(12):
-                source(step, replace(PHASE, scenes=scenes), np.arange(4))
-            assert set(rows) == wanted
-
-
-def test_both_stages_can_share_a_pool(pool):
-    scenes = data.ScenePool(pool, "train")
-    assert data.PoolPairs(stage1_config(pool), "cpu", scenes).pool is scenes
-    two = Stage2Config("unused", pool)
-    assert data.PoolStacks(two, "cpu", scenes, None).rendered is scenes
-    generated = data.ScenePool(pool, "train")
-    both = data.PoolStacks(replace(two, stack="stage1", generated="nowhere"), "cpu", scenes, generated)
-    assert both.rendered is scenes and both.generated is generated
-
-
 def test_batches_ahead_are_the_same_batches(pool):
     source = data.PoolPairs(stage1_config(pool))
     asked = []
@@ -285,17 +204,3 @@ def test_noise_of_a_sample_is_the_cpu_generators():
     wanted = torch.where(torch.rand((), generator=source) < 0.5, torch.ones(()), spread)
     sigma, noise = stage1.draw_mini_noise(5, shape)
     assert torch.equal(sigma, wanted) and torch.equal(noise, torch.randn(shape, generator=source))
-
-
-def test_settings_of_the_pool_are_checked_and_free_to_change(pool):
-    for settings, words in (
-        ({"pool_on_device": True, "workers": 2}, "loop.workers is 2 with loop.pool_on_device; wanted 0"),
-        ({"pool_patience_s": 1.0, "workers": 1}, "loop.workers is 1 with loop.pool_patience_s; wanted 0"),
-        ({"pool_patience_s": -1.0}, "loop.pool_patience_s is -1.0"),
-    ):
-        with pytest.raises(InputError, match=words):
-            LoopConfig(**settings)
-    with pytest.raises(InputError, match="phases scenes is 0"):
-        replace(PHASE, scenes=0)
-    plain, changed = stage1_config(pool), stage1_config(pool, pool_on_device=True, pool_patience_s=9.0)
-    assert checkpointing._setting(plain) == checkpointing._setting(changed)

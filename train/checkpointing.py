@@ -30,7 +30,7 @@ _NAME = re.compile(r"step_(\d{8})")
 _FREE = {"output", "threads", "card"}
 _FREE_LOOP = {
     *("log_every", "save_every", "keep", "sample_every", "samples", "held_out_every", "trackers"),
-    *("workers", "pool_on_device", "pool_patience_s"),
+    "workers",
 }
 
 

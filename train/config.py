@@ -7,7 +7,6 @@ section that sets one key keeps the other values that its stage has there.
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,113 +19,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bokehdepth.errors import InputError
+from train.config_data import (
+    AugmentConfig,
+    ManifestConfig,
+    PhotosConfig,
+    PictureAugmentConfig,
+    PoolConfig,
+    among,
+    within,
+)
 
 T = TypeVar("T")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "sgd")
 SCHEDULES = ("cosine", "poly", "constant")
 STACKS = ("none", "sharp", "renderer", "stage1")
-
-
-def _among(name: str, value: Any, wanted: tuple[Any, ...]) -> None:
-    if value not in wanted:
-        raise InputError(f"{name} is {value!r}; wanted one of {', '.join(map(str, wanted))}.")
-
-
-def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        upper = "" if high == math.inf else f" and at most {high:g}"
-        raise InputError(f"{name} is {value!r}; wanted a finite number of at least {low:g}{upper}.")
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """A pool of procedural scenes with renders, kept on disk as shards."""
-
-    folder: str
-    """Where the shards lie."""
-    photos: list[str] = field(default_factory=list)
-    """Glob patterns of photos used as textures and backgrounds; empty for procedural textures alone."""
-    mattes: list[str] = field(default_factory=list)
-    """Glob patterns of RGBA foregrounds; empty for procedural silhouettes alone."""
-    backdrops: list[str] = field(default_factory=list)
-    """Glob patterns of photos that are seen whole behind a subject; empty: the photos."""
-    portraits: list[str] = field(default_factory=list)
-    """Glob patterns of RGBA files, whole photographs with their subject as alpha (train.materials)."""
-    hold_out: float = 0.2
-    """Share of photos and mattes (by file name) that only the held-out split sees."""
-    scenes: int = 4000
-    held_out_scenes: int = 192
-    size_px: int = 192
-    renders: int = 3
-    """Renders of each scene, K stratified over (0, 30]; 0 for a pool that teaches depth alone."""
-    shard: int = 100
-    """Scenes in one shard."""
-    seed: int = 0
-    render_missing: bool = False
-    """Let a training render the shards that are missing; sensible for a few scenes, see train.data for many."""
-    kinds: dict[str, float] | None = None
-    """Weights of the kinds of scenes (rendering.scenes.KIND_WEIGHTS, or photograph); None takes these."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        _within("pool.renders", self.renders, 0)
-
-
-@dataclass(frozen=True)
-class ManifestConfig:
-    """Rows of manifest files (bokehdepth.manifest) as training data."""
-
-    files: list[str]
-    """Manifest files; environment variables are expanded."""
-    splits: list[str] = field(default_factory=lambda: ["train"])
-    """Rows of these splits; rows without a split count as train."""
-    renders: int = 2
-    """Stage-1: renders of one text-to-image group, beside its sharp photo."""
-    min_strength: float = 1.0
-    """Smallest K that is rendered on the fly."""
-    rendered_share: float = 0.5
-    """Stage-1: share of rendered samples where a row has both depth and a captured target."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        if not self.files:
-            raise InputError("files is []; wanted at least one manifest.")
-        _within("renders", self.renders, 1)
-        _within("min_strength", self.min_strength, 0.0, 30.0)
-        _within("rendered_share", self.rendered_share, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class PhotosConfig:
-    """Rows of manifests that are kept in memory and mixed with a pool's scenes: the embedded model's data."""
-
-    files: list[str]
-    """Manifest files (datasets_scripts.real_photos); environment variables are expanded."""
-    splits: list[str] = field(default_factory=lambda: ["train"])
-    weights: dict[str, float] = field(default_factory=dict)
-    """How often a data set is drawn; one that is not named weighs as many as it has photographs, 0 leaves it out."""
-    scene_share: float = 0.2
-    """Share of samples that are procedural scenes."""
-    longer_px: int = 512
-    """Longer side at which photographs are kept."""
-    zoom: float = 0.5
-    """Smallest side of a random crop over the largest that fits; its focal length follows."""
-    zoom_share: float = 0.8
-    """Share of samples that are cropped so."""
-    squeeze: float = 0.08
-    """Standard deviation of the log by which a crop's aspect differs from the picture that it becomes."""
-    upright_share: float = 0.25
-    """Share of steps whose pictures are upright."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        _within("photos.longer_px", self.longer_px, 64)
-        _within("photos.zoom", self.zoom, 0.1, 1.0)
-        _within("photos.squeeze", self.squeeze, 0.0, 0.5)
-        for name in ("scene_share", "zoom_share", "upright_share"):
-            _within(f"photos.{name}", getattr(self, name), 0.0, 1.0)
-        for name, weight in self.weights.items():
-            _within(f"photos.weights {name}", weight, 0.0)
 
 
 @dataclass(frozen=True)
@@ -150,16 +56,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Checks names and numbers."""
-        _among("optimizer.name", self.name, OPTIMIZERS)
-        _among("optimizer.schedule", self.schedule, SCHEDULES)
+        among("optimizer.name", self.name, OPTIMIZERS)
+        among("optimizer.schedule", self.schedule, SCHEDULES)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise InputError(f"optimizer.betas is {self.betas!r}; wanted two numbers from 0 to below 1.")
-        _within("optimizer.weight_decay", self.weight_decay, 0.0)
+        within("optimizer.weight_decay", self.weight_decay, 0.0)
         if self.grad_clip is not None:
-            _within("optimizer.grad_clip", self.grad_clip, 1e-9)
-        _within("optimizer.warmup", self.warmup, 0)
-        _within("optimizer.final_rate", self.final_rate, 0.0, 1.0)
-        _within("optimizer.head_factor", self.head_factor, 1e-9)
+            within("optimizer.grad_clip", self.grad_clip, 1e-9)
+        within("optimizer.warmup", self.warmup, 0)
+        within("optimizer.final_rate", self.final_rate, 0.0, 1.0)
+        within("optimizer.head_factor", self.head_factor, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -193,26 +99,16 @@ class LoopConfig:
     0 looks at none and leaves the last."""
     trackers: list[str] | None = None
     """tensorboard, wandb, trackio; None takes tensorboard where it is installed, [] none."""
-    pool_on_device: bool = False
-    """Keep the pool's pictures in the accelerator's memory and make batches there, which a CPU is too slow for; wants
-    workers 0."""
-    pool_patience_s: float = 0.0
-    """Seconds to wait for the next shard while another process renders the pool; 0 takes what is there. Wants workers
-    0, which alone see what is loaded later."""
 
     def __post_init__(self) -> None:
         """Checks names and numbers."""
-        _among("loop.precision", self.precision, ("fp32", "bf16"))
+        among("loop.precision", self.precision, ("fp32", "bf16"))
         for name in ("accumulation", "log_every", "save_every", "keep", "samples"):
-            _within(f"loop.{name}", getattr(self, name), 1)
+            within(f"loop.{name}", getattr(self, name), 1)
         for name in ("workers", "sample_every", "held_out_every"):
-            _within(f"loop.{name}", getattr(self, name), 0)
-        _within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
-        _within("loop.timeout_s", self.timeout_s, 1.0)
-        _within("loop.pool_patience_s", self.pool_patience_s, 0.0)
-        for name in ("pool_on_device", "pool_patience_s"):
-            if self.workers and getattr(self, name):
-                raise InputError(f"loop.workers is {self.workers} with loop.{name}; wanted 0.")
+            within(f"loop.{name}", getattr(self, name), 0)
+        within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
+        within("loop.timeout_s", self.timeout_s, 1.0)
 
 
 def _check_held_out(settings: LoopConfig, pool: PoolConfig | None, photos: PhotosConfig | None = None) -> None:
@@ -238,20 +134,15 @@ class PhaseConfig:
     """Keep each picture's aspect ratio, by buckets of equal area, instead of cropping squares."""
     text_to_image: float | None = None
     """Share of text-to-image steps in this phase; None takes the run's."""
-    scenes: int | None = None
-    """Draw from the first so many scenes of the pool, so that a phase can begin while the others are still rendered;
-    None takes all."""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        _within("phases size_px", self.size_px, 14)
-        _within("phases batch", self.batch, 1)
-        _within("phases steps", self.steps, 1)
-        _within("phases learning_rate", self.learning_rate, 0.0)
+        within("phases size_px", self.size_px, 14)
+        within("phases batch", self.batch, 1)
+        within("phases steps", self.steps, 1)
+        within("phases learning_rate", self.learning_rate, 0.0)
         if self.text_to_image is not None:
-            _within("phases text_to_image", self.text_to_image, 0.0, 1.0)
-        if self.scenes is not None:
-            _within("phases scenes", self.scenes, 1)
+            within("phases text_to_image", self.text_to_image, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -276,7 +167,7 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         """Checks the kind."""
-        _among("base.kind", self.kind, ("mini", "flux"))
+        among("base.kind", self.kind, ("mini", "flux"))
         if self.path and (self.kind == "mini" or self.transformer or self.autoencoder):
             raise InputError(f"base.path is {self.path!r}; wanted it with kind flux and without arguments of models.")
         if self.kind == "mini" and self.start_from and self.transformer:
@@ -298,29 +189,9 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         """Checks the shares."""
-        _within("prompts.tokens", self.tokens, 1, 512)
-        _within("prompts.caption_dropout", self.caption_dropout, 0.0, 1.0)
-        _within("prompts.strength_dropout", self.strength_dropout, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class PictureAugmentConfig:
-    """Augmentation of pictures: of a pool's for Stage-1, of all for Stage-2. A photo and its frames alike."""
-
-    mirror: bool = True
-    gain: float = 0.25
-    """Standard deviation of the log exposure."""
-    white_balance: float = 0.06
-    """Standard deviation of the log gain of each channel."""
-    hue: float = 0.0
-    """Standard deviation of the rotation of hues, in radians."""
-    chroma: float = 0.0
-    """Standard deviation of the log factor on chroma."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        for name in ("gain", "white_balance", "hue", "chroma"):
-            _within(f"augment.{name}", getattr(self, name), 0.0)
+        within("prompts.tokens", self.tokens, 1, 512)
+        within("prompts.caption_dropout", self.caption_dropout, 0.0, 1.0)
+        within("prompts.strength_dropout", self.strength_dropout, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -398,10 +269,10 @@ class Stage1Config:
             if phase.size_px % 16:
                 raise InputError(f"phases size_px is {phase.size_px}; wanted a multiple of 16.")
         for name in ("text_to_image", "grounded_share", "picture_share"):
-            _within(name, getattr(self, name), 0.0, 1.0)
+            within(name, getattr(self, name), 0.0, 1.0)
         if self.base.kind == "mini" and not self.picture_share:
             raise InputError("picture_share is 0.0; wanted a number above 0 and at most 1.")
-        _within("offset_noise", self.offset_noise, 0.0)
+        within("offset_noise", self.offset_noise, 0.0)
         if self.base.kind == "mini":
             if self.manifests is not None:
                 raise InputError("manifests is given with base.kind mini; wanted a pool, whose offsets teach it.")
@@ -410,7 +281,7 @@ class Stage1Config:
         if self.pool is not None and any(phase.buckets for phase in self.phases):
             raise InputError("buckets is set in a phase; wanted it with manifests alone, since a pool is square.")
         _check_held_out(self.loop, self.pool)
-        _within("threads", self.threads, 1)
+        within("threads", self.threads, 1)
 
     def text_share(self, phase: PhaseConfig) -> float:
         """Share of text-to-image steps in a phase."""
@@ -440,7 +311,7 @@ class DepthBaseConfig:
 
     def __post_init__(self) -> None:
         """Checks what belongs together."""
-        _among("base.trainable", self.trainable, ("dsfa", "head", "all"))
+        among("base.trainable", self.trainable, ("dsfa", "head", "all"))
         if self.path and self.backbone:
             raise InputError(f"base.backbone is given with base.path {self.path!r}; wanted one of them.")
         if self.fresh_head and (not self.path or self.trainable == "dsfa"):
@@ -448,26 +319,6 @@ class DepthBaseConfig:
                 "`base.fresh_head` must be false without base.path, whose head is drawn anyway, and where "
                 f"base.trainable is dsfa, got base.path {self.path!r} and base.trainable {self.trainable!r}."
             )
-
-
-@dataclass(frozen=True)
-class AugmentConfig(PictureAugmentConfig):
-    """Augmentation of Stage-2; all frames of a photo alike."""
-
-    frames: int | None = None
-    """Frames of the stack that a sample keeps, chosen at random and in random order; None keeps all, ascending."""
-    strength_jitter: float = 0.0
-    """Standard deviation of the log of the factor on the K that the network is told."""
-    crop: float = 1.0
-    """Smallest side of the random crop over the photo's shorter side; K and intrinsics follow."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        super().__post_init__()
-        _within("augment.strength_jitter", self.strength_jitter, 0.0)
-        if self.frames is not None:
-            _within("augment.frames", self.frames, 1)
-        _within("augment.crop", self.crop, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -543,9 +394,9 @@ class Stage2Config:
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
         if (self.photos is None) == bool(self.phases):
             raise InputError("`photos` and `phases` must be given together, got one of them.")
-        _among("stack", self.stack, STACKS)
-        _within("generated_share", self.generated_share, 0.0, 1.0)
-        _within("lone_share", self.lone_share, 0.0, 1.0)
+        among("stack", self.stack, STACKS)
+        within("generated_share", self.generated_share, 0.0, 1.0)
+        within("lone_share", self.lone_share, 0.0, 1.0)
         if self.photos is not None and self.stack == "stage1" and not self.stage1:
             raise InputError("`stage1` must be the folder of a model with stack stage1, got ''.")
         if self.photos is None and self.stack == "stage1" and self.pool is not None and not self.generated:
@@ -555,14 +406,14 @@ class Stage2Config:
         if not strengths or strengths != sorted(set(strengths)) or not all(0 < k <= 30 for k in strengths):
             raise InputError(f"strengths is {strengths}; wanted ascending values above 0 and at most 30.")
         for name in ("size_px", "batch", "steps", "threads"):
-            _within(name, getattr(self, name), 1)
-        _within("learning_rate", self.learning_rate, 0.0)
-        _within("min_depth_m", self.min_depth_m, 1e-9)
-        _within("max_depth_m", self.max_depth_m, self.min_depth_m)
-        _within("variance_share", self.variance_share, 0.0, 1.0)
+            within(name, getattr(self, name), 1)
+        within("learning_rate", self.learning_rate, 0.0)
+        within("min_depth_m", self.min_depth_m, 1e-9)
+        within("max_depth_m", self.max_depth_m, self.min_depth_m)
+        within("variance_share", self.variance_share, 0.0, 1.0)
         for name in ("gradient_weight", "relative_weight", "edge_weight", "camera_weight", "confidence_weight"):
-            _within(name, getattr(self, name), 0.0)
-        _within("pooled_pictures", self.pooled_pictures, 1)
+            within(name, getattr(self, name), 0.0)
+        within("pooled_pictures", self.pooled_pictures, 1)
         if self.batch % self.pooled_pictures:
             raise InputError(
                 f"`batch` must be a multiple of pooled_pictures, {self.pooled_pictures}, got {self.batch}."

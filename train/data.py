@@ -6,13 +6,10 @@ it stopped. A training that finds only part of the shards trains on that part.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import glob
 import logging
 import os
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +29,6 @@ from train import config as configuration
 from train.checkpointing import step_rng
 from train.config import (
     AugmentConfig,
-    LoopConfig,
     PhaseConfig,
     PictureAugmentConfig,
     PoolConfig,
@@ -132,28 +128,17 @@ class ScenePool:
     Args:
         pool: its configuration.
         split: train or held_out.
-        device: that holds the scenes and makes the batches.
-        patience_s: 0 takes the shards that are there, at once. Above 0 another process may still render them: a
-            thread loads them in order as they appear, and gives up after so many seconds without a new one.
 
     Raises:
-        InputError: no shard is there and patience_s is 0, or one lacks an array or has depth that is not above 0.
+        InputError: no shard is there, or one lacks an array or has depth that is not above 0.
     """
 
-    def __init__(
-        self, pool: PoolConfig, split: str, device: str | torch.device = "cpu", patience_s: float = 0.0
-    ) -> None:
+    def __init__(self, pool: PoolConfig, split: str) -> None:
         self.pool, self.split = pool, split
-        self.device, self.patience_s = torch.device(device), patience_s
         self.tensors: dict[str, torch.Tensor] = {}
         total = pool.scenes if split == "train" else pool.held_out_scenes
         paths = [shard_path(pool, split, index) for index in range(-(-total // pool.shard))]
-        self._loaded, self._error = 0, None
-        self._changed = threading.Condition()
-        if patience_s:
-            self._scenes, self.kinds = total, np.empty(total, _KIND)
-            threading.Thread(target=self._follow, args=(paths,), name=f"{split} pool", daemon=True).start()
-            return
+        self._loaded = 0
         paths = [path for path in paths if path.exists()]
         if not paths:
             raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
@@ -163,68 +148,8 @@ class ScenePool:
             self._load(path)
 
     def __len__(self) -> int:
-        """Scenes that are loaded, or with patience those that are planned."""
+        """Scenes that are loaded."""
         return self._scenes
-
-    @property
-    def loaded(self) -> int:
-        """Scenes that are loaded by now."""
-        return self._loaded
-
-    def first(self, count: int, bokeh: torch.Tensor | None = None) -> ScenePool:
-        """The first loaded scenes as a pool of their own, which shares their memory.
-
-        Args:
-            count: how many; all that are loaded where there are fewer.
-            bokeh: uint8 (count, F, H, W, 3), frames in place of the rendered ones.
-        """
-        part = copy.copy(self)
-        part._scenes = part._loaded = min(count, self._loaded)
-        part._changed, part._error, part.kinds = threading.Condition(), None, self.kinds[: len(part)]
-        part.tensors = {name: values[: len(part)] for name, values in self.tensors.items()}
-        if bokeh is not None:
-            part.tensors["bokeh"] = bokeh
-        return part
-
-    def need(self, count: int) -> None:
-        """Returns when the first `count` scenes are loaded.
-
-        Raises:
-            InputError: there are fewer, and no more to come within the patience.
-            Exception: what kept a shard from being read.
-        """
-        with self._changed:
-            if count <= self._scenes:
-                self._changed.wait_for(lambda: self._loaded >= count or self._error is not None)
-            if self._loaded >= count:
-                return
-            if self._error is not None and not isinstance(self._error, TimeoutError):
-                raise self._error
-            waited = f" after {self.patience_s:g} s without a new shard" if self._error else ""
-            raise InputError(
-                f"pool.folder is {self.pool.folder!r}, which has {self._loaded} {self.split} scenes{waited}; wanted "
-                f"{count}."
-            )
-
-    def _follow(self, paths: list[Path]) -> None:
-        """Loads shards in order, each as soon as it is there; an error is kept for `need`."""
-        try:
-            for path in paths:
-                end = time.monotonic() + self.patience_s
-                while not path.exists():
-                    if time.monotonic() >= end:
-                        raise TimeoutError(path)
-                    time.sleep(min(_POLL_S, self.patience_s))
-                self._load(path)
-            if self._loaded < self._scenes:
-                raise InputError(
-                    f"pool.folder is {self.pool.folder!r}, whose {len(paths)} {self.split} shards have {self._loaded} "
-                    f"scenes; wanted {self._scenes}."
-                )
-        except Exception as error:  # noqa: BLE001 - whoever needs the scenes raises it
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
 
     def _load(self, path: Path) -> None:
         """Appends a shard, up to the number of scenes, to blocks of that size: a large pool is never there twice."""
@@ -244,11 +169,9 @@ class ScenePool:
                     raise InputError(f"depth_m of {str(path)!r} must be above 0 everywhere, got {odd}.")
                 if key not in self.tensors:
                     size = (self._scenes, *values.shape[1:])
-                    self.tensors[key] = torch.empty(size, dtype=values.dtype, device=self.device)
+                    self.tensors[key] = torch.empty(size, dtype=values.dtype)
                 self.tensors[key][begin:end] = values
-        with self._changed:
-            self._loaded = end
-            self._changed.notify_all()
+        self._loaded = end
 
     def batch(
         self,
@@ -269,15 +192,10 @@ class ScenePool:
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W),
-            depth_known bool (B, 1, H, W), focal_px (B,) at `size_px`, and offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|;
-            all on the pool's device.
-
-        Raises:
-            InputError: as `need` says of the rows' scenes.
+            depth_known bool (B, 1, H, W), focal_px (B,) at `size_px`, and offset_dpt (B, 1, H, W) = |1/S1 - 1/depth|.
         """
-        self.need(int(np.max(rows)) + 1)
-        places = torch.as_tensor(rows, device=self.device)
-        chosen = slice(None) if frames is None else frames.to(self.device)
+        places = torch.as_tensor(rows)
+        chosen = slice(None) if frames is None else frames
         each = places if frames is None else places[:, None]
         strength = self.tensors["strength"][each, chosen]
         image = self.tensors["image"][places].movedim(-1, -3).float() / 255
@@ -288,8 +206,8 @@ class ScenePool:
         pictures = torch.cat([image[:, None], bokeh], dim=1)
         if rngs is not None:
             augment = augment or PictureAugmentConfig()
-            mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs]).to(self.device)
-            matrices = torch.stack([colour_matrix(rng, augment) for rng in rngs]).to(self.device)
+            mirrored = torch.tensor([rng.random() < 0.5 and augment.mirror for rng in rngs])
+            matrices = torch.stack([colour_matrix(rng, augment) for rng in rngs])
             mirrored = mirrored[:, None, None, None]
             pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
             depth = torch.where(mirrored, depth.flip(-1), depth)
@@ -363,18 +281,6 @@ def fill_pool(pool: PoolConfig, process: int = 0, processes: int = 1, wait: Call
         raise InputError(f"`pool.folder` must be one folder for all processes, got one without {str(lost[0])!r}.")
 
 
-def _open_pool(pool: PoolConfig, settings: LoopConfig, device: str | torch.device) -> ScenePool:
-    """The training scenes of a pool, where and as patiently as the loop's settings say."""
-    return ScenePool(pool, "train", device if settings.pool_on_device else "cpu", settings.pool_patience_s)
-
-
-def _scenes_of(pool: ScenePool, phase: PhaseConfig) -> int:
-    """How many scenes a phase draws from, once they are loaded."""
-    scenes = min(phase.scenes or len(pool), len(pool))
-    pool.need(scenes)
-    return scenes
-
-
 def _parts(count: int, size: int) -> list[np.ndarray]:
     """Numbers below `count`, in order, at most `size` together."""
     return [np.arange(begin, min(begin + size, count)) for begin in range(0, count, size)]
@@ -398,14 +304,11 @@ class PoolPairs:
 
     Args:
         cfg: of the run.
-        device: that the run trains on; it holds the pool where `loop.pool_on_device` says so.
-        pool: training scenes that are in memory already; None loads those of the configuration.
     """
 
-    def __init__(self, cfg: Stage1Config, device: str | torch.device = "cpu", pool: ScenePool | None = None) -> None:
+    def __init__(self, cfg: Stage1Config) -> None:
         _check_renders(cfg.pool, "Stage-1")
-        self.cfg, self.pool = cfg, pool or _open_pool(cfg.pool, cfg.loop, device)
-        self.pool.need(1)
+        self.cfg, self.pool = cfg, ScenePool(cfg.pool, "train")
         self._held_out: ScenePool | None = None
         self.group = 1 + self.pool.tensors["bokeh"].shape[1]
         for phase in cfg.phases:
@@ -428,14 +331,12 @@ class PoolPairs:
 
         Returns:
             image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
-            number (B,), drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image. Pictures, offsets and
-            strength are on the pool's device.
+            number (B,), drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
         """
         text = is_text_step(step, self.cfg.text_share(phase))
         groups = numbers // self.group if text else numbers
         rngs = [step_rng(self.cfg.seed, step, int(group)) for group in groups]
-        scenes = _scenes_of(self.pool, phase)
-        rows = np.array([rng.integers(scenes) for rng in rngs])
+        rows = np.array([rng.integers(len(self.pool)) for rng in rngs])
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
         frames = torch.tensor([int(rng.integers(self.group - 1)) for rng in rngs])
         grounded = torch.tensor([rng.random() < self.cfg.grounded_share for rng in rngs])
@@ -443,7 +344,7 @@ class PoolPairs:
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
         batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames.clamp(min=0)[:, None])
-        sharp = (frames < 0).to(self.pool.device)
+        sharp = (frames < 0)
         return {
             "text_to_image": text,
             "image": batch["image"],
@@ -458,7 +359,7 @@ class PoolPairs:
 
     def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
         """Batches of all held-out scenes at a phase's size, without augmentation, each at one of its K in turn."""
-        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out", self.pool.device)
+        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out")
         for rows in _parts(len(self._held_out), phase.batch):
             batch = self._held_out.batch(
                 rows, phase.size_px, frames=torch.from_numpy(rows % (self.group - 1))[:, None]
@@ -510,35 +411,26 @@ class PoolStacks:
 
     Args:
         cfg: of the run.
-        device: that the run trains on; it holds the pools where `loop.pool_on_device` says so.
-        rendered: training scenes that are in memory already; None loads those of the configuration.
-        generated: the same with Stage-1's stacks, which only the stack stage1 asks for; None loads them.
     """
 
-    def __init__(
-        self,
-        cfg: Stage2Config,
-        device: str | torch.device = "cpu",
-        rendered: ScenePool | None = None,
-        generated: ScenePool | None = None,
-    ) -> None:
+    def __init__(self, cfg: Stage2Config) -> None:
         if cfg.stack in ("renderer", "stage1"):
             _check_renders(cfg.pool, f"the stack {cfg.stack}")
-        self.cfg, self.rendered = cfg, rendered or _open_pool(cfg.pool, cfg.loop, device)
+        self.cfg, self.rendered = cfg, ScenePool(cfg.pool, "train")
         self._held_out: ScenePool | None = None
         self.without_intrinsics = "a pool"
-        self._held_out_of, self.generated = cfg.pool, generated if cfg.stack == "stage1" else None
-        if cfg.stack == "stage1" and generated is None:
+        self._held_out_of, self.generated = cfg.pool, None
+        if cfg.stack == "stage1":
             folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
-            self.generated = _open_pool(folder, cfg.loop, device)
+            self.generated = ScenePool(folder, "train")
             if shard_path(folder, "held_out", 0).exists():
                 self._held_out_of = folder
         self._check_depth()
 
     def _check_depth(self) -> None:
-        """Counts the loaded scenes without any depth that counts; they have no weight in the loss."""
-        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, self.rendered.loaded
-        blocks = self.rendered.tensors["depth_m"][:loaded].split(1000) if loaded else ()
+        """Counts the scenes without any depth that counts; they have no weight in the loss."""
+        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, len(self.rendered)
+        blocks = self.rendered.tensors["depth_m"].split(1000)
         empty = loaded - sum(int(((d >= low) & (d <= high)).flatten(1).any(1).sum()) for d in blocks)
         if empty:
             words = f"pool.folder is {self.cfg.pool.folder!r}, {empty} of whose {loaded} scenes have no depth"
@@ -559,14 +451,13 @@ class PoolStacks:
 
         Returns:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
-            (B, 1, H, W), all on the pool's device, and lone (B,), who gets no stack.
+            (B, 1, H, W), and lone (B,), who gets no stack.
         """
         pool = self.rendered
         if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
             pool = self.generated
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
-        scenes = _scenes_of(pool, phase)
-        rows = np.array([rng.integers(scenes) for rng in rngs])
+        rows = np.array([rng.integers(len(pool)) for rng in rngs])
         count = pool.tensors["bokeh"].shape[1]
         frames = torch.stack([chosen_frames(count, rng, self.cfg.augment) for rng in rngs])
         batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
@@ -584,7 +475,7 @@ class PoolStacks:
 
         Their stacks are Stage-1's where the run loaded those and they include held-out ones, else the renderer's.
         """
-        self._held_out = self._held_out or ScenePool(self._held_out_of, "held_out", self.rendered.device)
+        self._held_out = self._held_out or ScenePool(self._held_out_of, "held_out")
         for rows in _parts(len(self._held_out), phase.batch):
             yield self._sample(self._held_out.batch(rows, phase.size_px))
 
@@ -608,7 +499,7 @@ def told_strength(strength: torch.Tensor, rng: np.random.Generator, augment: Aug
     if not augment.strength_jitter:
         return strength
     factor = np.exp(augment.strength_jitter * rng.normal(size=len(strength))).astype(np.float32)
-    return (strength * torch.from_numpy(factor).to(strength.device)).clamp(max=MAX_BOKEH_STRENGTH)
+    return (strength * torch.from_numpy(factor)).clamp(max=MAX_BOKEH_STRENGTH)
 
 
 def main() -> None:

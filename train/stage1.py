@@ -472,13 +472,12 @@ def look(cfg: Stage1Config, network: _Stage1Network, source: PoolPairs | RowPair
     return loop.Samples(contact_sheet(images, labels, columns=1 + len(SAMPLE_STRENGTHS)), numbers)
 
 
-def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool | None = None) -> Path:
+def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
     """Trains Stage-1.
 
     Args:
         config: what to train, on what, and how.
         resume: "latest", the folder of a checkpoint, or None for a run that begins.
-        pool: training scenes that are in memory already, so that both stages can share them; None loads them.
 
     Returns:
         Folder of the saved pipeline, `<output>/model`; of a base with a repository it holds the adapter alone.
@@ -494,10 +493,10 @@ def run(config: Stage1Config, resume: str | Path | None = None, pool: ScenePool 
     if config.photos is not None:
         from train.bokeh_photos import BokehPhotos
 
-        scenes = None if config.pool is None else pool or ScenePool(config.pool, "train")
+        scenes = None if config.pool is None else ScenePool(config.pool, "train")
         source = BokehPhotos(config, scenes, load_depth_model(config.depth_model))
     elif config.manifests is None:
-        source = PoolPairs(config, accelerator.device, pool)
+        source = PoolPairs(config)
     else:
         source = RowPairs(config, prompts)
     stage = loop.Stage(

@@ -329,15 +329,12 @@ def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
 def run(
     config: Stage2Config,
     resume: str | Path | None = None,
-    pools: tuple[ScenePool, ScenePool | None] | None = None,
 ) -> Path:
     """Trains Stage-2.
 
     Args:
         config: what to train, on what, and how.
         resume: "latest", the folder of a checkpoint, or None for a run that begins.
-        pools: training scenes that are in memory already, so that both stages can share them: with rendered stacks,
-            and with Stage-1's where there are any; None loads them.
 
     Returns:
         Folder of the saved model, `<output>/model`.
@@ -352,7 +349,7 @@ def run(
     if config.photos is not None:
         return _run_photos(config, accelerator, resume)
     if config.manifests is None:
-        source = PoolStacks(config, accelerator.device, *(pools or ()))
+        source = PoolStacks(config)
     else:
         source = RowStacks(config)
     model = build_model(config)
