@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_runs
 import yaml
 from scipy import ndimage
 
@@ -330,7 +331,9 @@ def test_samples_without_a_stack_are_those_of_the_base_path(root):
         mixed = network({**batch, "lone": lone})["silog"]
         parts = {kind: stage2.predict(network.model, batch, kind) for kind in ("none", "frames")}
         depth = torch.where(lone[:, None, None], parts["none"], parts["frames"]).clamp(min=cfg.min_depth_m)
-        each = losses.scale_invariant_log_loss(depth, batch["depth_m"][:, 0], cfg.variance_share)
+        each = losses.scale_invariant_log_loss(
+            depth, batch["depth_m"][:, 0], cfg.variance_share, batch["valid"][:, 0]
+        )
     torch.testing.assert_close(mixed, each)
     assert (parts["none"] / parts["frames"]).log().abs().max() > 0.01
 
@@ -426,9 +429,12 @@ def test_configurations_are_strict(tmp_path):
         (Stage1Config, one, "picture_share=0", "picture_share is 0.0"),
         (Stage1Config, one, "augment.hue=-1", "augment.hue is -1.0"),
         (Stage1Config, one, "phases=[{size_px: 90, batch: 1, steps: 1, learning_rate: 1e-3}]", "size_px is 90"),
-        (Stage1Config, one, "pool=null", "both missing"),
+        (Stage1Config, CONFIGS / "stage1_debug.yaml", "pool=null", "both missing"),
+        (Stage1Config, one, "depth_model=''", "`depth_model` must be the folder"),
         (Stage2Config, two, "stack=wild", "stack is 'wild'"),
-        (Stage2Config, two, "generated=''", "generated is empty"),
+        (Stage2Config, CONFIGS / "stage2_debug.yaml", "stack=stage1", "generated is empty"),
+        (Stage2Config, two, "stage1=''", "`stage1` must be the folder"),
+        (Stage2Config, two, "phases=[]", "`photos` and `phases` must be given together"),
         (Stage2Config, two, "strengths=[20, 10]", r"strengths is \[20.0, 10.0\]"),
         (Stage2Config, two, "learning_rate", "wanted key=value"),
         (Stage2Config, two, "steps.x=1", "steps: Value .* could not be converted to Integer"),
@@ -473,10 +479,10 @@ def test_a_section_that_sets_one_key_keeps_what_the_stage_has_there(tmp_path):
     debug = config.load(Stage2Config, CONFIGS / "stage2_debug.yaml", [])
     assert (debug.optimizer.weight_decay, debug.optimizer.warmup, debug.loop.ema_decay) == (0.05, 2, 0.995)
     # One phase of several, and numbers as YAML 1.2 reads them, in free arguments too.
-    changed = config.load(Stage1Config, CONFIGS / "mini_stage1.yaml",
-                          ["phases.1.steps=7", "base.transformer.quantile=4e-1"])  # fmt: skip
-    assert [phase.steps for phase in changed.phases] == [900, 7, 900]
-    assert changed.base.transformer["quantile"] == 0.4 and changed.base.transformer["num_single_layers"] == 5
+    changed = config.load(Stage1Config, CONFIGS / "stage1_flux.yaml", ["phases.1.steps=7"])
+    assert [phase.steps for phase in changed.phases] == [16000, 7]
+    changed = config.load(Stage1Config, CONFIGS / "mini_stage1.yaml", ["base.transformer.quantile=4e-1"])
+    assert changed.base.transformer["quantile"] == 0.4 and changed.base.transformer["num_single_layers"] == 3
 
 
 def test_optimisers_by_name_and_what_is_not_installed(monkeypatch):
@@ -583,10 +589,12 @@ def test_depth_losses_skip_what_is_not_valid():
     assert got == pytest.approx(sum(wanted) / 2, rel=1e-5)
 
 
-def test_the_trained_parts_make_an_embedded_model(root, mini, tmp_path, monkeypatch):
-    cfg = config.load(Stage2Config, root / "stage2.yaml", [f"output={tmp_path}/depth", "steps=1"])
-    depth = stage2.run(cfg)
-    call(export_mini, monkeypatch, "--stage1", mini, "--stage2", depth, "--output", tmp_path / "mini", "--side", 56)
+def test_the_trained_parts_make_an_embedded_model(mini, tmp_path, monkeypatch):
+    depth = train_runs.save_depth_model(tmp_path / "depth")
+    arguments = ("--stage1", mini, "--stage2", depth, "--output", tmp_path / "mini", "--depth-area", 32 * 32)
+    call(export_mini, monkeypatch, *arguments)
     pipe = load_pipeline(tmp_path / "mini")
+    assert pipe.depth_estimator.config.area_px == 32 * 32
     out = pipe(torch.rand(3, 64, 64), (10.0, 20.0), output_type="np")
     assert out.depth_m.shape == (64, 64) and np.isfinite(out.depth_m).all()
+    assert out.intrinsics.shape == (3, 3) and out.confidence is None
