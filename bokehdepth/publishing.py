@@ -157,6 +157,8 @@ def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
         _place_part(model / name, folder / name)
         if library not in ("diffusers", "transformers"):
             sources[name] = _module_file(library)
+    for picture in sorted((model / "examples").glob("*.jpg")):  # the card's
+        _place(picture, folder / "examples" / picture.name)
     suffix = write_code(folder, PACKAGE / "pipeline_bokehdepth.py", sources, unique=True)
     for name, source in sources.items():
         index[name] = [f"{source.stem}{suffix}", index[name][1]]

@@ -14,6 +14,7 @@ from huggingface_hub import SpaceCard
 from bokehdepth.cli import main
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER
+from bokehdepth.loading_bokehdepth import joined_source
 from bokehdepth.publishing import PACKAGE, PROJECT, build_folder, list_files, publish
 
 
@@ -41,9 +42,10 @@ def test_pipeline_folder_has_the_layout_of_the_design(tmp_path):
         text = (folder / f"{name}{suffix}.py").read_text()
         assert text.replace(f"bokehdepth{suffix} import", "bokehdepth import") == (PACKAGE / f"{name}.py").read_text()
     for part, name in (("bokeh_adapter", "modeling_bokeh_adapter"), ("transformer", "modeling_mini_flux"),
-                       ("depth_estimator", "modeling_bokehdepth")):  # fmt: skip
+                       ("depth_estimator", "modeling_bokehdepth_efficientnet")):  # fmt: skip
         for place in (f"{name}.py", f"{part}/{name}.py", f"{part}/{name}{suffix}.py"):
-            assert (folder / place).read_bytes() == (PACKAGE / f"{name}.py").read_bytes()
+            assert (folder / place).read_text() == joined_source(PACKAGE / f"{name}.py")
+    assert "examples/photos.jpg" in names
     for path in EMBEDDED_FOLDER.rglob("*.safetensors"):
         assert (folder / path.relative_to(EMBEDDED_FOLDER)).read_bytes() == path.read_bytes()
     assert 'from_pretrained("me/model"' in (folder / "README.md").read_text()
@@ -55,7 +57,7 @@ def test_parts_alone(tmp_path):
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].endswith(".BokehAdapter")
     depth = facts_file(tmp_path / "d.yaml", library_name="transformers", pipeline_tag="depth-estimation")
     folder = build_folder("depth", "embedded", tmp_path / "depth", repository="me/d", facts=depth)
-    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 140, "width": 140}
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 224, "width": 224}
     assert "metres along the optical axis" in (folder / "README.md").read_text()
     # The package's own files were linked or copied, never written to.
     assert "auto_map" not in json.loads((EMBEDDED_FOLDER / "bokeh_adapter" / "config.json").read_text())
