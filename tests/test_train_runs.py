@@ -147,6 +147,13 @@ def test_gradients_are_clipped_to_the_norm(unbroken):
         assert 0 < moved <= rate * (train_runs.CLIP + decay * size) * 1.001
 
 
+def test_samples_without_a_stack_do_not_hide_dsfa_from_training(unbroken):
+    for name in ("two", "photos2"):
+        before, after = weights(unbroken / name, 2), weights(unbroken / name, 4)
+        moved = [k for k in before if ".dsfa." in k and not torch.equal(before[k], after[k])]
+        assert any("focus_attn" in k for k in moved) and any("focus_film" in k for k in moved)
+
+
 def test_schedule_by_hand():
     plan = [PhaseConfig(64, 1, 10, 1.0), PhaseConfig(64, 1, 10, 0.5)]
     rate = lambda step, **changes: loop.learning_rate(OptimizerConfig(warmup=4, **changes), plan, step)  # noqa: E731

@@ -136,7 +136,8 @@ class DepthPhotosNetwork(losses.SummedNetwork):
     def predict(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Depth (B, h, w) in metres, with the true focal lengths where they are known, and guessed cameras."""
         image = batch["image"] * 2 - 1
-        lone = batch.get("lone", torch.ones(len(image), dtype=torch.bool, device=image.device))
+        alone = "bokeh" not in batch
+        lone = batch.get("lone", torch.full((len(image),), alone, device=image.device))
         depth = image.new_empty(len(image), *image.shape[-2:])
         camera = image.new_empty(len(image), 3, 3)
         parts = []
