@@ -37,6 +37,7 @@ _GUIDE_PX = 4
 _LOG_DEPTH_LIMITS = (-4.0, 8.0)
 _START_FOCAL = 0.85  # focal length over the longer side: a phone's main camera
 _MULTIPLE_PX = 32
+_TOKEN_SCALE = 8.0  # about the deviation of the encoder's maps; DSFA's blocks begin with tokens near 1
 
 
 @strict
@@ -288,13 +289,13 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
         for level, block in levels.items():
             own = maps[level].unsqueeze(1)  # (B, 1, D, h, w)
             others = stack[level].unflatten(0, (batch, -1)) if stack else own.expand(-1, count - 1, -1, -1, -1)
-            tokens = torch.cat([own, others], dim=1).flatten(3).transpose(2, 3)  # (B, F, N, D)
+            tokens = torch.cat([own, others], dim=1).flatten(3).transpose(2, 3) / _TOKEN_SCALE  # (B, F, N, D)
             measures = None
             if self.config.focus_measure and self.config.use_focus:
                 seen = frames if self.config.use_bokeh else frames[:, :1]
                 measures = FocusMeasureEmbedding.measure(seen, self.encoder.strides[level + _FINEST])
                 measures = measures.expand(-1, count, -1, -1)
-            refined = block(tokens, bokeh_strengths, measures, True)[:, 0]
+            refined = block(tokens, bokeh_strengths, measures, True)[:, 0] * _TOKEN_SCALE
             maps[level] = refined.transpose(1, 2).unflatten(2, maps[level].shape[-2:])
         return maps
 
