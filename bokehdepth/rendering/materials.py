@@ -171,24 +171,38 @@ class Materials:
             tile = grey + (tile - grey) * rng.uniform(0, 0.6)
         return (tile * rng.uniform(0.6, 1.0, 3)).astype(np.uint8)
 
-    def matte(self, rng: np.random.Generator) -> Sprite:
+    def matte(
+        self, rng: np.random.Generator, allowed_open: Sequence[str] = SIDES, height_px: float | None = None
+    ) -> Sprite | None:
         """Draw one of the mattes, mirrored and lightened or darkened by chance.
 
         Args:
             rng: Source of chance.
+            allowed_open: Sides of `SIDES` that may be open; left and right only together, since it may be mirrored.
+            height_px: How high it will be seen: a small one costs less. None: as large as it is kept.
 
         Returns:
             The sprite. One that ends at the bottom of its file is taken for a half figure, another for a whole one.
+            None where eight that were drawn have other open sides.
 
         Raises:
             InputError: If no mattes were given, or the file is not a picture with a visible cut-out.
         """
         if not self._mattes:
             raise InputError("mattes is empty, wanted RGBA files for a scene with a matte")
-        path = self._mattes[rng.integers(len(self._mattes))]
-        if path not in self._cache:
-            self._cache[path] = _read_matte(path, 2 * self._side_px)
-        return _varied(self._cache[path], rng)
+        for _ in range(8):
+            path = self._mattes[rng.integers(len(self._mattes))]
+            if path not in self._cache:
+                self._cache[path] = _read_matte(path, 2 * self._side_px)
+            sprite = self._cache[path]
+            if sprite.open_sides <= set(allowed_open):
+                break
+        else:
+            return None
+        factor = 1 if height_px is None else int(min(sprite.rgba.shape[:2]) // max(1.5 * height_px, 24))
+        if factor > 1:
+            sprite = replace(sprite, rgba=np.asarray(Image.fromarray(sprite.rgba).reduce(factor)))
+        return _varied(sprite, rng)
 
     def drawn(self, rng: np.random.Generator, families: Sequence[str]) -> Sprite:
         """Draw a thing of one of some families and cover it with textures.

@@ -225,4 +225,4 @@ class Outdoors(Stage):
         """Draw something to stand outdoors: small and near, or large and far."""
         if depth_m > 15:
             return self.materials.drawn(self.rng, _FAR_THINGS)
-        return self.sprite(_NEAR_THINGS, 0.3, ())
+        return self.sprite(_NEAR_THINGS, 0.3, (), depth_m)

@@ -201,13 +201,14 @@ class Stage:
 
     # --- things -------------------------------------------------------------------------------------------------
 
-    def sprite(self, families: Sequence[str], matte_share: float, allowed_open: Sequence[str]) -> Sprite:
-        """Draw a sprite whose open sides are among the allowed ones."""
+    def sprite(self, families: Sequence[str], matte_share: float, allowed_open: Sequence[str],
+               depth_m: float | None = None) -> Sprite:  # fmt: skip
+        """Draw a sprite whose open sides are among the allowed ones; one to be seen at a known depth costs less."""
+        height_px = None if depth_m is None else 2 * self.focal_px / depth_m
         if self.materials.has_mattes and self.happens(matte_share):
-            for _ in range(8):
-                sprite = self.materials.matte(self.rng)
-                if sprite.open_sides <= set(allowed_open):
-                    return sprite
+            sprite = self.materials.matte(self.rng, allowed_open, height_px)
+            if sprite is not None:
+                return sprite
         return self.materials.drawn(self.rng, families)
 
     def place(

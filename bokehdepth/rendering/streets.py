@@ -359,8 +359,8 @@ class Streets(Outdoors):
             if road.pavement_m > 1:
                 for _ in range(int(self.rng.integers(3))):
                     x = self.uniform(*sorted((edge, wall - side * 0.4)))
-                    person = self.sprite(("figure",), 0.4, ())
-                    self.stand_at(plane, ground, person, x, self.spread(3.0, 70.0))
+                    z = self.spread(3.0, 70.0)
+                    self.stand_at(plane, ground, self.sprite(("figure",), 0.4, (), z), x, z)
             family = ("tree", "lamp", "sign", "bar")[self.rng.choice(4, p=[0.35, 0.3, 0.25, 0.1])]
             if self.happens(0.6):
                 z, step = self.uniform(2.5, 12.0), self.uniform(7.0, 30.0)
