@@ -210,7 +210,7 @@ made.save_pretrained("saved_custom")
 depth_scope = {}
 for number in (0, 1):
     exec(Path(f"example_depth_{number}.py").read_text(), depth_scope)
-pixels = torch.linspace(-1, 1, 3 * 70 * 70).reshape(1, 3, 70, 70)
+pixels = torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96)
 stack, strengths = torch.stack([pixels, pixels / 2], dim=1), torch.tensor([[0.0, 20.0]])
 inside = AutoModelForDepthEstimation.from_pretrained(
     "tester/bokehdepth", subfolder="depth_estimator", trust_remote_code=True, dtype=torch.float32
@@ -279,7 +279,7 @@ def test_the_gated_base_is_refused_in_one_sentence(strangers):
 def test_depth_model_and_depth_task_give_the_local_bits(strangers, models):
     from transformers import AutoModelForDepthEstimation, pipeline
 
-    pixels = torch.linspace(-1, 1, 3 * 70 * 70).reshape(1, 3, 70, 70)
+    pixels = torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96)
     stack, strengths = torch.stack([pixels, pixels / 2], dim=1), torch.tensor([[0.0, 20.0]])
     local = AutoModelForDepthEstimation.from_pretrained(EMBEDDED_FOLDER / "depth_estimator", dtype=torch.float32)
     folder = models / "depth"

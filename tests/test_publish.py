@@ -57,7 +57,7 @@ def test_parts_alone(tmp_path):
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].endswith(".BokehAdapter")
     depth = facts_file(tmp_path / "d.yaml", library_name="transformers", pipeline_tag="depth-estimation")
     folder = build_folder("depth", "embedded", tmp_path / "depth", repository="me/d", facts=depth)
-    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 224, "width": 224}
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 192, "width": 192}
     assert "metres along the optical axis" in (folder / "README.md").read_text()
     # The package's own files were linked or copied, never written to.
     assert "auto_map" not in json.loads((EMBEDDED_FOLDER / "bokeh_adapter" / "config.json").read_text())

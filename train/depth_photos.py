@@ -155,6 +155,8 @@ class DepthPhotosNetwork(losses.SummedNetwork):
         order = torch.cat([rows for rows, _, _ in parts]).argsort()
         depth = torch.cat([d for _, d, _ in parts])[order]
         camera = torch.cat([c for _, _, c in parts])[order]
+        if not alone and bool(lone.all()):  # data parallel training wants every trained tensor in every part
+            depth = depth + 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
         focal, guessed = batch["focal_px"], camera[:, 0, 0]
         scale = torch.where(torch.isfinite(focal), torch.where(torch.isfinite(focal), focal, 1.0) / guessed, 1.0)
         return depth * scale[:, None, None], camera
