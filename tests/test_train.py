@@ -430,6 +430,7 @@ def test_configurations_are_strict(tmp_path):
         (Stage1Config, one, "augment.hue=-1", "augment.hue is -1.0"),
         (Stage1Config, one, "phases=[{size_px: 90, batch: 1, steps: 1, learning_rate: 1e-3}]", "size_px is 90"),
         (Stage1Config, CONFIGS / "stage1_debug.yaml", "pool=null", "both missing"),
+        (Stage1Config, one, "loop.held_out_every=5", "`loop.held_out_every` must be 0 with `photos`"),
         (Stage1Config, one, "depth_model=''", "`depth_model` must be the folder"),
         (Stage2Config, two, "stack=wild", "stack is 'wild'"),
         (Stage2Config, CONFIGS / "stage2_debug.yaml", "stack=stage1", "generated is empty"),

@@ -261,6 +261,8 @@ class Stage1Config:
         """Checks what belongs together."""
         if self.photos is None and (self.pool is None) == (self.manifests is None):
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
+        if self.photos is not None and self.loop.held_out_every:
+            raise InputError(f"`loop.held_out_every` must be 0 with `photos`, got {self.loop.held_out_every}.")
         if self.photos is not None and not self.depth_model:
             raise InputError("`depth_model` must be the folder of a Stage-2 model with `photos`, got ''.")
         if not self.phases:

@@ -138,8 +138,6 @@ class DepthPhotosNetwork(losses.SummedNetwork):
         image = batch["image"] * 2 - 1
         alone = "bokeh" not in batch
         lone = batch.get("lone", torch.full((len(image),), alone, device=image.device))
-        depth = image.new_empty(len(image), *image.shape[-2:])
-        camera = image.new_empty(len(image), 3, 3)
         parts = []
         for chosen in (lone, ~lone):
             rows = chosen.nonzero()[:, 0]
