@@ -25,18 +25,7 @@ POOL = {"scenes": 4, "held_out_scenes": 2, "shard": 2, "size_px": 64, "photos": 
 STAGE1 = {
     "base": {
         "kind": "mini",
-        "transformer": {
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "axes_dims_rope": [4, 6, 6],
-            "joint_attention_dim": 8,
-            "pooled_projection_dim": 8,
-            "width_factor": 0.25,
-            "depth_factor": 0.25,
-            "decoder_channels": [8, 8, 8, 8],
-        },
+        "transformer": train_runs.TRANSFORMER,
     },
     "adapter": {"context_dim": 8, "rank": 2, "alpha": 2.0, "null_token": True, "query_key_lora": False},
     "phases": [
