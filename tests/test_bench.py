@@ -133,6 +133,19 @@ def test_peak_memory_counts_what_lives_at_once():
     assert peak_bytes(lambda: before.add_(1), cpu) == 0
 
 
+def test_memory_at_the_place_of_what_was_freed_is_counted():
+    """What was there before and goes leaves its address to what comes."""
+    held = [torch.ones(1000) for _ in range(200)]
+
+    def run():
+        for i in range(len(held)):
+            held[i].add_(1)
+            held[i] = None
+        return [torch.zeros(1000) for _ in held]
+
+    assert peak_bytes(run, torch.device("cpu")) == 200 * 4000
+
+
 def test_a_fast_variant_that_is_off_fails_the_bench(capsys, monkeypatch):
     monkeypatch.setattr(stage2, "_TOLERANCE", dict.fromkeys(stage2._TOLERANCE, -1.0))
     assert main(["bench", "stage2", "--size", "28", "--frames", "2", "--repeats", "1"]) == 1

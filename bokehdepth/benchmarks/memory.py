@@ -19,19 +19,21 @@ class _LiveStorages(TorchDispatchMode):
         self.live = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, D105
-        # What an operation takes and none has made was there before.
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        self.known.update(leaf.untyped_storage()._cdata for leaf in given)
+        # What an operation takes and none has made was there before: known, and of no size here.
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf.untyped_storage(), 0)
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
-                self._add(leaf.untyped_storage())
+                storage = leaf.untyped_storage()
+                self._add(storage, storage.nbytes())
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self.known:
+    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
+        name = storage._cdata
+        if name in self.known:
             return
-        name, size = storage._cdata, storage.nbytes()
         self.known.add(name)
         self.live += size
         self.peak = max(self.peak, self.live)
