@@ -2,29 +2,26 @@
 
 A lens setting needs five numbers (f-number, focal length, field of view, sensor width, focus distance) and most photos
 record only some of them. ``read_camera`` fills the rest from what is there, then from documented assumptions, and each
-``Value`` says which: nothing is guessed in silence. EXIF is written by many hands and often wrong, so a tag that
-cannot be true (0/0, an f-number of 0, a sensor 1 mm wide, text where a number belongs) counts as absent and is named
-in ``Camera.notes``; only what the caller passes can raise.
+``Value`` says which: nothing is guessed in silence. What EXIF says is checked by ``exif_tags`` and never raises; only
+what the caller passes can.
 
-The sources of the sensor width follow section 8.3 of the paper: focal-plane resolution, then the 35 mm equivalent.
+The sources of the sensor width are those of section 8.3 of the paper, focal-plane resolution and the 35 mm
+equivalent, each held against the other.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
 
 from . import optics
 from .errors import InputError
-
-Source = Literal["given", "read", "derived", "assumed"]
+from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, ExifTags, Value, read_exif
 
 ASSUMED_F_NUMBER = 2.8
 """Middle of the apertures photos are taken with: phones f/1.5-2.4, compacts f/2-4, kit lenses f/3.5-5.6."""
@@ -34,41 +31,6 @@ ASSUMED_FOCAL_LENGTH_35MM = 28.0
 
 ASSUMED_FOCUS_DISTANCE_M = 2.0
 """Distance of a person or a table in a typical photo; EXIF seldom records it (section 8.1)."""
-
-TAG_ORIENTATION = 0x0112
-_TAG_EXIF_IFD = 0x8769
-_TAG_F_NUMBER = 0x829D
-_TAG_APERTURE_VALUE = 0x9202
-_TAG_SUBJECT_DISTANCE = 0x9206
-_TAG_FOCAL_LENGTH = 0x920A
-_TAG_PIXEL_X_DIMENSION = 0xA002
-_TAG_PIXEL_Y_DIMENSION = 0xA003
-_TAG_FOCAL_PLANE_X_RESOLUTION = 0xA20E
-_TAG_FOCAL_PLANE_Y_RESOLUTION = 0xA20F
-_TAG_FOCAL_PLANE_RESOLUTION_UNIT = 0xA210
-_TAG_DIGITAL_ZOOM_RATIO = 0xA404
-_TAG_FOCAL_LENGTH_35MM = 0xA405
-
-ROTATED_ORIENTATIONS = (5, 6, 7, 8)
-"""Values of the orientation tag that exchange width and height."""
-
-_INCH = 2
-_UNIT_MM = {_INCH: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
-_INFINITE_DISTANCE = 0xFFFFFFFF  # as the numerator of SubjectDistance
-
-# What a tag may say before it counts as absent. The sensors run from the smallest phone format to medium format.
-_F_NUMBER_RANGE = (0.5, 128.0)
-_FOCAL_LENGTH_MM_RANGE = (0.5, 3000.0)
-_FOCAL_LENGTH_35MM_RANGE = (4.0, 6000.0)
-_SENSOR_LONG_SIDE_MM_RANGE = (2.4, 65.0)
-_APERTURE_VALUE_RANGE = (1e-6, 2 * math.log2(_F_NUMBER_RANGE[1]))  # 0 would be f/1.0, but is written for "unknown"
-_RESOLUTION_RANGE = (1e-3, 1e9)
-_SUBJECT_DISTANCE_M_RANGE = (1e-3, 1e6)
-
-# Two readings of the sensor width that differ by more than this cannot both be right.
-_SENSOR_TOLERANCE = 0.2
-# Aspect ratios of a stored picture and of its recorded pixel counts that differ by more than this mean a crop.
-_ASPECT_TOLERANCE = 0.01
 
 
 class PhotoLike(Protocol):
@@ -84,25 +46,6 @@ class PhotoLike(Protocol):
     @property
     def exif(self) -> PIL.Image.Exif | None:
         """EXIF entries as they stood in the file."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number and where it came from.
-
-    Attributes:
-        value: the number, in the unit that the name of the field it stands in ends with.
-        source: ``"given"`` by the caller, ``"read"`` from EXIF, ``"derived"`` from such numbers, or ``"assumed"`` (as
-            is a number that follows from an assumed one).
-        note: half a sentence on how it came about, without the final full stop.
-    """
-
-    value: float
-    source: Source
-    note: str
-
-    def __float__(self) -> float:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -122,7 +65,7 @@ class Camera:
         focal_length_px: focal length in pixels of this image; pixels are taken to be square.
         image_width_px: width after the EXIF orientation has been applied.
         image_height_px: height after the EXIF orientation has been applied.
-        notes: sentences on EXIF entries that were not used, and why.
+        notes: sentences on EXIF entries that were not used, and why, and on those that nothing confirms.
     """
 
     f_number: Value
@@ -225,23 +168,6 @@ class Camera:
         }
 
 
-def read_exif(image: PIL.Image.Image) -> PIL.Image.Exif | None:
-    """EXIF of a picture, or None where it is damaged beyond reading; without EXIF an empty one.
-
-    Args:
-        image: any PIL image.
-
-    Returns:
-        The EXIF entries, of which ``get_ifd(0x8769)`` holds the photographic ones.
-    """
-    try:
-        exif = image.getexif()
-        exif.get_ifd(_TAG_EXIF_IFD)
-    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError):
-        return None  # the errors that PIL raises on damaged TIFF structures
-    return exif
-
-
 def read_camera(
     photo: PIL.Image.Image | PhotoLike,
     *,
@@ -256,10 +182,11 @@ def read_camera(
 
     Focal length, field of view and sensor width depend on each other (any two give the third), so at most two of the
     three may be given, and the field of view in one form only. The first two known in this order decide: those given,
-    EXIF's focal length, EXIF's sensor width (focal-plane resolution, else from the 35 mm equivalent), EXIF's 35 mm
-    equivalent, a 28 mm equivalent (or the true focal length where that is longer, so that no sensor larger than a full
-    frame is assumed), a sensor with the diagonal of a full frame. An unknown f-number is taken as f/2.8, an unknown
-    focus distance as 2 m (ten focal lengths where that is more).
+    EXIF's focal length, EXIF's sensor width (focal-plane resolution if the 35 mm equivalent or the camera's model
+    confirms it, else one of these two, else focal-plane resolution by itself and a note that it is unconfirmed),
+    EXIF's 35 mm equivalent, a 28 mm equivalent (or the true focal length where that is longer, so that no sensor
+    larger than a full frame is assumed), a sensor with the diagonal of a full frame. An unknown f-number is taken as
+    f/2.8, an unknown focus distance as 2 m (ten focal lengths where that is more).
 
     Args:
         photo: a PIL image as opened (its EXIF orientation is considered, not applied to the pixels), or an
@@ -289,7 +216,7 @@ def read_camera(
     rotated = exif is not None and exif.get(TAG_ORIENTATION) in ROTATED_ORIENTATIONS
     turned_px = size_px[::-1] if rotated else size_px
     stored_px, (width_px, height_px) = (size_px, turned_px) if as_stored else (turned_px, size_px)
-    tags = _ExifReader(exif, stored_px, rotated)
+    tags = ExifTags(exif, stored_px, rotated)
 
     geometry = _solve_geometry(given, tags, width_px, height_px)
     focal_mm = geometry["focal_length_mm"].value
@@ -345,141 +272,7 @@ def _check_given(
     return given
 
 
-class _ExifReader:
-    """Plausible values of the tags that matter; ``notes`` gathers a sentence on each one that was set aside."""
-
-    def __init__(self, exif: PIL.Image.Exif | None, stored_px: tuple[int, int], rotated: bool) -> None:
-        self.notes: list[str] = []
-        # Some writers put the photographic tags beside the image tags instead of into their own directory.
-        self._directories = () if exif is None else (exif.get_ifd(_TAG_EXIF_IFD), exif)
-        if exif is None:
-            self.notes.append("the EXIF block is damaged and was not used")
-        # The tags describe the picture as stored, before its orientation is applied.
-        self._stored_px = stored_px
-        self._rotated = rotated
-        self._recorded_px, self._turned = self._recorded_counts()
-        self._frame_px, self._cropped = self._frame()
-
-    def _raw(self, tag: int) -> Any:
-        raw = next((directory[tag] for directory in self._directories if tag in directory), None)
-        return raw[0] if isinstance(raw, tuple) and len(raw) == 1 else raw
-
-    def _number(self, tag: int) -> float | None:
-        raw = self._raw(tag)
-        if isinstance(raw, bool) or not isinstance(raw, Real):
-            return None
-        return float(raw) if math.isfinite(raw) else None
-
-    def _plausible(self, name: str, tag: int, bounds: tuple[float, float]) -> float | None:
-        number = self._number(tag)
-        if number is None:
-            if self._raw(tag) is not None:
-                self.notes.append(f"EXIF {name} holds no number and was not used")
-            return None
-        if bounds[0] <= number <= bounds[1]:
-            return number
-        if number != 0:  # 0 is how many cameras say "unknown"
-            self.notes.append(f"EXIF {name} is {number:g}, which cannot be, and was not used")
-        return None
-
-    def _recorded_counts(self) -> tuple[tuple[float, float] | None, bool]:
-        """Pixel counts that the camera recorded, along the stored picture's axes, and whether they had to be swapped.
-
-        Software that turns the pixels upright often leaves the counts (and focal-plane resolutions) as they were.
-        """
-        recorded_x, recorded_y = self._number(_TAG_PIXEL_X_DIMENSION), self._number(_TAG_PIXEL_Y_DIMENSION)
-        if recorded_x is None or recorded_y is None or min(recorded_x, recorded_y) <= 0:
-            return None, False
-        stored_x, stored_y = self._stored_px
-        turned = (stored_x - stored_y) * (recorded_x - recorded_y) < 0
-        return ((recorded_y, recorded_x) if turned else (recorded_x, recorded_y)), turned
-
-    def _frame(self) -> tuple[tuple[float, float] | None, bool]:
-        """Size of the recorded frame in pixels of the stored picture, and whether the picture is cropped from it.
-
-        A picture made smaller has fewer pixels than recorded, but shows the whole frame. A picture cut to another
-        shape has lost a part of it; one side is taken to be whole, which is the least crop that fits.
-        """
-        if self._recorded_px is None:
-            return None, False
-        scales = [stored / recorded for stored, recorded in zip(self._stored_px, self._recorded_px, strict=True)]
-        # Rounding to whole pixels changes the aspect of a small picture by half a pixel in its short side.
-        tolerance = max(_ASPECT_TOLERANCE, 0.75 / min(self._stored_px))
-        if abs(scales[0] / scales[1] - 1) <= tolerance:
-            return self._stored_px, False
-        scale = max(scales)
-        if scale > 1:  # larger than the frame it would be cut from: a panorama, or counts of another picture
-            return None, False
-        return (self._recorded_px[0] * scale, self._recorded_px[1] * scale), True
-
-    def f_number(self) -> Value | None:
-        number = self._plausible("FNumber", _TAG_F_NUMBER, _F_NUMBER_RANGE)
-        if number is not None:
-            return Value(number, "read", "EXIF FNumber")
-        apex = self._plausible("ApertureValue", _TAG_APERTURE_VALUE, _APERTURE_VALUE_RANGE)
-        return None if apex is None else Value(2 ** (apex / 2), "derived", "EXIF ApertureValue, N = 2^(Av/2)")
-
-    def focal_length_mm(self) -> Value | None:
-        number = self._plausible("FocalLength", _TAG_FOCAL_LENGTH, _FOCAL_LENGTH_MM_RANGE)
-        return None if number is None else Value(number, "read", "EXIF FocalLength")
-
-    def focal_length_35mm(self) -> Value | None:
-        """35 mm equivalent of this picture: as read, or longer where the picture is cropped."""
-        number = self._plausible("FocalLengthIn35mmFilm", _TAG_FOCAL_LENGTH_35MM, _FOCAL_LENGTH_35MM_RANGE)
-        if number is None:
-            return None
-        if not self._cropped:
-            return Value(number, "read", "EXIF FocalLengthIn35mmFilm")
-        number *= math.hypot(*self._frame_px) / math.hypot(*self._stored_px)
-        return Value(number, "derived", "EXIF FocalLengthIn35mmFilm and the crop from the recorded pixel counts")
-
-    def sensor_width_mm(self, focal_mm: Value | None, focal_35mm: Value | None, aspect: float) -> Value | None:
-        """Sensor width along the upright image's width; ``aspect`` is its height over its width."""
-        plane_mm = self._focal_plane_width_mm()
-        from_35mm = None
-        if focal_mm is not None and focal_35mm is not None:
-            width_mm = optics.sensor_width_mm(focal_mm.value, focal_35mm.value, 1.0, aspect)
-            from_35mm = Value(width_mm, "derived", "EXIF focal length and 35 mm equivalent, by diagonals")
-        if plane_mm is None:
-            return from_35mm
-        if from_35mm is not None and abs(plane_mm / from_35mm.value - 1) > _SENSOR_TOLERANCE:
-            # Resizing software may rewrite the pixel counts; it has no reason to touch the 35 mm equivalent.
-            self.notes.append(
-                f"EXIF FocalPlaneXResolution was not used: it gives a sensor {plane_mm:.3g} mm wide where the 35 mm "
-                f"equivalent gives {from_35mm.value:.3g} mm"
-            )
-            return from_35mm
-        return Value(plane_mm, "derived", "EXIF focal-plane resolution and recorded pixel counts")
-
-    def _focal_plane_width_mm(self) -> float | None:
-        per_unit_x = self._plausible("FocalPlaneXResolution", _TAG_FOCAL_PLANE_X_RESOLUTION, _RESOLUTION_RANGE)
-        per_unit_y = self._plausible("FocalPlaneYResolution", _TAG_FOCAL_PLANE_Y_RESOLUTION, _RESOLUTION_RANGE)
-        unit = self._number(_TAG_FOCAL_PLANE_RESOLUTION_UNIT)
-        unit_mm = _UNIT_MM.get(_INCH if unit is None else unit)  # the inch is the standard's default
-        if per_unit_x is None or per_unit_y is None or unit_mm is None:
-            return None
-        if self._recorded_px is None or self._frame_px is None:
-            self.notes.append("EXIF FocalPlaneXResolution refers to an unknown number of pixels and was not used")
-            return None
-        if self._turned:
-            per_unit_x, per_unit_y = per_unit_y, per_unit_x
-        frame_mm = self._recorded_px[0] / per_unit_x * unit_mm, self._recorded_px[1] / per_unit_y * unit_mm
-        # With digital zoom the frame is a part of the sensor.
-        long_mm = max(frame_mm) * max(1.0, self._number(_TAG_DIGITAL_ZOOM_RATIO) or 1.0)
-        if not _SENSOR_LONG_SIDE_MM_RANGE[0] <= long_mm <= _SENSOR_LONG_SIDE_MM_RANGE[1]:
-            self.notes.append(f"EXIF FocalPlaneXResolution gives a sensor {long_mm:.3g} mm long and was not used")
-            return None
-        axis = 1 if self._rotated else 0
-        return frame_mm[axis] * self._stored_px[axis] / self._frame_px[axis]
-
-    def focus_distance_m(self) -> Value | None:
-        if getattr(self._raw(_TAG_SUBJECT_DISTANCE), "numerator", None) == _INFINITE_DISTANCE:
-            return Value(math.inf, "read", "EXIF SubjectDistance says infinity")
-        number = self._plausible("SubjectDistance", _TAG_SUBJECT_DISTANCE, _SUBJECT_DISTANCE_M_RANGE)
-        return None if number is None else Value(number, "read", "EXIF SubjectDistance")
-
-
-def _solve_geometry(given: dict[str, Value], tags: _ExifReader, width_px: int, height_px: int) -> dict[str, Value]:
+def _solve_geometry(given: dict[str, Value], tags: ExifTags, width_px: int, height_px: int) -> dict[str, Value]:
     """Focal length, field of view and sensor width from the first two known, in the order of ``read_camera``.
 
     The field of view is held as a 35 mm equivalent, in which it is mostly stated.
@@ -487,7 +280,8 @@ def _solve_geometry(given: dict[str, Value], tags: _ExifReader, width_px: int, h
     aspect = height_px / width_px
     # Focal length over picture width, for a 35 mm equivalent of 1 mm.
     ratio_per_mm = math.hypot(1.0, aspect) / optics.FULL_FRAME_DIAGONAL_MM
-    read_focal, read_35mm = tags.focal_length_mm(), tags.focal_length_35mm()
+    read_focal = tags.focal_length_mm()
+    read_35mm = tags.focal_length_35mm(read_focal)
     focal_px = given.get("focal_length_px")
 
     def view_from_px() -> Value | None:
@@ -556,12 +350,12 @@ def _assumed_sensor_width(aspect: float) -> Value:
     return Value(width_mm, "assumed", "nothing tells the size of the sensor, so the diagonal of a full frame is taken")
 
 
-def _f_number(given: dict[str, Value], tags: _ExifReader) -> Value:
+def _f_number(given: dict[str, Value], tags: ExifTags) -> Value:
     assumed = Value(ASSUMED_F_NUMBER, "assumed", "nothing tells the f-number, so a middle one is taken")
     return given.get("f_number") or tags.f_number() or assumed
 
 
-def _focus_distance(given: dict[str, Value], tags: _ExifReader, focal_mm: float) -> Value:
+def _focus_distance(given: dict[str, Value], tags: ExifTags, focal_mm: float) -> Value:
     if "focus_distance_m" in given:
         return given["focus_distance_m"]
     read = tags.focus_distance_m()

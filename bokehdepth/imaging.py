@@ -1,4 +1,4 @@
-"""Opening photos of any kind as upright 8-bit sRGB, and the colour transfer of section 8.2.
+"""Opening photos as upright 8-bit sRGB, and the colour transfer of section 8.2.
 
 ``open_photo`` either returns a picture together with sentences on everything that was done to it, or raises
 ``InputError`` with one sentence. Size limits are decided from the header, before any pixel is decoded.
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
@@ -19,8 +18,10 @@ import numpy as np
 import PIL.Image
 from PIL import ImageCms
 
-from .camera import TAG_ORIENTATION, read_exif
+from .colours import Declared, coded_colours, declared_colours, declared_to_srgb, icc_to_srgb
 from .errors import InputError
+from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, read_exif, xmp_orientation
+from .formats import FORMATS, open_primary, primary_notes
 
 MIN_SIDE_PX = 32
 """Shortest side that a photo may have."""
@@ -41,9 +42,7 @@ _TRANSPOSE = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-
-# What PIL's decoders raise on files that are cut short, damaged or dressed up.
+# What PIL's decoders and libheif raise on files that are cut short, damaged or dressed up.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -52,12 +51,10 @@ _DECODE_ERRORS = (
     IndexError,
     KeyError,
     EOFError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
-
-# Levels of 255 by which a colour profile may differ from sRGB without being converted: rounding, not colour.
-_SRGB_TOLERANCE = 2
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,13 @@ def open_photo(
     max_pixels: int = MAX_PIXELS,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Photo:
-    """Open a photo of any mode and format that PIL reads as upright 8-bit sRGB.
+    """Open a photo (JPEG, MPO, PNG, WebP, TIFF, AVIF, HEIC, GIF or BMP) of any mode as upright 8-bit sRGB.
 
-    In this order: the first frame of several is taken, 16-bit, 32-bit and float grey is reduced to 8 bit, transparency
-    is composited over white, an embedded colour profile is converted to sRGB, and the EXIF orientation is applied.
-    Each step that changes something is named in ``Photo.notes``. HEIC files need the pillow-heif plugin, registered by
-    the caller.
+    In this order: the file's primary picture is taken (a HEIC's primary item, a TIFF's full-size page, else the first
+    frame), 16-bit, 32-bit and float grey is reduced to 8 bit, transparency is composited over white, colours are
+    converted to sRGB from what the file declares (an ICC profile, else the code points, chunks or tags of its format,
+    else EXIF), and the EXIF orientation is applied; one that only XMP states is not, as in browsers. Each step that
+    changes something is named in ``Photo.notes``.
 
     Args:
         source: path of a file, or a PIL image (which is left as it is).
@@ -100,19 +98,54 @@ def open_photo(
         The photo; its pixels are its own.
 
     Raises:
-        InputError: there is no such file, it is no image, damaged, cut short, too large, or under 32 px on a side.
+        InputError: there is no such file, it is camera RAW or of another format, damaged, cut short, too large, or
+            under 32 px on a side.
     """
     if isinstance(source, PIL.Image.Image):
-        return _read(source, "image", None, max_pixels)
+        with _decoding("image", max_pixels):
+            notes = primary_notes(source, "image", from_file=False)
+        return _read(source, "image", None, max_pixels, notes)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"source must be a path or a PIL image, got {type(source).__name__}.")
     path = Path(source)
     label = f"photo {path.name!r}"
+    with _opened(path, label, max_pixels, max_file_bytes) as (image, notes):
+        return _read(image, label, path, max_pixels, notes)
+
+
+def upright_size_px(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a photo as ``open_photo`` returns it, from its header alone.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        Width and height after the EXIF orientation.
+
+    Raises:
+        InputError: there is no such file, it is camera RAW, of another format or damaged.
+    """
+    path = Path(path)
+    label = f"photo {path.name!r}"
+    with _opened(path, label, MAX_PIXELS, MAX_FILE_BYTES) as (image, _):
+        if image.format == "TIFF":
+            return image.size  # PIL tells that of the upright picture
+        with _decoding(label, MAX_PIXELS):  # the EXIF of a PNG may stand behind its pixels
+            exif = read_exif(image)
+        rotated = exif is not None and exif.get(TAG_ORIENTATION) in ROTATED_ORIENTATIONS
+        return image.size[::-1] if rotated else image.size
+
+
+@contextmanager
+def _opened(
+    path: Path, label: str, max_pixels: int, max_file_bytes: int
+) -> Iterator[tuple[PIL.Image.Image, list[str]]]:
+    """A file's primary picture, not decoded yet, and notes on which it is."""
     _check_file(path, label, max_file_bytes)
-    with _decoding(label, max_pixels, path):
-        image = PIL.Image.open(path)
+    with _decoding(label, max_pixels):
+        image, notes = open_primary(path, label)
     with image:
-        return _read(image, label, path, max_pixels)
+        yield image, notes
 
 
 def _check_file(path: Path, label: str, max_file_bytes: int) -> None:
@@ -126,10 +159,12 @@ def _check_file(path: Path, label: str, max_file_bytes: int) -> None:
 
 
 @contextmanager
-def _decoding(label: str, max_pixels: int, path: Path | None) -> Iterator[None]:
+def _decoding(label: str, max_pixels: int) -> Iterator[None]:
     """Turn whatever PIL raises while it opens and decodes into one sentence."""
     try:
         yield
+    except InputError:
+        raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{label} declares too many pixels in its header; at most {max_pixels:,} are read."
@@ -137,52 +172,47 @@ def _decoding(label: str, max_pixels: int, path: Path | None) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{label} may not be read by this user.") from error
     except PIL.UnidentifiedImageError as error:
-        if path is not None and _is_heif(path):
-            raise InputError(
-                f"{label} is a HEIC/HEIF picture, which needs the pillow-heif plugin to be installed and registered."
-            ) from error
-        raise InputError(f"{label} is not a picture in a format that PIL reads.") from error
+        raise InputError(f"{label} must be a {FORMATS}, got a file that is not a picture of these.") from error
     except _DECODE_ERRORS as error:
         raise InputError(
-            f"{label} is damaged or cut short and cannot be decoded: {str(error).rstrip('.')}."
+            f"{label} is damaged or cut short and cannot be decoded: {' '.join(str(error).split()).rstrip(' .')}."
         ) from error
 
 
-def _is_heif(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
-
-
-def _read(source: PIL.Image.Image, label: str, path: Path | None, max_pixels: int) -> Photo:
+def _read(source: PIL.Image.Image, label: str, path: Path | None, max_pixels: int, which_picture: list[str]) -> Photo:
     width_px, height_px = source.size
     if width_px * height_px > max_pixels:
         raise InputError(f"{label} has {width_px} x {height_px} pixels; at most {max_pixels:,} in all are read.")
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise InputError(f"{label} has {width_px} x {height_px} pixels; each side must have at least {MIN_SIDE_PX}.")
-    notes: list[str] = []
-    with _decoding(label, max_pixels, path):
-        frames = getattr(source, "n_frames", 1)
-        # Decoding a TIFF turns it upright and forgets the tag.
-        turned_by_pil = source.tag_v2.get(TAG_ORIENTATION) if source.format == "TIFF" else None
+    notes = list(which_picture)
+    with _decoding(label, max_pixels):
+        coded = coded_colours(source)
+        turned_by_pil = None
+        if source.format == "TIFF":
+            # Decoding a TIFF turns it upright and forgets the tag; reading its EXIF first keeps XMP out of that.
+            turned_by_pil = source.tag_v2.get(TAG_ORIENTATION)
+            read_exif(source)
         source.load()
-    if frames > 1:
-        notes.append(f"the first of {frames} frames was taken" if path else f"one of {frames} frames was taken")
     exif = read_exif(source)
     if exif is None:
         notes.append("the EXIF block is damaged and was ignored")
-    image = _to_rgb(source, label, notes)
+    image = _to_rgb(source, label, notes, exif, coded)
     orientation = None if exif is None else exif.get(TAG_ORIENTATION)
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
     if orientation in _TRANSPOSE or turned_by_pil in _TRANSPOSE:
         notes.append(f"the EXIF orientation {orientation or turned_by_pil} was applied")
+    elif (stated := xmp_orientation(source)) in _TRANSPOSE:
+        notes.append(f"the orientation {stated} was not applied, as in browsers: XMP states it and EXIF does not")
     image = image.copy() if image is source else image
     image.info = {}
     return Photo(image, exif, tuple(notes), path)
 
 
-def _to_rgb(source: PIL.Image.Image, label: str, notes: list[str]) -> PIL.Image.Image:
+def _to_rgb(
+    source: PIL.Image.Image, label: str, notes: list[str], exif: PIL.Image.Exif | None, coded: Declared | None
+) -> PIL.Image.Image:
     """Return an RGB image in sRGB, adding a sentence to ``notes`` for each step that changed something."""
     image = source
     if image.mode == "F" or image.mode.startswith("I"):
@@ -197,9 +227,14 @@ def _to_rgb(source: PIL.Image.Image, label: str, notes: list[str]) -> PIL.Image.
         return ImageCms.profileToProfile(
             image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
-    profile_bytes = source.info.get("icc_profile")
+    if source.info.get("bit_depth", 8) > 8:
+        notes.append(f"{source.info['bit_depth']} bits a channel were reduced to 8")
+    # A PNG's code points overrule its profile, as its standard says; AVIF and HEIC have one or the other.
+    profile_bytes = None if coded else source.info.get("icc_profile")
     if profile_bytes:
-        image = _to_srgb(image, profile_bytes, notes)
+        image = icc_to_srgb(image, profile_bytes, notes)
+    elif declared := coded or declared_colours(source, exif):
+        image = declared_to_srgb(image, declared, notes)
     if image.mode != "RGB":
         how = "" if image.mode == "L" else ", without a colour profile"
         notes.append(f"mode {image.mode} was converted to RGB{how}")
@@ -242,44 +277,6 @@ def _over_white(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     notes.append("transparency was composited over white")
     white = PIL.Image.new("RGBA", rgba.size, "white")
     return PIL.Image.alpha_composite(white, rgba).convert(opaque)
-
-
-def _to_srgb(image: PIL.Image.Image, profile_bytes: bytes, notes: list[str]) -> PIL.Image.Image:
-    """Convert from an embedded colour profile to sRGB; profiles that cannot be used are named in ``notes``."""
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-        name = ImageCms.getProfileDescription(profile).strip() or "without a name"
-        space = profile.profile.xcolor_space.strip()
-    except (OSError, ValueError, ImageCms.PyCMSError):
-        notes.append("the embedded colour profile is damaged and was ignored")
-        return image
-    if {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}.get(image.mode) != space:
-        notes.append(f"the embedded colour profile {name!r} is for {space} and was ignored")
-        return image
-    try:
-        to_srgb = ImageCms.buildTransform(
-            profile,
-            ImageCms.createProfile("sRGB"),
-            image.mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except ImageCms.PyCMSError:
-        notes.append(f"the embedded colour profile {name!r} cannot be converted from and was ignored")
-        return image
-    if image.mode == "RGB" and _changes_little(to_srgb):
-        return image
-    notes.append(f"colours were converted from the profile {name!r} to sRGB")
-    return ImageCms.applyTransform(image, to_srgb)
-
-
-def _changes_little(to_srgb: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform leaves a grid of RGB colours where they are: the profile is sRGB whatever it is called."""
-    levels = np.arange(0, 256, 17, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(levels.size, -1, 3)
-    converted = np.asarray(ImageCms.applyTransform(PIL.Image.fromarray(grid), to_srgb))
-    return int(np.abs(converted.astype(np.int16) - grid).max()) <= _SRGB_TOLERANCE
 
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1), and the D65 white of CIELAB.

@@ -16,6 +16,7 @@ import numpy as np
 from .apertures import lens_assumptions, strengths_from_f_numbers
 from .camera import Camera, read_camera
 from .errors import InputError
+from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
 from .io import load_stack
 from .optics import check_bokeh_strength, check_number
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 """K of the frames where none is asked for."""
-
-PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
-"""Endings of the names that are taken from a folder of photos."""
 
 SweepSide = Literal["auto", "behind", "front"]
 

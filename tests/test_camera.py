@@ -111,16 +111,128 @@ def test_focal_plane_resolution_in_every_unit_and_of_a_resized_picture(unit, uni
 
 
 def test_focal_plane_axes_follow_the_orientation_and_a_turn_by_software():
-    # Pixels twice as wide as high, to tell the axes apart: 24 mm along x, 32 mm along y.
-    tags = {
-        **PLANE,
-        "FocalPlaneXResolution": (250, 1),
-        "FocalPlaneYResolution": (125, 1),
-        "FocalPlaneResolutionUnit": 4,
-    }
+    tags = {**PLANE, **resolution(250)}  # 24 mm along x, 16 mm along y
     assert read_camera(picture((600, 400), **tags)).sensor_width_mm.value == pytest.approx(24)
-    assert read_camera(picture((600, 400), orientation=6, **tags)).sensor_width_mm.value == pytest.approx(32)
-    assert read_camera(picture((400, 600), **tags)).sensor_width_mm.value == pytest.approx(32)
+    assert read_camera(picture((600, 400), orientation=6, **tags)).sensor_width_mm.value == pytest.approx(16)
+    assert read_camera(picture((400, 600), **tags)).sensor_width_mm.value == pytest.approx(16)
+
+
+def resolution(per_mm_x, per_mm_y=None):
+    """Focal-plane resolution in pixels per mm."""
+    per_mm = {"X": per_mm_x, "Y": per_mm_x if per_mm_y is None else per_mm_y}
+    tags = {f"FocalPlane{axis}Resolution": (round(1000 * value), 1000) for axis, value in per_mm.items()}
+    return {**tags, "FocalPlaneResolutionUnit": 4}
+
+
+def model(image, make, name):
+    """The same picture by a known camera."""
+    tags = piexif.load(image.info["exif"])
+    tags["0th"] |= {piexif.ImageIFD.Make: make, piexif.ImageIFD.Model: name}
+    image.info["exif"] = piexif.dump(tags)
+    return image
+
+
+def test_a_wrong_focal_plane_resolution_loses_against_the_cameras_model():
+    # A Canon 6D Mark II: its firmware states 6673.8 and 6720.5 pixels an inch where 4415 are true.
+    tags = {"PixelXDimension": 6240, "PixelYDimension": 4160, "FocalLength": (50, 1), "FNumber": (8, 1)}
+    tags |= {"FocalPlaneXResolution": (66738, 10), "FocalPlaneYResolution": (672052, 100)}
+    image = model(picture((624, 416), **tags), "Canon", "Canon EOS 6D Mark II")
+    camera = read_camera(image, focus_distance_m=1.8)
+    assert camera.sensor_width_mm.value == pytest.approx(35.9, abs=0.01)
+    assert camera.focal_length_px.value == pytest.approx(869, abs=0.5)
+    assert camera.bokeh_strength() == pytest.approx(2.29, abs=0.005)
+    assert any("differ by 0.7%" in note for note in camera.notes)
+    # Square pixels do not make it right.
+    tags |= {"FocalPlaneYResolution": (66738, 10)}
+    square = read_camera(model(picture((624, 416), **tags), "Canon", "Canon EOS 6D Mark II"))
+    assert square.sensor_width_mm.value == pytest.approx(35.9, abs=0.01)
+    assert any("23.7 mm wide where the camera's model gives 35.9 mm" in note for note in square.notes)
+
+
+@pytest.mark.parametrize("name", [None, "Canon EOS 7D"])
+def test_counts_rewritten_beside_a_kept_resolution(name):
+    tags = {"PixelXDimension": 1200, "PixelYDimension": 800, "FocalLength": (50, 1)}
+    tags |= {"FocalPlaneXResolution": (57155457, 10000), "FocalPlaneYResolution": (58084034, 10000)}
+    image = picture((1200, 800), **tags)
+    camera = read_camera(image if name is None else model(image, "Canon", name), f_number=8, focus_distance_m=1.8)
+    assert any("differ by 1.6%" in note for note in camera.notes)
+    if name is None:
+        assert camera.sensor_width_mm.source == "assumed" and camera.bokeh_strength() < 4
+    else:
+        assert camera.sensor_width_mm.source == "derived"
+        assert camera.sensor_width_mm.value == pytest.approx(22.3, abs=0.1)
+
+
+def test_focal_plane_resolution_by_itself_is_marked_as_unconfirmed():
+    counts = {"PixelXDimension": 1600, "PixelYDimension": 1200, "FocalLength": (58, 10)}
+    alone = read_camera(picture((640, 480), **counts, **resolution(281)))
+    assert alone.sensor_width_mm.value == pytest.approx(1600 / 281) and alone.sensor_width_mm.source == "derived"
+    assert "unconfirmed" in alone.sensor_width_mm.note and "5.69 mm wide is unconfirmed" in alone.notes[0]
+    known = read_camera(picture((640, 480), **counts, **resolution(281), FocalLengthIn35mmFilm=35))
+    assert known.sensor_width_mm.value == pytest.approx(1600 / 281) and known.notes == ()
+    assert "confirmed by the 35 mm equivalent" in known.sensor_width_mm.note
+    body = {**PLANE, **resolution(6000 / 22.2)}
+    canon = read_camera(model(picture(**body), "Canon", "Canon EOS 350D DIGITAL"))
+    assert canon.sensor_width_mm.value == pytest.approx(22.2, rel=1e-4) and canon.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "width_mm"),
+    [
+        ("Canon EOS-1Ds Mark III", 35.9),
+        ("Canon EOS-1D X", 35.9),
+        ("Canon EOS-1D Mark IV", 28.05),
+        ("Canon EOS 5D Mark IV", 35.9),
+        ("Canon EOS R", 35.9),
+        ("Canon EOS RP", 35.9),
+        ("Canon EOS R6m2", 35.9),
+        ("Canon EOS R7", 22.3),
+        ("Canon EOS R10", 22.3),
+        ("Canon EOS R100", 22.3),
+        ("Canon EOS REBEL T3i", 22.3),
+        ("Canon EOS Kiss X7", 22.3),
+        ("Canon EOS DIGITAL REBEL XT", 22.3),
+        ("Canon EOS 50D", 22.3),
+        ("Canon EOS 7D", 22.3),
+        ("Canon EOS 1000D", 22.3),
+        ("Canon EOS M50m2", 22.3),
+        ("Canon PowerShot G2", None),
+        ("E-P3", None),  # by its name alone, without its maker
+    ],
+)
+def test_sensors_of_known_models(name, width_mm):
+    camera = read_camera(model(picture(FocalLength=(50, 1)), "Canon", name))
+    if width_mm is None:
+        assert camera.sensor_width_mm.source == "assumed"
+    else:
+        assert camera.sensor_width_mm.value == pytest.approx(width_mm, abs=0.06)
+
+
+def test_a_known_sensor_under_a_frame_of_another_shape_and_of_four_thirds():
+    pen = model(picture((640, 480), FocalLength=(17, 1)), "OLYMPUS IMAGING CORP.", "E-P3")
+    assert read_camera(pen).sensor_width_mm.value == pytest.approx(17.3, abs=0.05)
+    bridge = model(picture((640, 480), FocalLength=(9, 1)), "OLYMPUS OPTICAL CO.,LTD", "E-10")
+    assert read_camera(bridge).sensor_width_mm.source == "assumed"
+    square = model(picture((400, 400), FocalLength=(50, 1)), "Canon", "Canon EOS 5D")
+    assert read_camera(square).sensor_width_mm.value == pytest.approx(24, abs=0.05)
+    upright = model(picture((600, 400), orientation=8, FocalLength=(50, 1)), "Canon", "Canon EOS 5D")
+    assert read_camera(upright).sensor_width_mm.value == pytest.approx(23.93, abs=0.05)
+    # A panorama is wider than any frame that its counts describe.
+    counts = {"PixelXDimension": 600, "PixelYDimension": 400, "FocalLength": (50, 1)}
+    assert read_camera(model(picture((3000, 400), **counts), "Canon", "Canon EOS 5D")).sensor_width_mm.source == (
+        "assumed"
+    )
+
+
+def test_a_35mm_equivalent_that_fits_no_sensor_is_set_aside():
+    camera = read_camera(picture(FocalLength=(4, 1), FocalLengthIn35mmFilm=400))
+    assert camera.focal_length_35mm.source == "assumed" and "0.36 mm long" in camera.notes[0]
+
+
+def test_digital_zoom_is_named_where_the_field_of_view_depends_on_it():
+    tags = {"FocalLength": (415, 100), "FocalLengthIn35mmFilm": 57, "DigitalZoomRatio": (197, 100)}
+    camera = read_camera(picture((640, 480), **tags))
+    assert camera.focal_length_35mm.value == 57 and any("DigitalZoomRatio is 1.97" in note for note in camera.notes)
 
 
 def test_a_crop_sees_a_part_of_the_sensor():
@@ -292,6 +404,10 @@ def test_real_photos_agree_with_the_reference_table(data_root):
         "me_fujifilm_finepix_a303.jpg",
         "me_konica_q_m100_1.jpg",
         "me_nikon_d60.jpg",
+        # Canon bodies whose sensor, 22.3 mm wide, is known: their focal-plane resolution gives 30.8 and 23.0 mm.
+        "me_canon_eos_20d_1.jpg",
+        "me_canon_eos_20d_3.jpg",
+        "me_canon_eos_rebel_t3i.jpg",
     }
     compared, differing = 0, set()
     for row in rows:

@@ -15,7 +15,9 @@ PACKAGE = ROOT / "bokehdepth"
 # A module may import modules of lower levels, and of its own level only as listed below.
 LEVELS = [
     {"errors", "__init__"},
+    {"colours", "formats"},
     {"optics", "staging", "checkpoints", "extras", "sessions"},
+    {"exif_tags"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
     {"rendering._scatter_numba", "rendering._raytraced_numba"},
@@ -62,7 +64,6 @@ LEVELS = [
 ]
 SAME_LEVEL = {
     ("cli.options", "cli.talk"),
-    ("imaging", "camera"),
     ("rendering.scatter", "rendering.scatter_torch"),
     ("rendering.scatter_torch", "rendering.scatter"),
     ("visualization", "io"),

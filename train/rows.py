@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.imaging import open_photo, upright_size_px
 from bokehdepth.manifest import ManifestRow, read_manifest
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.processing_bokehdepth import resize, to_pixels
@@ -45,7 +45,6 @@ from train.sources import read_depth as read_depth_file
 logger = logging.getLogger("train.rows")
 MULTIPLE_PX = 16
 _LONGEST = 2.0  # aspect ratio of the longest bucket
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _FOREGROUND = 0.5
 
 
@@ -70,14 +69,8 @@ def load_rows(cfg: ManifestConfig) -> list[ManifestRow]:
 
 @cache
 def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width in px of a picture turned upright, from its header alone."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(274) in _TURNED
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} is no picture that can be read ({error}).") from error
-    return (width, height) if turned else (height, width)
+    """Height and width in px of a photo turned upright, from its header; InputError as `upright_size_px` says."""
+    return upright_size_px(path)[::-1]
 
 
 def load_picture(path: Path) -> torch.Tensor:
