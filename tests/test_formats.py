@@ -46,7 +46,7 @@ def assert_close(image, expected, levels=4):
 
 
 def tiff(*pages, order="<"):
-    """Bytes of a TIFF: a chain of pages, each (width, height, grey level, {tag: number or bytes}, sub-page or None)."""
+    """Bytes of a TIFF: a chain of pages, each (width, height, grey level, {tag: number or bytes}, sub-page)."""
     content = bytearray((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
 
     def write(page, link_at):

@@ -106,7 +106,8 @@ def _add_command(
         metavar="PHOTO",
         nargs="+",
         type=Path,
-        help="photos, or folders whose pictures are taken (not those in sub-folders); all are checked before any work",
+        help="photos (JPEG, PNG, WebP, TIFF, AVIF, HEIC, GIF, BMP), or folders whose photos are taken (not those in "
+        "sub-folders); all are checked before any work",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder of the results")
     parser.add_argument(
