@@ -58,6 +58,7 @@ _D50_XYZ = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 _LEVELS = np.arange(256) / 255
+_MAX_PNG_CHUNKS = 1000  # before the pixels; writers make a dozen
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,9 @@ def _png_codes(image: PIL.Image.Image) -> tuple[int, ...] | None:
     position = file.tell()
     try:
         file.seek(8)
-        while len(head := file.read(8)) == 8:
+        for _ in range(_MAX_PNG_CHUNKS):
+            if len(head := file.read(8)) < 8:
+                return None
             length, kind = struct.unpack(">I4s", head)
             if kind == b"cICP" and length == 4:
                 return tuple(file.read(4))

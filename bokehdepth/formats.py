@@ -5,13 +5,14 @@ Nothing here decodes pixels or counts pictures, so the cost does not grow with w
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import PIL.Image
-from PIL import TiffImagePlugin
 
 from .errors import InputError
 
@@ -58,10 +59,13 @@ _OTHER_SIGNATURES = (
     (re.compile(rb"\x93NUMPY|PK\x03\x04"), "NumPy or ZIP"),
 )
 
-# TIFF tags.
-_TAG_NEW_SUBFILE_TYPE, _TAG_SUBFILE_TYPE = 254, 255
+# TIFF: sizes in bytes of the types of values, how whole numbers among them are read, and tags.
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TYPE_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_TAG_NEW_SUBFILE_TYPE, _TAG_SUBFILE_TYPE, _TAG_WIDTH, _TAG_HEIGHT = 254, 255, 256, 257
 _TAG_COMPRESSION, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS = 259, 262, 330
-_RAW_TAGS = (50_706, 33_421, 33_422)  # DNGVersion, CFARepeatPatternDim, CFAPattern
+_TAG_DNG_VERSION = 50_706
+_RAW_TAGS = (_TAG_DNG_VERSION, 33_421, 33_422)  # and CFARepeatPatternDim, CFAPattern
 _RAW_PHOTOMETRIC = (32_803, 34_892)  # colour filter array, linear RAW
 _RAW_COMPRESSIONS = (32_767, 32_769, 32_770, 32_772, 34_713, 65_535)  # ARW, Epson, SRW (twice), NEF, PEF
 _NOT_THE_PHOTO_BITS = 0b11101  # reduced, mask, depth, enhanced; bit 1 marks a page of several
@@ -71,9 +75,37 @@ _MAX_PAGES = 16
 """Pages of a TIFF that are looked at for its full-size picture; no program writes more small ones before it."""
 
 _MAX_SUB_IFDS = 8
-_UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, OverflowError, struct.error)
 _THUMBNAIL_PX = 512
 """A first page with a longer side is the photo; a smaller one may be a thumbnail that is not marked as one."""
+
+
+@dataclass(frozen=True)
+class _Directory:
+    """One image file directory of a TIFF: the first whole numbers of each tag, and where the next one stands."""
+
+    numbers: dict[int, tuple[int, ...]]
+    tags: frozenset[int]
+    next_at: int
+
+    def first(self, tag: int) -> int:
+        return next(iter(self.numbers.get(tag, ())), 0)
+
+    @property
+    def is_raw(self) -> bool:
+        return bool(
+            self.tags & set(_RAW_TAGS)
+            or self.first(_TAG_PHOTOMETRIC) in _RAW_PHOTOMETRIC
+            or self.first(_TAG_COMPRESSION) in _RAW_COMPRESSIONS
+        )
+
+    @property
+    def is_reduced(self) -> bool:
+        marked = self.first(_TAG_NEW_SUBFILE_TYPE) & _NOT_THE_PHOTO_BITS
+        return bool(marked) or self.first(_TAG_SUBFILE_TYPE) == _REDUCED
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.first(_TAG_WIDTH), self.first(_TAG_HEIGHT)
 
 
 def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
@@ -84,19 +116,23 @@ def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
         label: what to call it in a message.
 
     Returns:
-        The picture as PIL opens it (a HEIC's primary item, a TIFF's first full-size page, else the first frame), to be
-        closed by the caller, and notes: which picture it is, where there are several.
+        The picture as PIL opens it (a HEIC's primary item, a TIFF's full-size page, else the first frame), to be
+        closed by the caller, and at most one note: which picture it is, where there are several.
 
     Raises:
-        InputError: camera RAW, or a format that is not read.
+        InputError: camera RAW, a format that is not read, or a TIFF of reduced pictures alone.
         PIL.UnidentifiedImageError: the beginning is that of no known format.
         Exception: what PIL and pi_heif raise on damaged files.
     """
+    page, notes = 0, []
     with path.open("rb") as file:
         head = file.read(32)
         raw = next((name for pattern, name in _RAW_SIGNATURES if pattern.match(head)), None)
-        if raw is None and _is_tiff(head):
-            raw = _raw_by_tags(file, path.suffix)
+        if raw is None and head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            pages = _pages(file, head)
+            raw = _raw_kind(file, head, pages, path.suffix)
+            if raw is None:
+                page, notes = _full_size_page(pages, label)
         brands = _brands(file)
     if raw is not None:
         raise InputError(f"{label} is a camera RAW file ({raw}): develop it first, and save it as JPEG or TIFF.")
@@ -110,43 +146,15 @@ def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
             raise InputError(f"{label} must be a {FORMATS}, got {other}.")
         image = PIL.Image.open(path, formats=_PIL_FORMATS)
     try:
-        return image, primary_notes(image, label, from_file=True)
+        if page:
+            image.seek(page)
+        elif image.format != "TIFF" and getattr(image, "is_animated", False):
+            which = "primary one of several pictures" if image.format == "HEIF" else "first of several frames"
+            notes = [f"the {which} was taken"]
     except BaseException:
         image.close()
         raise
-
-
-def primary_notes(image: PIL.Image.Image, label: str, *, from_file: bool) -> list[str]:
-    """Bring a freshly opened TIFF to its full-size page, and say which picture of several one has.
-
-    Args:
-        image: any PIL image.
-        label: what to call it in a message.
-        from_file: whether the choice of the picture is ours; an image passed in memory stays at its frame.
-
-    Returns:
-        At most one sentence.
-
-    Raises:
-        InputError: a TIFF has nothing but reduced pictures in its chain of pages.
-    """
-    if not from_file:
-        return ["one of several frames was taken"] if getattr(image, "is_animated", False) else []
-    if image.format == "TIFF":
-        page, several = _full_size_page(image, label)
-        image.seek(page)
-        if page:
-            return [f"page {page + 1} of the TIFF was taken, its full-size picture"]
-        return ["the first of several pages was taken"] if several else []
-    if not getattr(image, "is_animated", False):
-        return []
-    if image.format == "HEIF":
-        return ["the primary one of several pictures was taken"]
-    return ["the first of several frames was taken"]
-
-
-def _is_tiff(head: bytes) -> bool:
-    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return image, notes
 
 
 def _brands(file: BinaryIO) -> frozenset[bytes]:
@@ -160,69 +168,95 @@ def _brands(file: BinaryIO) -> frozenset[bytes]:
     return frozenset(found[:1] + found[2:])  # between them stands a version number
 
 
-def _raw_by_tags(file: BinaryIO, suffix: str) -> str | None:
-    """Name of a camera RAW format that is a TIFF by structure, None for a plain TIFF."""
-    file.seek(0)
-    header = file.read(8)
-    header += file.read(8) if header[2] == 43 else b""
-    try:
-        first = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(first.next)
-        first.load(file)
-        offsets = first.get(_TAG_SUB_IFDS, ())
-        directories = [first]
-        for offset in (offsets if isinstance(offsets, tuple) else (offsets,))[:_MAX_SUB_IFDS]:
-            directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-            file.seek(offset)
-            directory.load(file)
-            directories.append(directory)
-    except _UNREADABLE:
-        return None  # damaged: opening it says so
-    is_raw = any(
-        any(tag in directory for tag in _RAW_TAGS)
-        or directory.get(_TAG_PHOTOMETRIC) in _RAW_PHOTOMETRIC
-        or directory.get(_TAG_COMPRESSION) in _RAW_COMPRESSIONS
-        for directory in directories
-    )
-    # Some makers' RAW has no tag of its own: the structure of a TIFF under the name of a RAW is one.
-    if not is_raw and suffix.lower() not in _RAW_SUFFIXES:
-        return None
-    named = suffix.lower() in _RAW_SUFFIXES
-    return suffix[1:].upper() if named else "DNG" if _RAW_TAGS[0] in first else "a TIFF with sensor data"
+def _directory(file: BinaryIO, head: bytes, at: int) -> _Directory:
+    """Read one directory of a TIFF: its entries, and of their values no more than a few numbers.
+
+    PIL reads every value of a directory that it opens, and nothing keeps many of them from naming the same bytes; so a
+    directory with more of them than its file holds is damaged.
+    """
+    order, is_big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
+    count_code, entry_code, link_code, inline = ("Q", "HHQ8s", "Q", 8) if is_big else ("H", "HHI4s", "I", 4)
+
+    def unpack(code: str, content: bytes) -> tuple:
+        return struct.unpack_from(order + code, content)
+
+    file_bytes = os.fstat(file.fileno()).st_size
+    file.seek(at)
+    count = unpack(count_code, file.read(struct.calcsize("=" + count_code)))[0]
+    step = struct.calcsize("=" + entry_code)
+    if count * step > file_bytes:
+        raise ValueError("a directory with more entries than its file holds")
+    entries = file.read(count * step)
+    next_at = unpack(link_code, file.read(inline))[0]
+    numbers: dict[int, tuple[int, ...]] = {}
+    tags, value_bytes = set(), 0
+    for start in range(0, len(entries), step):
+        tag, kind, amount, value = unpack(entry_code, entries[start : start + step])
+        tags.add(tag)
+        size = _TYPE_SIZES.get(kind, 0) * amount
+        value_bytes += size
+        if kind in _TYPE_CODES:
+            wanted = min(amount, _MAX_SUB_IFDS)
+            code = f"{wanted}{_TYPE_CODES[kind]}"
+            if size > inline and tag == _TAG_SUB_IFDS:
+                file.seek(unpack(link_code, value)[0])
+                value = file.read(struct.calcsize("=" + code))
+            if size <= inline or tag == _TAG_SUB_IFDS:
+                numbers[tag] = unpack(code, value)
+    if value_bytes > 2 * file_bytes + 65_536:
+        raise ValueError("a directory with more values than its file holds")
+    return _Directory(numbers, frozenset(tags), next_at)
 
 
-def _full_size_page(image: PIL.Image.Image, label: str) -> tuple[int, bool]:
-    """Index of a TIFF's full-size page, and whether it is one of several."""
-    photos: list[tuple[int, int, int]] = []
-    page = 0
-    while page < _MAX_PAGES:
+def _pages(file: BinaryIO, head: bytes) -> list[_Directory]:
+    """The first directories of a TIFF's chain of pages, up to the first that is damaged."""
+    at = struct.unpack_from("<Q" if head[:2] == b"II" else ">Q", head, 8)[0] if 43 in head[2:4] else None
+    if at is None:
+        at = struct.unpack_from("<I" if head[:2] == b"II" else ">I", head, 4)[0]
+    pages: list[_Directory] = []
+    while at and len(pages) < _MAX_PAGES:
         try:
-            image.seek(page)
-        except (EOFError, *_UNREADABLE):
-            break
-        tags = image.tag_v2
-        marks = tags.get(_TAG_NEW_SUBFILE_TYPE, 0)
-        is_photo = not (isinstance(marks, int) and marks & _NOT_THE_PHOTO_BITS)
-        if is_photo and tags.get(_TAG_SUBFILE_TYPE) != _REDUCED:
-            photos.append((page, *image.size))
-            # Most often the first page tells it; the next one is looked at for the note alone.
-            if max(photos[0][1:]) > _THUMBNAIL_PX and (len(photos) == 2 or page > photos[0][0]):
+            pages.append(_directory(file, head, at))
+        except (ValueError, OverflowError, OSError, struct.error):
+            if pages:
                 break
-        elif photos and max(photos[0][1:]) > _THUMBNAIL_PX:
+            raise
+        at = pages[-1].next_at
+    return pages
+
+
+def _raw_kind(file: BinaryIO, head: bytes, pages: list[_Directory], suffix: str) -> str | None:
+    """Name of a camera RAW format that is a TIFF by structure, None for a plain TIFF."""
+    directories = pages[:1]
+    for at in pages[0].numbers.get(_TAG_SUB_IFDS, ()) if pages else ():
+        try:
+            directories.append(_directory(file, head, at))
+        except (ValueError, OverflowError, OSError, struct.error):
             break
-        page += 1
-    if not photos:
+    # Some makers' RAW has no tag of its own: the structure of a TIFF under the name of a RAW is one.
+    if suffix.lower() in _RAW_SUFFIXES:
+        return suffix[1:].upper()
+    if not any(directory.is_raw for directory in directories):
+        return None
+    return "DNG" if _TAG_DNG_VERSION in pages[0].tags else "a TIFF with sensor data"
+
+
+def _full_size_page(pages: list[_Directory], label: str) -> tuple[int, list[str]]:
+    """Index of a TIFF's full-size page, and a note if it is one of several."""
+    photos = [index for index, page in enumerate(pages) if not page.is_reduced]
+    if pages and not photos:
         raise InputError(
             f"{label} has only reduced pictures among its first {_MAX_PAGES} pages; save it as a TIFF whose first "
             "page is the photo."
         )
-    first, width_px, height_px = photos[0]
-    if max(width_px, height_px) <= _THUMBNAIL_PX:
-        larger = [
-            (other_width, index)
-            for index, other_width, other_height in photos[1:]
-            if other_width >= 2 * width_px and abs(other_width * height_px / (other_height * width_px) - 1) < 0.02
-        ]
-        if larger:
-            return max(larger, key=lambda entry: (entry[0], -entry[1]))[1], True
-    return first, len(photos) > 1
+    chosen = photos[0] if photos else 0
+    width_px, height_px = pages[chosen].size_px if photos else (0, 0)
+    if 0 < max(width_px, height_px) <= _THUMBNAIL_PX:
+        for index in photos[1:]:
+            other_width, other_height = pages[index].size_px
+            is_same_shape = abs(other_width * height_px - other_height * width_px) <= 0.02 * other_height * width_px
+            if other_width >= max(2 * width_px, pages[chosen].size_px[0] + 1) and is_same_shape:
+                chosen = index
+    if chosen:
+        return chosen, [f"page {chosen + 1} of the TIFF was taken, its full-size picture"]
+    return 0, ["the first of several pages was taken"] if len(photos) > 1 else []

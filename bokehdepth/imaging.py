@@ -21,7 +21,7 @@ from PIL import ImageCms
 from .colours import Declared, coded_colours, declared_colours, declared_to_srgb, icc_to_srgb
 from .errors import InputError
 from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, read_exif, xmp_orientation
-from .formats import FORMATS, open_primary, primary_notes
+from .formats import FORMATS, open_primary
 
 MIN_SIDE_PX = 32
 """Shortest side that a photo may have."""
@@ -103,7 +103,8 @@ def open_photo(
     """
     if isinstance(source, PIL.Image.Image):
         with _decoding("image", max_pixels):
-            notes = primary_notes(source, "image", from_file=False)
+            is_one_of_several = getattr(source, "is_animated", False)
+        notes = ["one of several frames was taken"] if is_one_of_several else []
         return _read(source, "image", None, max_pixels, notes)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"source must be a path or a PIL image, got {type(source).__name__}.")

@@ -210,6 +210,7 @@ def test_the_first_frame_of_several_is_taken(tmp_path):
         ([page(160, 120, 20, {254: 4}), page(1200, 800, 90)], 90, "page 2 of the TIFF"),
         ([page(150, 100, 20), page(1200, 800, 90)], 90, "page 2 of the TIFF"),  # a thumbnail that is not marked
         ([page(150, 100, 20), page(600, 400, 50), page(1200, 800, 90)], 90, "page 3 of the TIFF"),
+        ([page(150, 100, 20), page(900, 600, 50), page(1200, 800, 90)], 90, "page 3 of the TIFF"),
         ([page(150, 100, 20), page(800, 1200, 90)], 20, "the first of several pages"),  # of another shape
         ([page(1200, 800, 90, {254: 2}), page(1200, 800, 20, {254: 2})], 90, "the first of several pages"),
         ([page(1200, 800, 90, None, page(600, 400, 20, THUMBNAIL))], 90, None),  # a pyramid
@@ -252,6 +253,25 @@ def test_pages_are_not_counted(tmp_path, tags):
     assert time.perf_counter() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+
+
+def test_big_tiff_and_its_pages(tmp_path):
+    gradient().save(tmp_path / "a.tif", big_tiff=True)
+    assert (tmp_path / "a.tif").read_bytes()[:4] == b"II+\0"
+    assert_close(open_photo(tmp_path / "a.tif").image, gradient())
+    gradient(600, 400).save(tmp_path / "b.tif", big_tiff=True, tiffinfo={254: 1})
+    with pytest.raises(InputError, match="only reduced pictures"):
+        open_photo(tmp_path / "b.tif")
+
+
+def test_many_tags_that_name_the_same_bytes_are_not_read(tmp_path):
+    blob, count = 1_000_000, 5000
+    entries = b"".join(struct.pack("<HHII", tag, 7, blob, 8) for tag in range(1000, 1000 + count))
+    content = b"II*\0" + struct.pack("<I", 8 + blob) + bytes(blob) + struct.pack("<H", count) + entries + bytes(4)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="damaged .* more values than its file holds"):
+        open_photo(written(tmp_path / "a.tif", content))
+    assert time.perf_counter() - started < 1
 
 
 # ---------------------------------------------------------------------- HEIC
