@@ -169,7 +169,7 @@ def declared_to_srgb(image: PIL.Image.Image, declared: Declared, notes: list[str
     if converted is rgb:
         return image
     remark = f"; {declared.remark}" if declared.remark else ""
-    notes.append(f"colours were converted from {declared.name}, which {declared.by} declares, to sRGB{remark}")
+    notes.append(f"colours were converted from {declared.name}, declared by {declared.by}, to sRGB{remark}")
     return converted
 
 
@@ -278,13 +278,13 @@ def _by_exif(exif: PIL.Image.Exif) -> Declared | None:
     white, primaries = exif.get(_TAG_WHITE_POINT), exif.get(_TAG_PRIMARY_CHROMATICITIES)
     transfer, gamma = exif.get(_TAG_TRANSFER_FUNCTION), photographic.get(_TAG_GAMMA)
     if white is not None and primaries is not None:
-        if transfer is not None:
-            curve = _table_curve(transfer)
-        elif isinstance(gamma, Real) and 0.1 <= gamma <= 10:
-            curve = _gamma(float(gamma))(_LEVELS)
-        else:
-            curve = _srgb_curve(_LEVELS)
-        return _by_numbers("WhitePoint and PrimaryChromaticities", _pairs((*_flat(white), *_flat(primaries))), curve)
+        xy = _pairs((*_flat(white), *_flat(primaries)))
+        # TIFF's default is a gamma of 2.2; programs that state the primaries of sRGB mean its curve too.
+        curve = _srgb_curve if xy is not None and np.abs(np.subtract(xy, _SRGB_XY)).max() < 0.005 else _gamma(2.2)
+        if isinstance(gamma, Real) and 0.1 <= gamma <= 10:
+            curve = _gamma(float(gamma))
+        table = curve(_LEVELS) if transfer is None else _table_curve(transfer)
+        return _by_numbers("WhitePoint and PrimaryChromaticities", xy, table)
     if transfer is not None:
         return _by_numbers("TransferFunction", _SRGB_XY, _table_curve(transfer))
     if space is None:
@@ -296,7 +296,7 @@ def _by_exif(exif: PIL.Image.Exif) -> Declared | None:
 def _by_numbers(by: str, xy: Chromaticities | None, curve: np.ndarray | None) -> Declared:
     profile_bytes = None if xy is None or curve is None else _profile(xy, curve)
     if profile_bytes is None:
-        return Declared("", by, None, f"{by} declares colours that cannot be; they were taken as sRGB")
+        return Declared("", by, None, f"the colours declared by {by} cannot be; they were taken as sRGB")
     return Declared("a space of its own", by, profile_bytes)
 
 
