@@ -63,7 +63,8 @@ class Photo:
 
     Attributes:
         image: mode ``"RGB"``, turned upright, without metadata.
-        exif: EXIF entries as they stood in the file, None where damaged; their orientation is applied to ``image``.
+        exif: EXIF entries as they stood in the file, None where damaged; their orientation is applied to ``image`` (of
+            a HEIC it says 1, since the file turns its picture by itself).
         notes: one sentence, without its full stop, on each change to the pixels, in order; empty for plain sRGB.
         path: the file it came from, None for an image that was passed in memory.
     """
