@@ -40,6 +40,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.examples import bundled_photos, write_example_scenes
 from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
+from bokehdepth.optics import check_whole_number
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.results import DEPTH_NAMES, write_results
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
@@ -120,7 +121,7 @@ def _show_stack(folder: Path, photo: Photo, images: Sequence[PIL.Image.Image], c
 
 def _show_depth(folder: Path, photo: Photo, colormap: str, near_bright: bool) -> tuple:
     """What the page shows of a depth map in a result's folder, its files, and the photo before it is refocused."""
-    depth = io.load_depth_npz(folder / DEPTH_NAMES[0])
+    depth = serving.open_depth(folder / DEPTH_NAMES[0])
     view = previews.write_depth_view(folder.parent, depth, colormap, near_bright)
     start = previews.write_preview(folder.parent, "start", photo.image, previews.REFOCUSED_SIDE_PX)
     return *view, [], *previews.pack_result(folder), start
@@ -272,7 +273,7 @@ def _handlers(
             camera = serving.read_lens(opened, lens)
             chosen = serving.chosen_frames(kind, strengths, at, frames)
             values, captions = serving.frame_strengths(camera, kind, chosen)
-            check(opened, values, steps)
+            steps, seed = check(opened, values, steps, seed)
             if kind == F_NUMBER:
                 for sentence in lens_assumptions(camera):
                     gr.Warning(html.escape(sentence, quote=False))
@@ -301,6 +302,7 @@ def _handlers(
         *, new_folder: Callable,
     ) -> Iterator[tuple]:  # fmt: skip
         """Shows an example, computed the first time that anybody asks for it."""
+        index = check_whole_number(index, "example", 0, len(examples) - 1)
         scratch, kept = new_folder(), cache / str(index)
         photo = shutil.copy(examples[index], scratch)
         if not kept.exists():
@@ -381,7 +383,7 @@ def build_demo(
                 with gr.Accordion("More", open=False):
                     usual = pipeline.config.default_num_inference_steps
                     steps = gr.Slider(1, MAX_STEPS, usual, step=1, label="Steps", info=page.STEPS_INFO)
-                    seed = gr.Number(0, label="Seed", info=page.SEED_INFO, precision=0, minimum=0, maximum=2**31 - 1)
+                    seed = gr.Number(0, label="Seed", info=page.SEED_INFO)
                     new_seed = gr.Button("New seed", size="sm")
                 gr.Markdown(page.LIMITS_NOTE, elem_classes="note")
                 if os.environ.get("SPACE_ID"):
@@ -531,7 +533,8 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
         gr.Button().click(mine(do.estimate_depth), inputs, outputs, api_name="estimate_depth", **models)
         inputs = [file("photo"), file("depth")]
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
-        inputs += [gr.Number(0, label="blades", precision=0), number("rotation_deg", 0), number("squeeze", 1)]
+        inputs += [number("blades", 0), number("rotation_deg", 0), number("squeeze", 1)]
+        inputs += [gr.Textbox(None, label="depth_unit")]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]
         gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **light)
 

@@ -21,8 +21,8 @@ import tiny
 from bokehdepth.apertures import smallest_f_number, strengths_from_f_numbers
 from bokehdepth.camera import read_camera
 from bokehdepth.cli import main
+from bokehdepth.depth_files import load_depth, load_depth_npz
 from bokehdepth.errors import InputError
-from bokehdepth.io import load_depth_npz, load_depth_png
 
 SIZE_PX = (96, 64)
 RUN_FILES = ["bokeh_k10.png", "bokeh_k20.png", "depth.npz", "depth.png", "depth_preview.png", "run.json"]
@@ -124,7 +124,7 @@ def test_depth_files_agree_and_are_metres(finished_run):
     with PIL.Image.open(folder / "depth.png") as image:
         assert image.mode == "I;16"
         step_m = float(image.text["depth_scale_m"])
-    coded = load_depth_png(folder / "depth.png")
+    coded = load_depth(folder / "depth.png")
     assert np.abs(coded.astype(np.float64) - exact.depth_m).max() <= 0.51 * step_m
     assert step_m < 2e-3
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bokehdepth"
 # A module may import modules of lower levels, and of its own level only as listed below.
 LEVELS = [
     {"errors", "__init__"},
-    {"optics", "staging", "checkpoints", "extras", "sessions"},
+    {"optics", "staging", "checkpoints", "extras", "sessions", "array_files"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
     {"rendering._scatter_numba", "rendering._raytraced_numba"},
@@ -29,7 +29,7 @@ LEVELS = [
     {"rendering.streets"},
     {"rendering.scenes", "metrics.__init__", "io", "visualization", "apertures"},
     {"rendering.layered_torch", "examples", "exr", "pointcloud"},
-    {"results", "viewing"},
+    {"results", "viewing", "depth_files"},
     {"previews", "refocusing"},
     {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_efficientnet_lite", "modeling_unidepth_parts"},
     {"modeling_bokehdepth_dav2", "modeling_bokehdepth_efficientnet", "modeling_bokehdepth_unidepth"},
