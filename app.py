@@ -31,7 +31,7 @@ from gradio.components.api_component import Api
 from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 
-from bokehdepth import hub, io, page, previews, serving, viewing
+from bokehdepth import hub, io, optics, page, previews, serving, viewing
 from bokehdepth.apertures import lens_assumptions
 from bokehdepth.camera import Camera
 from bokehdepth.content_filter import CLASSIFIER, load_content_filter
@@ -40,7 +40,6 @@ from bokehdepth.errors import InputError
 from bokehdepth.examples import bundled_photos, write_example_scenes
 from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
-from bokehdepth.optics import check_whole_number
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.results import DEPTH_NAMES, write_results
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
@@ -302,9 +301,8 @@ def _handlers(
         *, new_folder: Callable,
     ) -> Iterator[tuple]:  # fmt: skip
         """Shows an example, computed the first time that anybody asks for it."""
-        index = check_whole_number(index, "example", 0, len(examples) - 1)
-        scratch, kept = new_folder(), cache / str(index)
-        photo = shutil.copy(examples[index], scratch)
+        scratch, index = new_folder(), optics.check_whole_number(index, "example", 0, len(examples) - 1)
+        photo, kept = shutil.copy(examples[index], scratch), cache / str(index)
         if not kept.exists():
             args = photo, STRENGTH, [*DEFAULT_STRENGTHS], 0, 1, usual_steps, *[None] * 4, 0, None, METHODS[0]
             for parts in bokeh_depth(*args, colormap, near_bright, progress, new_folder=lambda: scratch, keep_in=kept):
@@ -533,8 +531,7 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
         gr.Button().click(mine(do.estimate_depth), inputs, outputs, api_name="estimate_depth", **models)
         inputs = [file("photo"), file("depth")]
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
-        inputs += [number("blades", 0), number("rotation_deg", 0), number("squeeze", 1)]
-        inputs += [gr.Textbox(None, label="depth_unit")]
+        inputs += [number("blades", 0), number("rotation_deg", 0), number("squeeze", 1), gr.Textbox(label="depth_unit")]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]
         gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **light)
 

@@ -99,20 +99,20 @@ def _read_header(file: BinaryIO) -> ArrayHeader:
     shape, in_fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(head)](head)
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
-    return ArrayHeader(tuple(map(int, shape)), in_fortran_order, dtype, head.tell())
+    return ArrayHeader(tuple(map(int, shape)), dtype, in_fortran_order, head.tell())
 
 
 def _check_header(header: ArrayHeader, name: str, most: int) -> None:
     """Refuse an array whose values are not to be read."""
     if header.dtype.kind not in "uif" or header.dtype.itemsize > 8:
         raise InputError(f"{name} is an array of {reprlib.repr(str(header.dtype))}, wanted plain numbers.")
-    if not 1 <= header.size <= most:
-        raise InputError(f"{name} has the shape {header.shape}; 1 to {most:,} values are read.")
+    if header.size > most:
+        raise InputError(f"{name} has the shape {reprlib.repr(header.shape)}; at most {most:,} values are read.")
 
 
 def _read_values(file: BinaryIO, header: ArrayHeader) -> np.ndarray:
     values = np.empty(header.size, header.dtype)
-    left = memoryview(values).cast("B")
+    left = memoryview(values.view(np.uint8))
     while len(left):
         count = file.readinto(left[:_CHUNK_BYTES])
         if not count:
@@ -132,7 +132,7 @@ def read_npy(path: Path | str, most: int) -> np.ndarray:
         Integers or floats of at most 8 bytes each, as they are stored.
 
     Raises:
-        InputError: the file is missing, damaged or cut short, holds no plain numbers, none of them or more than `most`.
+        InputError: the file is missing, damaged or cut short, or holds no plain numbers or more than `most`.
     """
     path = check_file(path)
     with _as_one_sentence(path, "npy"), path.open("rb") as file:

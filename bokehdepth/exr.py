@@ -78,7 +78,7 @@ def load_exr_channel(path: Path | str, max_pixels: int) -> tuple[np.ndarray, boo
     openexr = load_extra("OpenEXR", "exr", "depth from EXR")
     try:
         with openexr.File(str(path), header_only=True) as file:
-            headers = [part.header for part in file.parts]
+            headers = [dict(part.header) for part in file.parts]
         for header in headers:
             _check_header(openexr, header, path.name, max_pixels)
         number, names = _find_channels(headers, path.name)

@@ -106,16 +106,16 @@ def test_what_is_no_depth_map_is_refused(tmp_path, depth, sentence):
     assert _everything_in(tmp_path) == []
 
 
-def test_load_depth_png_refuses_other_files(tmp_path):
+def test_png_that_says_no_depth_is_refused(tmp_path):
     _picture().save(tmp_path / "rgb.png")
     Image.fromarray(np.ones((2, 2), dtype=np.uint16)).save(tmp_path / "plain16.png")
     good = io.save_depth_png(tmp_path / "good.png", _depth()).read_bytes()
     (tmp_path / "cut.png").write_bytes(good[: len(good) // 2])
     for name, sentence in [
-        ("rgb.png", "mode RGB, wanted a 16-bit"),
-        ("plain16.png", "do not say its depth scale"),
-        ("cut.png", "no picture that can be read"),
-        ("missing.png", "no picture that can be read"),
+        ("rgb.png", "mode RGB, wanted a grey picture of 16"),
+        ("plain16.png", "does not say its unit"),
+        ("cut.png", "damaged or cut short"),
+        ("missing.png", "does not exist"),
     ]:
         with pytest.raises(InputError, match=sentence):
             depth_files.load_depth(tmp_path / name)

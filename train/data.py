@@ -344,7 +344,7 @@ class PoolPairs:
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
         batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames.clamp(min=0)[:, None])
-        sharp = frames < 0
+        sharp = (frames < 0)
         return {
             "text_to_image": text,
             "image": batch["image"],

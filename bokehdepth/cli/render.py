@@ -14,6 +14,8 @@ from .talk import EXIT_DONE, logger, write_json
 
 def add_render(commands: Any) -> None:
     """Add ``render`` to the commands of a parser."""
+    from ..depth_files import UNIT_WORDS
+
     parser = commands.add_parser(
         "render",
         help="refocus a photo by its depth map: any aperture, any focus",
@@ -28,7 +30,18 @@ def add_render(commands: Any) -> None:
         metavar="FILE",
         type=Path,
         required=True,
-        help="depth map in metres, of the photo's size: depth.npz or depth.png of this program, or any .npy (H, W)",
+        help="depth map of the photo's size: a file of this program, or NPY, NPZ, 16-bit PNG, TIFF, PFM or EXR (with "
+        "the library OpenEXR) of another one, with --depth-unit; 0 and NaN are pixels without depth, infinity is the sky",
+    )
+    parser.add_argument(
+        "--depth-unit",
+        metavar="UNIT",
+        help=f"unit of a depth file that does not state it: {UNIT_WORDS}",
+    )
+    parser.add_argument(
+        "--fill-depth",
+        action="store_true",
+        help="give pixels without depth that of the nearest pixel that has one (default: they are refused)",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder of the results")
     focus = parser.add_mutually_exclusive_group(required=True)
@@ -64,8 +77,12 @@ def _point(text: str) -> tuple[float, float]:
 
 def _render(arguments: argparse.Namespace) -> int:
     """Check everything, render, and write the picture and its record, both or none."""
+    import numpy as np
+
     from .. import io
     from ..apertures import lens_assumptions
+    from ..depth_files import fill_unknown, load_depth
+    from ..errors import InputError
     from ..imaging import open_photo
     from ..refocusing import plan_refocusing
     from ..rendering.aperture import Aperture
@@ -73,9 +90,13 @@ def _render(arguments: argparse.Namespace) -> int:
     from ..staging import staged
 
     photo = open_photo(arguments.photo)
+    depth_m = load_depth(arguments.depth, unit=arguments.depth_unit)
+    unknown = int(np.isnan(depth_m).sum())
+    if unknown and not arguments.fill_depth:
+        raise InputError(f"file {arguments.depth.name!r} has {unknown} pixels without depth, wanted --fill-depth.")
     plan = plan_refocusing(
         photo,
-        io.load_depth(arguments.depth),
+        fill_unknown(depth_m),
         focus_distance_m=arguments.focus_distance,
         focus_at_px=arguments.focus_at,
         bokeh_strength=arguments.bokeh_strength,
@@ -88,6 +109,8 @@ def _render(arguments: argparse.Namespace) -> int:
     folder = arguments.output / arguments.photo.stem
     check_folder(folder, names, overwrite=arguments.overwrite)
     assumed = [] if arguments.f_number is None else lens_assumptions(plan.camera)
+    if unknown:
+        assumed.append(f"{unknown} pixels without depth took that of the nearest pixel that has one.")
     for sentence in assumed:
         logger.warning("photo %r: %s", arguments.photo.name, sentence)
 
