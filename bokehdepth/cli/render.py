@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from .options import add_lens_options, add_talk_options
-from .talk import EXIT_DONE, logger, write_json
+from .talk import EXIT_DONE, logger, say, write_json
 
 
 def add_render(commands: Any) -> None:
@@ -31,7 +30,8 @@ def add_render(commands: Any) -> None:
         type=Path,
         required=True,
         help="depth map of the photo's size: a file of this program, or NPY, NPZ, 16-bit PNG, TIFF, PFM or EXR (with "
-        "the library OpenEXR) of another one, with --depth-unit; 0 and NaN are pixels without depth, infinity is the sky",
+        "the library OpenEXR) of another one, with --depth-unit; 0 and NaN are pixels without depth, "
+        "infinity is the sky",
     )
     parser.add_argument(
         "--depth-unit",
@@ -130,7 +130,8 @@ def _render(arguments: argparse.Namespace) -> int:
         photo_notes=photo.notes,
     )
     record["files"] = names
-    with staged(folder, names=names, overwrite=arguments.overwrite) as staging:
+    replaced = names if arguments.overwrite else ()
+    with staged(folder, names=names, overwrite=arguments.overwrite, replaced=replaced) as staging:
         plan.save(staging, picture)
         io.save_json(staging / names[1], record)
     if arguments.json:
@@ -138,5 +139,5 @@ def _render(arguments: argparse.Namespace) -> int:
         done |= {"bokeh_strength": plan.bokeh_strength, "focus_distance_m": plan.focus_distance_m}
         write_json({"command": "render", **done, "timings_s": timings_s})
     else:
-        sys.stdout.write(f"{folder / names[0]}\n")
+        say(str(folder / names[0]))
     return EXIT_DONE
