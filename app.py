@@ -531,7 +531,7 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
         gr.Button().click(mine(do.estimate_depth), inputs, outputs, api_name="estimate_depth", **models)
         inputs = [file("photo"), file("depth")]
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
-        inputs += [number("blades", 0), number("rotation_deg", 0), number("squeeze", 1), gr.Textbox(label="depth_unit")]
+        inputs += [*map(number, ("blades", "rotation_deg", "squeeze"), (0, 0, 1)), gr.Textbox(label="depth_unit")]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]
         gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **light)
 
