@@ -121,6 +121,23 @@ def _read_values(file: BinaryIO, header: ArrayHeader) -> np.ndarray:
     return values.reshape(header.shape, order="F" if header.in_fortran_order else "C")
 
 
+def read_npy_header(path: Path | str) -> ArrayHeader:
+    """Read what a ``.npy`` file says of its array; no value is read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its header.
+
+    Raises:
+        InputError: the file is missing, damaged or no array.
+    """
+    path = check_file(path)
+    with _as_one_sentence(path, "npy"), path.open("rb") as file:
+        return _read_header(file)
+
+
 def read_npy(path: Path | str, most: int) -> np.ndarray:
     """Read the array of a ``.npy`` file.
 

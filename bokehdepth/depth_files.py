@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .array_files import check_file, read_npy, read_npz, read_npz_headers
+from .array_files import check_file, read_npy, read_npy_header, read_npz, read_npz_headers
 from .errors import InputError
 from .exr import load_exr_channel
 from .imaging import MAX_PIXELS
@@ -61,7 +62,13 @@ def depth_step_m(unit: str) -> float:
     return step_m
 
 
-def load_depth(path: Path | str, *, unit: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_depth(
+    path: Path | str,
+    *,
+    unit: str | None = None,
+    size_px: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Read a depth map of any form that is read here.
 
     Args:
@@ -69,39 +76,42 @@ def load_depth(path: Path | str, *, unit: str | None = None, max_pixels: int = M
             16-bit grey PNG, TIFF (16 or 32 bit), PFM or OpenEXR (``exr.load_exr_channel``). Axes of length 1 around
             the two of a picture are taken off: (1, H, W), (H, W, 1).
         unit: of the stored values, as `depth_step_m` says; None, or ``m``, for a file that states it.
+        size_px: (width, height) that it has to have, those of its photo; None takes any.
         max_pixels: most pixels that are read.
 
     Returns:
         Depth in metres, float32 (H, W); NaN where there is no value, inf where it is infinitely far.
 
     Raises:
-        InputError: the file is missing, damaged, of another kind or too large; its unit is stated twice or nowhere; or
-            a depth is negative, or no pixel has any.
+        InputError: the file is missing, damaged, of another kind or another size; its unit is stated twice or nowhere;
+            or a depth is negative, or no pixel has any.
     """
     step_m = None if unit is None else depth_step_m(unit)
     path = check_file(path)
     name = f"file {path.name!r}"
     with path.open("rb") as file:
         first = file.read(4)
+
+    def check_shape(shape: tuple[int, ...]) -> None:
+        _check_shape(name, shape, size_px, max_pixels)
+
     if first[:2] == b"PK":
-        stored, states_metres = _from_npz(path, max_pixels)
+        stored, states_metres = _from_npz(path, check_shape)
     elif first == b"\x93NUM":
+        check_shape(read_npy_header(path).shape)
         stored, states_metres = read_npy(path, max_pixels), False
     elif first == b"\x76\x2f\x31\x01":
-        stored, states_metres = load_exr_channel(path, max_pixels)
+        stored, states_metres = load_exr_channel(path, check_shape, max_pixels)
     elif (kind := _PICTURES.get(first) or _PICTURES.get(first[:3])) is not None:
-        stored, states_metres = _from_picture(path, kind, max_pixels)
+        stored, states_metres = _from_picture(path, kind, check_shape)
     else:
         raise InputError(f"{name} is no depth map, wanted npz, npy, 16-bit PNG, TIFF, PFM or EXR.")
     if not states_metres and step_m is None:
         raise InputError(f"{name} does not say its unit, wanted depth_unit (--depth-unit): {UNIT_WORDS}.")
     if states_metres and step_m not in (None, 1.0):
         raise InputError(f"depth_unit is {unit!r}, wanted none, since {name} states its own.")
-    shape = stored.shape if stored.ndim == 2 else tuple(length for length in stored.shape if length != 1)
-    if len(shape) != 2:
-        raise InputError(f"{name} holds an array of the shape {stored.shape}, wanted (H, W).")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinitely far
-        depth = stored.reshape(shape).astype(np.float32)
+        depth = stored.reshape(_map_shape(stored.shape)).astype(np.float32)
     if not states_metres:
         depth[depth == 0] = np.nan
         depth *= np.float32(step_m)
@@ -157,7 +167,23 @@ def fill_unknown(depth_m: np.ndarray) -> np.ndarray:
     return depth_m[rows, columns].astype(np.float32)
 
 
-def _from_npz(path: Path, max_pixels: int) -> tuple[np.ndarray, bool]:
+def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a picture without axes of length 1 around it."""
+    return shape if len(shape) == 2 else tuple(length for length in shape if length != 1)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], size_px: tuple[int, int] | None, max_pixels: int) -> None:
+    """Refuse an array that is no map of the size wanted, before its values are read."""
+    if len(_map_shape(shape)) != 2:
+        raise InputError(f"{name} holds an array of the shape {reprlib.repr(shape)}, wanted (H, W).")
+    height, width = _map_shape(shape)
+    if size_px is not None and (width, height) != size_px:
+        raise InputError(f"{name} has {width} x {height} pixels, wanted the photo's {size_px[0]} x {size_px[1]}.")
+    if width * height > max_pixels:
+        raise InputError(f"{name} has {width} x {height} pixels; at most {max_pixels:,} in all are read.")
+
+
+def _from_npz(path: Path, check_shape: Callable[[tuple[int, ...]], None]) -> tuple[np.ndarray, bool]:
     """The array of depth in an archive, and whether its name says that it is in metres."""
     headers = read_npz_headers(path)
     key = next((key for key in _DEPTH_KEYS if key in headers), None)
@@ -169,22 +195,21 @@ def _from_npz(path: Path, max_pixels: int) -> tuple[np.ndarray, bool]:
                 f"file {path.name!r} has the arrays {names}, wanted one called {' or '.join(_DEPTH_KEYS)}."
             )
         key = maps[0]
-    return read_npz(path, {key: max_pixels})[key], key == "depth_m"
+    check_shape(headers[key].shape)
+    return read_npz(path, {key: headers[key].size})[key], key == "depth_m"
 
 
-def _from_picture(path: Path, kind: str, max_pixels: int) -> tuple[np.ndarray, bool]:
+def _from_picture(path: Path, kind: str, check_shape: Callable[[tuple[int, ...]], None]) -> tuple[np.ndarray, bool]:
     """The pixels of a picture of one wide channel; metres where it is a PNG that says how to read it."""
     try:
         with path.open("rb") as file:
             image = Image.open(file, formats=[kind])
-            if image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height}"
-                raise InputError(f"file {path.name!r} has {size} pixels; at most {max_pixels:,} in all are read.")
             if image.mode not in _WIDE_MODES:
                 wanted = "a grey picture of 16 or 32 bits; one of 8 bits has too few steps for depth"
                 raise InputError(f"file {path.name!r} is a picture of mode {image.mode}, wanted {wanted}.")
             if image.info.get("scale", 1) != 1:
                 raise InputError(f"file {path.name!r} has the scale {image.info['scale']:g}, wanted 1 in a PFM file.")
+            check_shape((image.height, image.width))
             if kind == "TIFF" and _has_second_page(image):
                 raise InputError(f"file {path.name!r} has several pages, wanted one depth map.")
             image.load()

@@ -87,10 +87,10 @@ def refocus(
     """
     if (x_px is None) != (y_px is None):
         raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
-    opened, values = open_upload(photo), open_any_depth(depth, depth_unit)
+    opened = open_upload(photo)
     plan = plan_refocusing(
         opened,
-        values,
+        open_any_depth(depth, depth_unit, opened),
         focus_distance_m=focus_distance_m,
         focus_at_px=None if x_px is None else (x_px, y_px),
         bokeh_strength=bokeh_strength,

@@ -6,6 +6,7 @@ programs name the channel of depth in their own ways and say no unit. The OpenEX
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _CHANNEL_NAMES = ("z", "depth", "y")
 """Last part of the name of a channel of depth, the surest first: OpenEXR's and Blender's Z, a plain name, grey."""
 
 _MOST_CHANNELS = 8
-"""The library reads all channels of a part; so many of a full-size picture are read, or more of smaller ones."""
+"""The library reads all channels; so many of a picture of the largest size, or more of a smaller one."""
 
 
 def save_depth_exr(path: Path | str, depth_m: np.ndarray, *, focal_length_px: float, overwrite: bool = False) -> Path:
@@ -56,7 +57,9 @@ def save_depth_exr(path: Path | str, depth_m: np.ndarray, *, focal_length_px: fl
     return write_file(path, lambda file: picture.write(file.name), overwrite=overwrite)
 
 
-def load_exr_channel(path: Path | str, max_pixels: int) -> tuple[np.ndarray, bool]:
+def load_exr_channel(
+    path: Path | str, check_shape: Callable[[tuple[int, int]], None], max_pixels: int
+) -> tuple[np.ndarray, bool]:
     """Read the channel of an OpenEXR file that holds depth.
 
     That is its only channel, or the one whose name ends in ``Z`` (``ViewLayer.Depth.Z``), else in ``depth`` or ``Y``,
@@ -64,7 +67,8 @@ def load_exr_channel(path: Path | str, max_pixels: int) -> tuple[np.ndarray, boo
 
     Args:
         path: the file.
-        max_pixels: most pixels that are read.
+        check_shape: raises InputError for an array of a shape (H, W) that is not to be read.
+        max_pixels: most pixels that a picture may have; all channels together may have eight times as many values.
 
     Returns:
         The values as they are stored, half, float or unsigned integer (H, W), and whether the file says that they are
@@ -82,6 +86,7 @@ def load_exr_channel(path: Path | str, max_pixels: int) -> tuple[np.ndarray, boo
         for header in headers:
             _check_header(openexr, header, path.name, max_pixels)
         number, names = _find_channels(headers, path.name)
+        check_shape(_shape(headers[number]))
         with openexr.File(str(path), separate_channels=True) as file:
             if len(file.parts) != len(headers):  # the library leaves out a part whose pixels it cannot read
                 raise ValueError("a part is damaged")
@@ -98,12 +103,14 @@ def load_exr_channel(path: Path | str, max_pixels: int) -> tuple[np.ndarray, boo
 def _check_header(openexr: Any, header: dict[str, Any], name: str, max_pixels: int) -> None:
     if header["type"] not in (openexr.scanlineimage, openexr.tiledimage):
         raise InputError(f"file {name!r} holds deep pixels, wanted one depth for each pixel.")
-    (left, top), (right, bottom) = (map(int, corner) for corner in header["dataWindow"])
-    width, height = right - left + 1, bottom - top + 1
-    if not 1 <= width * height <= max_pixels:
-        raise InputError(f"file {name!r} has {width} x {height} pixels; at most {max_pixels:,} in all are read.")
+    height, width = _shape(header)
     if width * height * len(header["channels"]) > _MOST_CHANNELS * max_pixels:
         raise InputError(f"file {name!r} has {len(header['channels'])} channels, wanted depth alone at this size.")
+
+
+def _shape(header: dict[str, Any]) -> tuple[int, int]:
+    (left, top), (right, bottom) = (map(int, corner) for corner in header["dataWindow"])
+    return bottom - top + 1, right - left + 1
 
 
 def _find_channels(headers: list[dict[str, Any]], file_name: str) -> tuple[int, list[str]]:

@@ -67,11 +67,11 @@ def open_depth(path: str | None) -> io.DepthFile:
     return load_depth_npz(path, max_pixels=MAX_PHOTO_PX)
 
 
-def open_any_depth(path: str | None, unit: str | None) -> np.ndarray:
-    """Opens depth in metres of any program; InputError where there is none, or its unit is not known."""
+def open_any_depth(path: str | None, unit: str | None, photo: Photo) -> np.ndarray:
+    """Opens depth of a photo in metres, of any program; InputError where there is none, or its unit is not known."""
     if path is None:
         raise InputError("There is no depth yet; choose its file first.")
-    return load_depth(path, unit=unit or None, max_pixels=MAX_PHOTO_PX)
+    return load_depth(path, unit=unit or None, size_px=photo.image.size, max_pixels=MAX_PHOTO_PX)
 
 
 def field_value(value: Value) -> float | None:

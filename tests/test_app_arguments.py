@@ -118,9 +118,9 @@ def test_wrong_depth_is_one_sentence(client: Client, photo: Path, tmp_path: Path
     PIL.Image.new("RGB", SIZE_PX).save(tmp_path / "depth_preview.png")
     for name, words in (
         ("objects.npy", "array of 'object', wanted plain numbers"),
-        ("bomb.npz", "at most 16,000,000 values are read"),
+        ("bomb.npz", "has 8192 x 8192 pixels, wanted the photo's 96 x 64"),
         ("holes.npz", "pixels that are not above 0"),
-        ("small.npy", "has 40 x 30 pixels, wanted the picture's 96 x 64"),
+        ("small.npy", "has 40 x 30 pixels, wanted the photo's 96 x 64"),
         ("text.npz", "is no depth map, wanted npz"),
         ("depth_preview.png", "mode RGB, wanted a grey picture of 16 or 32 bits"),
     ):

@@ -222,8 +222,10 @@ def test_what_is_no_clear_depth_map_is_refused(kind: str, tmp_path: Path) -> Non
 def test_damage_and_size_are_one_sentence(kind: str, tmp_path: Path) -> None:
     path = FOREIGN[kind][0](tmp_path)
     whole = path.read_bytes()
-    with pytest.raises(InputError, match="at most 2,239"):
+    with pytest.raises(InputError, match="56 x 40 pixels; at most 2,239 in all are read"):
         load_depth(path, unit="m", max_pixels=SIZE[0] * SIZE[1] - 1)
+    with pytest.raises(InputError, match="has 56 x 40 pixels, wanted the photo's 40 x 56"):
+        load_depth(path, unit="m", size_px=SIZE)
     for cut in (len(whole) // 2, len(whole) - 40, 5, 4):
         path.write_bytes(whole[:cut])
         with pytest.raises(InputError, match="damaged or cut short") as refusal:
@@ -426,5 +428,5 @@ def test_the_command_renders_the_sky_and_focuses_on_it(photo: Path, capsys: pyte
 def test_unit_and_depth_are_checked_before_a_picture_is_written(photo: Path, capsys: pytest.CaptureFixture) -> None:
     path = saved_npy(photo.parent / "small.npy", np.ones((9, 12)))
     assert render(photo, path, "--focus-m", "2", "--depth-unit", "m") == 2
-    assert "depth_m has 12 x 9 pixels, wanted the picture's 56 x 40" in capsys.readouterr().err
+    assert "file 'small.npy' has 12 x 9 pixels, wanted the photo's 56 x 40" in capsys.readouterr().err
     assert not (photo.parent / "out").exists()

@@ -280,7 +280,7 @@ def test_depth_that_does_not_fit_is_refused(files, capsys):
     (files / "text.npy").write_text("no array")
     command = ["render", str(files / "photo.jpg"), "-o", str(files / "out"), "--focus-m", "2", "--bokeh-strength", "9"]
     for name, message in [
-        ("small.npy", "depth_m has 12 x 9 pixels, wanted the picture's 120 x 90"),
+        ("small.npy", "file 'small.npy' has 12 x 9 pixels, wanted the photo's 120 x 90"),
         ("text.npy", "is no depth map"),
         ("photo.jpg", "wanted npz, npy, 16-bit PNG, TIFF, PFM or EXR"),
         ("nowhere.npz", "does not exist"),

@@ -90,7 +90,7 @@ def _render(arguments: argparse.Namespace) -> int:
     from ..staging import staged
 
     photo = open_photo(arguments.photo)
-    depth_m = load_depth(arguments.depth, unit=arguments.depth_unit)
+    depth_m = load_depth(arguments.depth, unit=arguments.depth_unit, size_px=photo.image.size)
     unknown = int(np.isnan(depth_m).sum())
     if unknown and not arguments.fill_depth:
         raise InputError(f"file {arguments.depth.name!r} has {unknown} pixels without depth, wanted --fill-depth.")
