@@ -110,7 +110,7 @@ def test_depth_of_any_program_is_refocused_by(client: Client, photo: Path, tmp_p
 
 
 def test_wrong_depth_is_one_sentence(client: Client, photo: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "objects.npy", np.full((3, 3), None))
+    np.save(tmp_path / "objects.npy", np.full(SIZE_PX[::-1], None))
     np.savez_compressed(tmp_path / "bomb.npz", depth_m=np.zeros((8192, 8192), np.float32))
     np.savez(tmp_path / "holes.npz", depth_m=np.where(wall() == 4, np.nan, wall()))
     np.save(tmp_path / "small.npy", wall(30, 40))
