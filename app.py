@@ -31,7 +31,7 @@ from gradio.components.api_component import Api
 from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 
-from bokehdepth import hub, io, page, previews, serving, viewing
+from bokehdepth import hub, io, optics, page, previews, serving, viewing
 from bokehdepth.apertures import lens_assumptions
 from bokehdepth.camera import Camera
 from bokehdepth.content_filter import CLASSIFIER, load_content_filter
@@ -120,7 +120,7 @@ def _show_stack(folder: Path, photo: Photo, images: Sequence[PIL.Image.Image], c
 
 def _show_depth(folder: Path, photo: Photo, colormap: str, near_bright: bool) -> tuple:
     """What the page shows of a depth map in a result's folder, its files, and the photo before it is refocused."""
-    depth = io.load_depth_npz(folder / DEPTH_NAMES[0])
+    depth = serving.open_depth(folder / DEPTH_NAMES[0])
     view = previews.write_depth_view(folder.parent, depth, colormap, near_bright)
     start = previews.write_preview(folder.parent, "start", photo.image, previews.REFOCUSED_SIDE_PX)
     return *view, [], *previews.pack_result(folder), start
@@ -272,7 +272,7 @@ def _handlers(
             camera = serving.read_lens(opened, lens)
             chosen = serving.chosen_frames(kind, strengths, at, frames)
             values, captions = serving.frame_strengths(camera, kind, chosen)
-            check(opened, values, steps)
+            steps, seed = check(opened, values, steps, seed)
             if kind == F_NUMBER:
                 for sentence in lens_assumptions(camera):
                     gr.Warning(html.escape(sentence, quote=False))
@@ -301,8 +301,8 @@ def _handlers(
         *, new_folder: Callable,
     ) -> Iterator[tuple]:  # fmt: skip
         """Shows an example, computed the first time that anybody asks for it."""
-        scratch, kept = new_folder(), cache / str(index)
-        photo = shutil.copy(examples[index], scratch)
+        scratch, index = new_folder(), optics.check_whole_number(index, "example", 0, len(examples) - 1)
+        photo, kept = shutil.copy(examples[index], scratch), cache / str(index)
         if not kept.exists():
             args = photo, STRENGTH, [*DEFAULT_STRENGTHS], 0, 1, usual_steps, *[None] * 4, 0, None, METHODS[0]
             for parts in bokeh_depth(*args, colormap, near_bright, progress, new_folder=lambda: scratch, keep_in=kept):
@@ -381,7 +381,7 @@ def build_demo(
                 with gr.Accordion("More", open=False):
                     usual = pipeline.config.default_num_inference_steps
                     steps = gr.Slider(1, MAX_STEPS, usual, step=1, label="Steps", info=page.STEPS_INFO)
-                    seed = gr.Number(0, label="Seed", info=page.SEED_INFO, precision=0, minimum=0, maximum=2**31 - 1)
+                    seed = gr.Number(0, label="Seed", info=page.SEED_INFO)
                     new_seed = gr.Button("New seed", size="sm")
                 gr.Markdown(page.LIMITS_NOTE, elem_classes="note")
                 if os.environ.get("SPACE_ID"):
@@ -531,7 +531,7 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
         gr.Button().click(mine(do.estimate_depth), inputs, outputs, api_name="estimate_depth", **models)
         inputs = [file("photo"), file("depth")]
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
-        inputs += [gr.Number(0, label="blades", precision=0), number("rotation_deg", 0), number("squeeze", 1)]
+        inputs += [*map(number, ("blades", "rotation_deg", "squeeze"), (0, 0, 1)), gr.Textbox(label="depth_unit")]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]
         gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **light)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from . import io, viewing
 from .camera import read_camera
+from .depth_files import load_depth_npz
 from .errors import InputError
+from .optics import check_whole_number
 from .refocusing import plan_refocusing
-from .rendering.aperture import Aperture
+from .rendering.aperture import MAX_BLADES, Aperture
 from .results import DEPTH_NAMES
 from .serving import (
     DEFAULT_STRENGTHS,
@@ -25,7 +27,7 @@ from .serving import (
     describe_camera,
     field_value,
     frame_strengths,
-    open_depth,
+    open_any_depth,
     open_upload,
     plan_bracket,
 )
@@ -59,6 +61,7 @@ def refocus(
     blades: int = 0,
     rotation_deg: float = 0,
     squeeze: float = 1,
+    depth_unit: str | None = None,
     *,
     new_folder: Callable[[], Path],
 ) -> tuple:
@@ -66,7 +69,8 @@ def refocus(
 
     Args:
         photo: the sharp photo.
-        depth: depth.npz of the photo, as estimate_depth returns it.
+        depth: depth of the photo: depth.npz or depth.png of estimate_depth, or a map of another program as NPY, NPZ,
+            16-bit PNG, TIFF, PFM or EXR, with depth_unit.
         x_px: focus on what is at this column of the upright photo, with y_px; or give focus_distance_m.
         y_px: row of the upright photo.
         focus_distance_m: focus distance in metres, in place of x_px and y_px.
@@ -75,24 +79,26 @@ def refocus(
         blades: 0 for a round aperture, or 3 to 32 straight blades.
         rotation_deg: turns the aperture, degrees.
         squeeze: height over width of the blur; 2 is anamorphic.
+        depth_unit: unit of a depth file that does not state it: m, cm, mm, or one step such as 1/256m.
         new_folder: makes an empty folder for the files of one result.
 
     Returns:
-        The picture as PNG at the photo's size; focus distance in metres and bokeh strength.
+        The picture as PNG at the photo's size; focus distance in metres (null for infinity) and bokeh strength.
     """
     if (x_px is None) != (y_px is None):
         raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
-    opened, values = open_upload(photo), open_depth(depth).depth_m
+    opened = open_upload(photo)
     plan = plan_refocusing(
         opened,
-        values,
+        open_any_depth(depth, depth_unit, opened),
         focus_distance_m=focus_distance_m,
         focus_at_px=None if x_px is None else (x_px, y_px),
         bokeh_strength=bokeh_strength,
         f_number=f_number,
-        aperture=Aperture(blades, rotation_deg, squeeze),
+        aperture=Aperture(check_whole_number(blades, "blades", 0, MAX_BLADES), rotation_deg, squeeze),
     )
-    lens = {"focus_distance_m": plan.focus_distance_m, "bokeh_strength": plan.bokeh_strength}
+    focus_m = None if plan.focus_distance_m == float("inf") else plan.focus_distance_m  # JSON has no infinity
+    lens = {"focus_distance_m": focus_m, "bokeh_strength": plan.bokeh_strength}
     return str(plan.save(new_folder(), plan.render())), lens
 
 
@@ -104,7 +110,7 @@ def model_endpoints(
     Args:
         make_stack: (photo, strengths, steps, seed) to its frames.
         run_bracket: runs a `jobs.Job` with the arguments for its record.
-        check: refuses (photo, strengths, steps) that the models do not take.
+        check: refuses (photo, strengths, steps, seed) that the models do not take; steps and seed as whole numbers.
         write: writes the results of (folder, photo, camera, strengths).
         usual_steps: of denoising, that suit the model.
 
@@ -146,13 +152,13 @@ def model_endpoints(
         camera = read_camera(opened, **lens)
         kind, frames = (F_NUMBER, f_numbers) if f_numbers else (STRENGTH, bokeh_strengths or DEFAULT_STRENGTHS)
         values, _ = frame_strengths(camera, kind, frames)
-        check(opened, values, steps)
+        steps, seed = check(opened, values, steps, seed)
         start_s = time.perf_counter()
-        images = make_stack(opened.image, values, steps, int(seed))
+        images = make_stack(opened.image, values, steps, seed)
         timings_s = {"stack": time.perf_counter() - start_s}
         folder = new_folder() / "result"
         arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
-        rest = {"images": images, "arguments": arguments, "seed": int(seed), "timings_s": timings_s}
+        rest = {"images": images, "arguments": arguments, "seed": seed, "timings_s": timings_s}
         write(folder, opened, camera, values, **rest)
         return [str(folder / io.bokeh_file_name(k)) for k in values], str(folder / "run.json")
 
@@ -188,7 +194,7 @@ def model_endpoints(
         opened, job = plan_bracket(photo, folder, frames or (), method, f_numbers, bokeh_strengths, **lens)
         run_bracket(job, {"photo": opened.path.name, "method": method})
         npz, png, legend = (folder / name for name in DEPTH_NAMES)
-        depth = io.load_depth_npz(npz)
+        depth = load_depth_npz(npz)
         return str(npz), str(png), str(legend), viewing.describe_depth(depth.depth_m, depth.focal_length_px)
 
     return generate_bokeh_stack, estimate_depth

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata as package_metadata
@@ -148,32 +146,30 @@ def save_depth_png(
     return _write_png(path, Image.fromarray(codes.astype(np.uint16)), text, overwrite=overwrite)
 
 
-def load_depth_png(path: Path | str) -> np.ndarray:
-    """Read a depth map that ``save_depth_png`` wrote.
+def decode_depth_png(codes: np.ndarray, text: Mapping[str, str], name: str) -> np.ndarray:
+    """Turn the pixels of a PNG that ``save_depth_png`` wrote into depth, by its text chunks.
 
     Args:
-        path: A 16-bit grey PNG with the text chunks described there.
+        codes: Pixels, uint16 ``(H, W)``.
+        text: Text chunks.
+        name: What the file is called, for the error's sentence.
 
     Returns:
         Depth in metres, float32 ``(H, W)``; NaN where there is no value, inf where it is infinitely far.
 
     Raises:
-        InputError: If the file is missing, no 16-bit PNG, or does not say how its depth is coded.
+        InputError: If the chunks do not say how depth is coded.
     """
-    image = _open_image(path)
-    if image.format != "PNG" or image.mode != "I;16":
-        raise InputError(f"path is {str(path)!r}, a {image.format} of mode {image.mode}, wanted a 16-bit grey PNG")
-    codes, text = np.asarray(image).astype(np.float64), image.text
     try:
         scale = [float(text[key]) for key in _SCALE_KEYS[text["depth_encoding"]]]
     except (KeyError, ValueError) as error:
-        raise InputError(f"path is {str(path)!r}, whose text chunks do not say its depth scale ({error})") from error
+        raise InputError(f"{name} has text chunks that do not say its depth scale.") from error
     if not all(np.isfinite(value) and value > 0 for value in scale):
-        raise InputError(f"path is {str(path)!r}, whose depth scale is {scale}, wanted finite metres above 0")
+        raise InputError(f"{name} has the depth scale {scale}, wanted finite metres above 0.")
     if len(scale) == 1:
         depth = codes * scale[0]
     else:
-        depth = scale[0] * (scale[1] / scale[0]) ** ((codes - 1) / (_CODE_MAX - 1))
+        depth = scale[0] * (scale[1] / scale[0]) ** ((codes.astype(np.float64) - 1) / (_CODE_MAX - 1))
     depth[codes == _CODE_NO_VALUE] = np.nan
     depth[codes == _CODE_INFINITE] = np.inf
     return depth.astype(np.float32)
@@ -223,58 +219,6 @@ def save_depth_npz(
         "bokeh_strengths": _checked_strengths(bokeh_strengths).astype(np.float32),
     }
     return write_file(path, lambda file: np.savez_compressed(file, **arrays), overwrite=overwrite)
-
-
-def load_depth_npz(path: Path | str) -> DepthFile:
-    """Read a depth map that ``save_depth_npz`` wrote; no pickle is ever opened.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Returns:
-        Depth in metres, focal length in pixels and bokeh strengths.
-
-    Raises:
-        InputError: If the file is missing or damaged, or has other keys, shapes or types.
-    """
-    keys = {"depth_m": 2, "focal_length_px": 0, "bokeh_strengths": 1}
-    try:
-        with Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"path is {str(path)!r}, which is no readable npz file ({error})") from error
-    found = {key: (array.ndim, array.dtype.name) for key, array in arrays.items()}
-    if found != {key: (ndim, "float32") for key, ndim in keys.items()}:
-        raise InputError(f"path is {str(path)!r}, which holds {found}, wanted the float32 arrays {list(keys)}")
-    return DepthFile(arrays["depth_m"], float(arrays["focal_length_px"]), arrays["bokeh_strengths"])
-
-
-def load_depth(path: Path | str) -> np.ndarray:
-    """Read a depth map of any form that is read here, by the ending of its name.
-
-    Args:
-        path: ``.npz`` of ``save_depth_npz``, ``.png`` of ``save_depth_png``, or ``.npy`` with metres, floating point
-            ``(H, W)``, from anywhere.
-
-    Returns:
-        Depth in metres, float32 ``(H, W)``; NaN where there is no value, inf where it is infinitely far.
-
-    Raises:
-        InputError: If the name has another ending or the file is not as its ending says.
-    """
-    kind = Path(path).suffix.lower()
-    if kind == ".npz":
-        return load_depth_npz(path).depth_m
-    if kind == ".png":
-        return load_depth_png(path)
-    if kind != ".npy":
-        raise InputError(f"path is {str(path)!r}, wanted a depth map that ends in .npz, .png or .npy")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"path is {str(path)!r}, which is no readable npy file ({error})") from error
-    return check_depth(array).astype(np.float32)
 
 
 def _open_image(path: Path | str) -> Image.Image:

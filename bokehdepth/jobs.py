@@ -6,7 +6,10 @@ The command line makes a ``Job`` of each photo with ``plan_job`` and hands it to
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -127,16 +130,14 @@ class JobResult:
 
 
 def photo_paths(given: Iterable[Path | str]) -> list[Path]:
-    """Expand folders into their pictures, and check that each photo can have a result folder of its own.
+    """Expand folders into their pictures.
 
     Args:
         given: files, and folders whose pictures are taken by name in order; sub-folders and hidden files are not.
 
     Returns:
-        The files in the order given. Whether they are readable pictures is not checked here.
-
-    Raises:
-        InputError: a folder holds no picture, two names are equal without their ending, or a name suits no folder.
+        The files in the order given, each once. Whether they are readable pictures is not checked here, and a folder
+        without pictures stays among them.
     """
     paths: list[Path] = []
     for path in map(Path, given):
@@ -148,21 +149,52 @@ def photo_paths(given: Iterable[Path | str]) -> list[Path]:
             for entry in path.iterdir()
             if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
         )
-        if not inside:
-            raise InputError(f"photo {str(path)!r} is a folder without pictures.")
-        paths += inside
-    seen: dict[str, Path] = {}
+        paths += inside or [path]
+    once: dict[str, Path] = {}
     for path in paths:
-        if path.stem in ("", ".", ".."):
-            raise InputError(f"photo {path.name!r} has a name that no folder can have.")
-        # Names that differ in case alone are one folder on some file systems.
-        other = seen.setdefault(path.stem.casefold(), path)
-        if other is not path:
-            raise InputError(
-                f"photos {str(other)!r} and {str(path)!r} would share the result folder {path.stem!r}, wanted names "
-                "that differ."
-            )
-    return paths
+        once.setdefault(os.path.abspath(path), path)
+    return list(once.values())
+
+
+NAMES_RULE = (
+    "the folder of a photo has its name without ending; photos that would share one get the ending too (IMG_1_jpg, "
+    "IMG_1_png), and where that is not enough the folders above (trip_IMG_1_jpg)"
+)
+"""How `folder_names` names folders, for help."""
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """Name the result folder of each photo of a batch, by `NAMES_RULE`.
+
+    The names depend on the paths alone, not on their order. Letter case does not tell names apart, since on some file
+    systems it does not.
+
+    Args:
+        paths: as `photo_paths` returns them.
+
+    Returns:
+        A name for each; two are equal only where no folder tells the photos apart.
+    """
+    parts = []
+    for path in map(Path, paths):
+        *above, _ = Path(os.path.abspath(path)).parts[1:]
+        parts.append((above, path.stem, path.suffix[1:]))
+    lengths = [0] * len(parts)
+    while True:
+        names = []
+        for (above, stem, ending), length in zip(parts, lengths, strict=True):
+            more = above[len(above) - length + 1 :] if length > 1 else []
+            names.append("_".join([*more, stem, *([ending] if length and ending else [])]))
+        shared = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
+        longer = [
+            index
+            for index, name in enumerate(names)
+            if shared[unicodedata.normalize("NFC", name).casefold()] > 1 and lengths[index] <= len(parts[index][0])
+        ]
+        if not longer:
+            return names
+        for index in longer:
+            lengths[index] += 1
 
 
 def plan_job(

@@ -187,7 +187,8 @@ class ManifestRow:
         target_path: Bokeh photo; then ``camera_anns.bokeh_strength`` is its K.
         depth_path: Depth of the photo: an image or a ``.npy`` or ``.npz`` file; 0 and NaN have no value.
         depth_unit: m, dpt or relative_disparity; given with a depth.
-        depth_scale: Factor from the stored value to the unit; None where the file states its own (``io.load_depth``).
+        depth_scale: Factor from the stored value to the unit; None where the file states its own
+            (``depth_files.load_depth``).
         mask_path: Foreground mask.
         captions: Texts about the picture.
         strength_unit: metric or relative; given with a K.

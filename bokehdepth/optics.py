@@ -16,6 +16,7 @@ along the optical axis. Focus and subject may be at infinity (``math.inf``); NaN
 from __future__ import annotations
 
 import math
+import reprlib
 from numbers import Real
 
 import numpy as np
@@ -59,12 +60,36 @@ def check_number(value: float, name: str, unit: str = "", *, zero: bool = False,
     bound = ("at least 0" if zero else "greater than 0") + (f" {unit}" if unit else "")
     wanted = f"{bound} (math.inf is allowed)" if infinity else f"finite and {bound}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise InputError(f"{name} must be a number {wanted}, got {value!r}.")
-    number = float(value)
+        raise InputError(f"{name} must be a number {wanted}, got {reprlib.repr(value)}.")
+    try:
+        number = float(value)
+    except OverflowError as error:  # a whole number can have more digits than any float
+        raise InputError(f"{name} must be {wanted}, got {reprlib.repr(value)}.") from error
     low_enough = number >= 0 if zero else number > 0
     if not low_enough or (math.isinf(number) and not infinity):
         raise InputError(f"{name} must be {wanted}, got {number!r}.")
     return number
+
+
+def check_whole_number(value: int | float, name: str, least: int, most: int) -> int:
+    """Return a whole number in a range as an int; 3.0, which some programs send for 3, is one, and 3.5 is not.
+
+    Args:
+        value: the number; booleans, text and arrays are none.
+        name: how the argument is called where the caller got it, for the error message.
+        least: least value allowed.
+        most: greatest value allowed.
+
+    Returns:
+        The same number as an ``int``.
+
+    Raises:
+        InputError: it is no whole number from ``least`` to ``most``.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not is_number or not least <= value <= most or value != int(value):
+        raise InputError(f"{name} must be a whole number from {least} to {most}, got {reprlib.repr(value)}.")
+    return int(value)
 
 
 def _array(name: str, values: float | np.ndarray, unit: str, *, zero: bool = False, infinity: bool) -> np.ndarray:

@@ -82,7 +82,7 @@ def distance_between_m(
     """Measure the straight line in space between what two points of a picture show.
 
     Args:
-        depth_m: z-depth in metres, floating point (H, W), finite and above 0 around both points.
+        depth_m: z-depth in metres, floating point (H, W), above 0 around both points.
         focal_length_px: focal length in pixels of this depth map.
         first_px: (x, y) of one point, each from 0 up to but not including the width and height.
         second_px: (x, y) of the other.
@@ -91,13 +91,16 @@ def distance_between_m(
         The distance in metres; each depth is read as ``focus_distance_at`` reads it.
 
     Raises:
-        InputError: a point lies outside, the depth around it has no value, or the focal length is out of range.
+        InputError: a point lies outside or is infinitely far, the depth around it has no value, or the focal length is
+            out of range.
     """
     height, width = check_depth(depth_m).shape
     focal_px = check_number(focal_length_px, "focal_length_px", "px")
     places = []
     for x_px, y_px in (first_px, second_px):
         z_m = focus_distance_at(depth_m, x_px, y_px)
+        if math.isinf(z_m):
+            raise InputError(f"the point ({x_px:g}, {y_px:g}) is infinitely far, wanted one at a finite distance.")
         places.append(((x_px - width / 2) * z_m / focal_px, (y_px - height / 2) * z_m / focal_px, z_m))
     return math.dist(*places)
 

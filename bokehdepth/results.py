@@ -6,6 +6,7 @@ record: all of them appear together or none does.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from .visualization import depth_preview
 
 DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
 """The three forms of the depth map: exact, for other programs, to look at."""
+
+_RECORD_NAMES = ("run.json", "stack.json", "depth.json")
+"""Names that the commands give their records."""
 
 CONFIDENCE_NAME = "confidence.png"
 """How far the depth is to be believed, 8-bit grey: 255 is 1. Only methods that can say it write it."""
@@ -56,17 +60,14 @@ def result_names(
 def check_folder(folder: Path | str, names: Sequence[str], *, overwrite: bool = False) -> None:
     """Check before any work that a photo's result can be written.
 
-    Frames of another bokeh strength that lie in the folder would pass for a part of the new stack, so they are refused
-    with and without ``overwrite`` wherever new frames are written.
-
     Args:
         folder: where the files go; it need not exist.
         names: as ``result_names`` returns them.
-        overwrite: whether files of these names are replaced.
+        overwrite: whether an earlier result is replaced (``files_replaced``).
 
     Raises:
-        InputError: a file stands where a folder is wanted, the folder may not be written to, a file exists and
-            ``overwrite`` is not set, or frames of another stack lie there.
+        InputError: a file stands where a folder is wanted, the folder may not be written to, or it holds an earlier
+            result and ``overwrite`` is not set.
     """
     folder = Path(folder)
     standing = folder
@@ -82,14 +83,55 @@ def check_folder(folder: Path | str, names: Sequence[str], *, overwrite: bool = 
         target = folder / name
         if target.is_dir():
             raise InputError(f"output file {str(target)!r} cannot be written, since a folder has its name.")
-        if os.path.lexists(target) and not overwrite:
-            raise InputError(f"output file {str(target)!r} exists, wanted a new folder or leave to overwrite it.")
-    if any(name.startswith("bokeh_k") for name in names):
-        others = sorted(path.name for path in folder.glob("bokeh_k*.png") if path.name not in names)
-        if others:
-            raise InputError(
-                f"output folder {str(folder)!r} has the frame {others[0]} of another stack, wanted a new folder."
-            )
+    earlier = files_replaced(folder, names)
+    if earlier and not overwrite:
+        raise InputError(
+            f"output folder {str(folder)!r} holds an earlier result ({earlier[0]} exists), wanted another folder or "
+            "leave to replace it (--overwrite)."
+        )
+
+
+def files_replaced(folder: Path | str, names: Sequence[str]) -> list[str]:
+    """Find the files of earlier results that give way to a new one, so that nothing stale stands beside it.
+
+    They are the files of the same names; where frames are written, all frames, since one of another K would pass for
+    a part of the new stack; and whatever the record of a result that loses a file lists. The frames of a result stay
+    where depth alone is written: it may have been read from them.
+
+    Args:
+        folder: where the files go; it need not exist.
+        names: as ``result_names`` returns them.
+
+    Returns:
+        Names of files in the folder, sorted. Files that no record lists are not among them.
+    """
+    folder = Path(folder)
+    has_frames = any(map(_is_frame, names))
+    found = set(names)
+    if has_frames:
+        found |= {path.name for path in folder.glob("bokeh_k*.png")}
+    records = {name: _files_of_record(folder / name) for name in _RECORD_NAMES}
+    count = 0
+    while count < len(found):  # a file that goes can be listed by another record too
+        count = len(found)
+        for record_name, listed in records.items():
+            if listed & found:
+                kept = set() if has_frames else set(filter(_is_frame, listed))
+                found |= listed - kept - ({record_name} if kept else set())
+    return sorted(name for name in found if os.path.lexists(folder / name))
+
+
+def _is_frame(name: str) -> bool:
+    return name.startswith("bokeh_k") and name.endswith(".png")
+
+
+def _files_of_record(path: Path) -> set[str]:
+    """Names that a run record lists, its own among them; none where it is no record of ours."""
+    try:
+        listed = json.loads(path.read_bytes())["files"]
+        return {name for name in listed if isinstance(name, str) and Path(name).name == name}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def write_results(
@@ -128,7 +170,7 @@ def write_results(
         weights: as ``hub.weights_record`` returns it.
         timings_s: step to seconds.
         record_name: name of the run record.
-        overwrite: whether files of the same name are replaced.
+        overwrite: whether an earlier result in the folder is replaced (``files_replaced``).
 
     Returns:
         The paths written, in the order of ``result_names``.
@@ -178,7 +220,8 @@ def write_results(
         predicted = {"focal_length_px": focal_length_px, "focal_length_source": "predicted by the depth model"}
         record["depth"] = {**record.get("depth", {}), **predicted}
     record["files"] = names
-    with staged(folder, names=names, overwrite=overwrite) as staging:
+    replaced = files_replaced(folder, names) if overwrite else ()
+    with staged(folder, names=names, overwrite=overwrite, replaced=replaced) as staging:
         if images is not None:
             origin = {"seed": str(seed), "weights": ", ".join(map(_weights_text, weights.values()))}
             io.save_stack(staging, images, bokeh_strengths, origin)

@@ -6,13 +6,17 @@ Every function works on what it is given and keeps nothing, so visitors cannot m
 from __future__ import annotations
 
 import html
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from . import exr, io, optics, pointcloud
 from .apertures import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
 from .camera import Camera, Value, read_camera
+from .depth_files import load_depth, load_depth_npz
 from .errors import InputError
 from .imaging import Photo, open_photo
 from .jobs import Job, plan_job
@@ -31,6 +35,7 @@ LENS_FIELDS = ("f_number", "focal_length_mm", "sensor_width_mm", "focus_distance
 
 MAX_FRAMES = 6
 MAX_STEPS = 50
+MAX_SEED = 2**63 - 1
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
 METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
@@ -59,9 +64,14 @@ def open_depth(path: str | None) -> io.DepthFile:
     """Opens the depth of an earlier run; InputError where there is none or the file is something else."""
     if path is None:
         raise InputError("There is no depth yet; press the button below the photo first.")
-    if Path(path).stat().st_size > 8 * MAX_PHOTO_PX:
-        raise InputError(f"depth {Path(path).name!r} is larger than that of any photo that is taken here.")
-    return io.load_depth_npz(path)
+    return load_depth_npz(path, max_pixels=MAX_PHOTO_PX)
+
+
+def open_any_depth(path: str | None, unit: str | None, photo: Photo) -> np.ndarray:
+    """Opens depth of a photo in metres, of any program; InputError where there is none, or its unit is not known."""
+    if path is None:
+        raise InputError("There is no depth yet; choose its file first.")
+    return load_depth(path, unit=unit or None, size_px=photo.image.size, max_pixels=MAX_PHOTO_PX)
 
 
 def field_value(value: Value) -> float | None:
@@ -95,9 +105,8 @@ def default_f_numbers(camera: Camera) -> list[float]:
 
 def f_number_series(at: int, frames: int) -> list[float]:
     """f-numbers from a place of the aperture slider on, each two stops narrower; fewer where they would pass f/22."""
-    for name, value, most in (("aperture", at, len(F_STOPS) - 1), ("frames", frames, MAX_STOP_FRAMES)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise InputError(f"{name} is {value!r}, wanted a whole number up to {most}.")
+    at = optics.check_whole_number(at, "aperture", 0, len(F_STOPS) - 1)
+    frames = optics.check_whole_number(frames, "frames", 0, MAX_STOP_FRAMES)
     return F_STOPS[at :: 3 * _STOPS_APART][:frames]
 
 
@@ -111,7 +120,9 @@ def default_kind(camera: Camera) -> str:
 def frame_strengths(camera: Camera, kind: str, values: Sequence[float] | None) -> tuple[tuple[float, ...], list[str]]:
     """Ascending K of the frames and what the page calls them; InputError for none, too many or one out of range."""
     if not isinstance(values, Sequence) or isinstance(values, str) or not 1 <= len(values) <= MAX_FRAMES:
-        raise InputError(f"the stack has the frames {values!r}, wanted 1 to {MAX_FRAMES} of a {kind.lower()} each.")
+        raise InputError(
+            f"the stack has the frames {reprlib.repr(values)}, wanted 1 to {MAX_FRAMES} of a {kind.lower()} each."
+        )
     if kind == F_NUMBER:
         strengths, f_numbers = strengths_from_f_numbers(camera, values, "the stack")
         return strengths, [f"f/{n:g}" for n in f_numbers]
@@ -170,15 +181,17 @@ def describe_camera(photo: Photo, camera: Camera) -> str:
     return "\n".join(["| Setting | Value | Origin |", "|---|---|---|", *table, "", notes_line])
 
 
-def check_run(pipeline: BokehDepthPipeline, opened: Photo, strengths: Sequence[float], steps: float) -> None:
-    """Checks what the models get, before a GPU is asked for; InputError for what they do not take."""
-    optics.check_number(steps, "steps")
-    if steps > MAX_STEPS:
-        raise InputError(f"steps is {steps:g}, wanted {MAX_STEPS} at most.")
+def check_run(
+    pipeline: BokehDepthPipeline, opened: Photo, strengths: Sequence[float], steps: float, seed: float
+) -> tuple[int, int]:
+    """Checks what the models get, before a GPU is asked for, and returns steps and seed as whole numbers."""
+    steps = optics.check_whole_number(steps, "steps", 1, MAX_STEPS)
+    seed = optics.check_whole_number(seed, "seed", 0, MAX_SEED)
     try:
         pipeline.check_inputs(opened.image, strengths, num_inference_steps=steps)
     except ValueError as error:
         raise InputError(str(error)) from error
+    return steps, seed
 
 
 def plan_bracket(
@@ -192,6 +205,9 @@ def plan_bracket(
 ) -> tuple[Photo, Job]:
     """Checks a photo and the frames that the visitor brings for depth; both as they will be used."""
     opened = open_upload(photo)
+    for name, values in (("f_numbers", f_numbers), ("bokeh_strengths", bokeh_strengths)):
+        if values and not isinstance(values, list | tuple):
+            raise InputError(f"{name} is {reprlib.repr(values)}, wanted a list of numbers.")
     if len(frames) > MAX_FRAMES:
         raise InputError(f"frames has {len(frames)} files, wanted {MAX_FRAMES} at most.")
     if method not in (NETWORK, BLUR_BEHIND):
@@ -240,7 +256,8 @@ def plan_refocused(
 def describe_refocusing(plan: Refocusing) -> str:
     """One sentence on what a refocused picture was rendered with."""
     f_number = f"f/{plan.camera.f_number_for(plan.bokeh_strength):.2g}" if plan.bokeh_strength else "a pinhole"
-    return f"Sharp at {plan.focus_distance_m:.3g} m; strength {plan.bokeh_strength:.3g}, {f_number} on this camera."
+    place = "infinity" if plan.focus_distance_m == float("inf") else f"{plan.focus_distance_m:.3g} m"
+    return f"Sharp at {place}; strength {plan.bokeh_strength:.3g}, {f_number} on this camera."
 
 
 def write_exports(folder: Path | str, photo: Photo, depth: io.DepthFile) -> tuple[Path, Path, Path]:

@@ -2,9 +2,15 @@
 
 Everything is written under a temporary name (``.<hex>.part``) on the same file system and renamed when it is complete,
 so a reader never meets half a file. A killed process can leave such a name behind, never a damaged file.
+
+Where an earlier result is replaced, the folder is made anew beside the old one, with what else lies in it, and the two
+change places at once: whenever the process is killed, the folder holds the old result as a whole or the new one.
 """
 
+import ctypes
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +20,27 @@ from typing import BinaryIO
 
 from bokehdepth.errors import InputError
 
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux, fcntl.h and stdio.h
+
+
+@contextmanager
+def _telling_the_place(target: Path, part: Path) -> Iterator[None]:
+    """Name the target, not its temporary name, where the disk is full or may not be written to."""
+    try:
+        yield
+    except OSError as error:
+        is_here = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(part)
+        if not is_here or error.errno not in _NO_PLACE:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with _telling_the_place(folder, folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"folder is {str(folder)!r}, where a file stands in the way, wanted a folder") from error
 
@@ -48,14 +71,15 @@ def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwri
     _check_target(path, overwrite)
     _make_folder(path.parent)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with part.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with _telling_the_place(path, part):
+        try:
+            with part.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
 
 
@@ -82,8 +106,68 @@ def _publish(staging: Path, folder: Path, overwrite: bool) -> None:
         raise
 
 
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it where the file system has no such thing."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, TypeError, AttributeError):  # not Linux, or a C library of before 2018
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def _aside(folder: Path) -> Path:
+    """Where an old folder stands for a moment on a system whose folders cannot change places in one step."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _replace_folder(staging: Path, folder: Path, replaced: Sequence[str], overwrite: bool) -> None:
+    """Put ``staging``, with all of ``folder`` that is not replaced, in the place of ``folder``."""
+
+    def leave_out(at: str, names: list[str]) -> set[str]:
+        new = staging / Path(at).relative_to(folder)
+        made = {name for name in names if os.path.lexists(new / name) and not (new / name).is_dir()}
+        return made | (set(replaced) | set(filter(_PART.fullmatch, names)) if new == staging else set())
+
+    for path in staging.rglob("*"):
+        if not path.is_dir():
+            _check_target(folder / path.relative_to(staging), overwrite)
+    shutil.copytree(folder, staging, symlinks=True, ignore=leave_out, copy_function=_link, dirs_exist_ok=True)
+    if _exchange(staging, folder):
+        return
+    aside = _aside(folder)
+    folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Finish or undo a replacement that was cut short between its two steps."""
+    aside = _aside(folder)
+    if not aside.is_dir():
+        return
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.rename(folder)
+
+
 @contextmanager
-def staged(folder: Path | str, *, names: Sequence[str] = (), overwrite: bool = False) -> Iterator[Path]:
+def staged(
+    folder: Path | str, *, names: Sequence[str] = (), overwrite: bool = False, replaced: Sequence[str] = ()
+) -> Iterator[Path]:
     """Collect all files of one photo in a temporary folder and publish them together.
 
     The body writes into the folder that is yielded (sub-folders are allowed). When it ends well, the files appear in
@@ -95,28 +179,41 @@ def staged(folder: Path | str, *, names: Sequence[str] = (), overwrite: bool = F
         folder: Where the files go; made if it does not exist.
         names: Files that the body is going to write, as far as known: one that exists is refused before any work.
         overwrite: Whether files of the same name are replaced.
+        replaced: Files of an earlier result in ``folder`` that give way to this one, whatever their names: the old
+            result is there as a whole until the new one is.
 
     Yields:
         The temporary folder, on the same file system as ``folder``.
 
     Raises:
         InputError: If ``folder`` is a file, or if a file exists and ``overwrite`` is not set.
+        OSError: If the disk is full or may not be written to; it names ``folder``.
     """
     folder = Path(folder).resolve()
+    _recover(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder is {str(folder)!r}, which is a file, wanted a folder")
     for name in names:
         _check_target(folder / name, overwrite)
     _make_folder(folder.parent)
+    as_a_whole = any(os.path.lexists(folder / name) for name in replaced)
+    if os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK):
+        as_a_whole = False  # such a folder cannot change places with another
     # Inside a folder that exists, since that folder may be a file system of its own; beside one that does not.
-    home = folder if folder.exists() else folder.parent
+    home = folder if folder.exists() and not as_a_whole else folder.parent
     staging = home / f".{secrets.token_hex(8)}.part"
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.exists():
-            _publish(staging, folder, overwrite)
-        else:
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _telling_the_place(folder, staging):
+        staging.mkdir()
+        try:
+            yield staging
+            if as_a_whole:
+                _replace_folder(staging, folder, replaced, overwrite)
+            elif folder.exists():
+                stale = [folder / name for name in replaced if not os.path.lexists(staging / name)]
+                _publish(staging, folder, overwrite)
+                for path in stale:
+                    path.unlink(missing_ok=True)
+            else:
+                staging.rename(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -5,6 +5,7 @@ Pictures on a screen are smaller than the photo; points on them are given back i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -145,7 +146,7 @@ def describe_depth(depth_m: np.ndarray, focal_length_px: float, points_px: Seque
         Plain text.
 
     Raises:
-        InputError: `depth_m` is no depth map, a point lies outside or on no finite depth, or there are more than two.
+        InputError: `depth_m` is no depth map, a point lies outside or on no depth, or there are more than two.
     """
     if len(points_px) > 2:
         raise InputError(f"points_px has {len(points_px)} points, wanted two at most.")
@@ -153,13 +154,14 @@ def describe_depth(depth_m: np.ndarray, focal_length_px: float, points_px: Seque
     if not finite.size:
         return "There is no depth anywhere."
     ends = f"Nearest {finite.min():.3g} m, farthest {finite.max():.3g} m."
-    missing = 1 - finite.size / depth_m.size
-    if missing:
-        ends += f" {100 * missing:.2g} % of the picture has no depth."
+    for share, words in ((np.isinf(depth_m).mean(), "is infinitely far"), (np.isnan(depth_m).mean(), "has no depth")):
+        if share:
+            ends += f" {100 * share:.2g} % of the picture {words}."
     if not points_px:
         return ends
-    depths = " and ".join(f"{focus_distance_at(depth_m, *point):.3g} m" for point in points_px)
-    if len(points_px) == 1:
+    depths_m = [focus_distance_at(depth_m, *point) for point in points_px]
+    depths = " and ".join("infinitely far" if math.isinf(depth) else f"{depth:.3g} m" for depth in depths_m)
+    if len(points_px) == 1 or math.inf in depths_m:
         return f"{depths} away. {ends}"
     apart = distance_between_m(depth_m, focal_length_px, *points_px)
     return f"{depths} away, {apart:.3g} m from each other. {ends}"

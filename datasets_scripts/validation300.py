@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from bokehdepth import optics
+from bokehdepth.depth_files import load_depth
 from bokehdepth.errors import InputError
-from bokehdepth.io import load_depth_png
 from bokehdepth.rendering.raytraced import DisparityPlane
 from datasets_scripts.scenes300 import BOX_SHARE, DEPTH_SCALE_M, F_NUMBERS, STRENGTHS, Settings, scene_files
 
@@ -99,7 +99,7 @@ def _check_scene(folder: Path, settings: Settings, index: int) -> None:
     size_px = settings.size_px
     aif, disparity = _picture(folder, names[0], size_px), _disparity(folder, names[1], size_px)
     try:
-        depth_m = load_depth_png(folder / names[2])
+        depth_m = load_depth(folder / names[2])
     except (InputError, OSError, SyntaxError) as error:
         raise InputError(f"{names[2]} cannot be read as a depth map ({error})") from error
     _require(depth_m.shape == disparity.shape, f"{names[2]} is {depth_m.shape}, wanted {disparity.shape}")

@@ -25,7 +25,7 @@ from gradio_client.exceptions import AppError
 
 import app
 import tiny
-from bokehdepth import hub, io, page, serving
+from bokehdepth import depth_files, hub, io, page, serving
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
@@ -69,9 +69,9 @@ def result(client: Client, photo: Path, stack: tuple) -> tuple:
 
 def test_the_downloads_agree_with_each_other_and_the_photo(stack: tuple, result: tuple, photo: Path) -> None:
     npz, png, picture, words = result
-    depth = io.load_depth_npz(npz)
+    depth = depth_files.load_depth_npz(npz)
     assert depth.depth_m.shape == SIZE_PX[::-1]
-    assert np.abs(io.load_depth_png(png) - depth.depth_m).max() <= depth.depth_m.max() / 65534
+    assert np.abs(depth_files.load_depth(png) - depth.depth_m).max() <= depth.depth_m.max() / 65534
     camera = read_camera(open_photo(photo))
     expected = [camera.bokeh_strength(n) for n in (8.0, 4.0, 2.0)]
     np.testing.assert_allclose(depth.bokeh_strengths, expected, rtol=1e-3)
@@ -119,7 +119,7 @@ def test_refocusing_renders_what_the_library_renders(client: Client, photo: Path
     picture, lens = client.predict(
         handle_file(photo), handle_file(result[0]), 20, 30, None, 12, None, 6, 0, 1, api_name="/refocus"
     )
-    depth_m = io.load_depth_npz(result[0]).depth_m
+    depth_m = depth_files.load_depth_npz(result[0]).depth_m
     assert lens["focus_distance_m"] == pytest.approx(float(np.median(depth_m[28:33, 18:23])))
     sharp = np.asarray(open_photo(photo).image, dtype=np.float32) / 255
     wanted = render_from_depth(sharp, depth_m, 12, lens["focus_distance_m"], aperture=Aperture(6))
@@ -156,7 +156,7 @@ def test_wrong_refocusing_is_refused(client: Client, photo: Path, result: tuple)
     ):
         with pytest.raises(AppError, match=sentence):
             client.predict(handle_file(photo), npz, *given, 0, 0, 1, api_name="/refocus")
-    with pytest.raises(AppError, match="no readable npz"):
+    with pytest.raises(AppError, match="is no depth map, wanted npz"):
         client.predict(handle_file(photo), handle_file(photo), 20, 30, None, 9, None, 0, 0, 1, api_name="/refocus")
 
 
@@ -169,7 +169,7 @@ def test_the_aperture_slider_is_logarithmic_and_shows_its_strength(photo: Path) 
     assert serving.f_number_series(3, 3) == [2, 4, 8]
     assert serving.f_number_series(18, 3) == [11, 22]  # none beyond f/22
     for at, frames in ((25, 3), (0, 6), (-1, 1), (1.5, 1)):
-        with pytest.raises(InputError, match="wanted a whole number"):
+        with pytest.raises(InputError, match="must be a whole number"):
             serving.f_number_series(at, frames)
     words, table, values = serving.describe_choice(str(photo), app.F_NUMBER, [], 3, 3, [None] * 4)
     camera = read_camera(open_photo(photo))
@@ -227,7 +227,7 @@ def test_a_bracket_takes_the_place_of_generated_frames(photo: Path, tmp_path: Pa
         assert [name for _, name in first[0]] == ["sharp", "f/2.8", "f/2"]
         npz = Path(last[10])
         assert npz.name == "depth.npz" and npz.is_relative_to(folder)
-        depth = io.load_depth_npz(npz)
+        depth = depth_files.load_depth_npz(npz)
         np.testing.assert_allclose(
             depth.bokeh_strengths, [read_camera(open_photo(sharp)).bokeh_strength(n) for n in (2.8, 2)], rtol=1e-3
         )
@@ -355,7 +355,7 @@ def test_the_page_names_only_its_own_endpoints(client: Client) -> None:
     assert set(endpoints) == {"/read_photo", "/generate_bokeh_stack", "/estimate_depth", "/refocus"}
     assert [parameter["parameter_name"] for parameter in endpoints["/refocus"]["parameters"]] == [
         "photo", "depth", "x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number", "blades", "rotation_deg",
-        "squeeze",
+        "squeeze", "depth_unit",
     ]  # fmt: skip
 
 
@@ -368,7 +368,7 @@ def test_the_readmes_example_runs(demo, tmp_path: Path, monkeypatch: pytest.Monk
     got: dict = {}
     exec(code.replace("http://127.0.0.1:7860", demo.local_url), got)
     assert [PIL.Image.open(path).size for path in (*got["frames"], got["refocused"])] == [(400, 300)] * 3
-    assert io.load_depth_npz(got["npz"]).depth_m.shape == (300, 400)
+    assert depth_files.load_depth_npz(got["npz"]).depth_m.shape == (300, 400)
     assert got["lens"]["bokeh_strength"] == 20 and got["words"].startswith("Nearest")
     assert "mcp-server" in readme.split("---")[1] and "/gradio_api/mcp/" in readme
 

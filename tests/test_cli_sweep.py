@@ -10,7 +10,7 @@ import skimage.data
 
 from bokehdepth.camera import read_camera
 from bokehdepth.cli import main
-from bokehdepth.io import load_depth_npz, load_depth_png
+from bokehdepth.depth_files import load_depth, load_depth_npz
 from bokehdepth.optics import blur_radius_px
 from bokehdepth.rendering.disk import disk_blur
 
@@ -76,7 +76,7 @@ def test_a_bracket_becomes_metres_without_a_model(bracket, tmp_path):
     depth = load_depth_npz(folder / "depth.npz")
     assert np.nanmedian(np.abs(depth.depth_m / DEPTH_M - 1)) < 0.05
     assert depth.bokeh_strengths == pytest.approx(entry["bokeh_strengths"])
-    coded = load_depth_png(folder / "depth.png")
+    coded = load_depth(folder / "depth.png")
     assert np.array_equal(np.isnan(coded), np.isnan(depth.depth_m))
 
     record = json.loads((folder / "depth.json").read_text())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bokehdepth import io
+from bokehdepth import depth_files, io
 from bokehdepth.errors import InputError
 from bokehdepth.staging import staged, write_file
 
@@ -36,7 +36,7 @@ def _everything_in(folder):
 
 def test_linear_png_comes_back_within_half_a_step(tmp_path):
     depth = _depth()
-    loaded = io.load_depth_png(io.save_depth_png(tmp_path / "d.png", depth))
+    loaded = depth_files.load_depth(io.save_depth_png(tmp_path / "d.png", depth))
     finite = np.isfinite(depth)
     step = 79.3 / 65534
     assert loaded.dtype == np.float32 and loaded.shape == depth.shape
@@ -58,7 +58,7 @@ def test_linear_png_is_read_by_its_text_alone(tmp_path):
 
 def test_log_png_keeps_near_things_beside_a_very_far_pixel(tmp_path):
     depth = _depth(low=0.05, high=50_000.0)
-    loaded = io.load_depth_png(io.save_depth_png(tmp_path / "d.png", depth, encoding="log"))
+    loaded = depth_files.load_depth(io.save_depth_png(tmp_path / "d.png", depth, encoding="log"))
     finite = np.isfinite(depth)
     half_step = np.log(50_000 / 0.05) / 65533 / 2
     relative = np.abs(np.log(loaded[finite].astype(np.float64) / depth[finite]))
@@ -71,10 +71,10 @@ def test_log_png_keeps_near_things_beside_a_very_far_pixel(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["linear", "log"])
 def test_depth_png_of_one_value_and_of_none(tmp_path, encoding):
-    flat = io.load_depth_png(io.save_depth_png(tmp_path / "a.png", np.full((3, 4), 2.5), encoding=encoding))
+    flat = depth_files.load_depth(io.save_depth_png(tmp_path / "a.png", np.full((3, 4), 2.5), encoding=encoding))
     assert flat == pytest.approx(2.5)
     empty = np.array([[np.nan, np.inf]])
-    loaded = io.load_depth_png(io.save_depth_png(tmp_path / "b.png", empty, encoding=encoding))
+    loaded = depth_files.load_depth(io.save_depth_png(tmp_path / "b.png", empty, encoding=encoding))
     assert np.array_equal(loaded, empty.astype(np.float32), equal_nan=True)
 
 
@@ -106,25 +106,25 @@ def test_what_is_no_depth_map_is_refused(tmp_path, depth, sentence):
     assert _everything_in(tmp_path) == []
 
 
-def test_load_depth_png_refuses_other_files(tmp_path):
+def test_png_that_says_no_depth_is_refused(tmp_path):
     _picture().save(tmp_path / "rgb.png")
     Image.fromarray(np.ones((2, 2), dtype=np.uint16)).save(tmp_path / "plain16.png")
     good = io.save_depth_png(tmp_path / "good.png", _depth()).read_bytes()
     (tmp_path / "cut.png").write_bytes(good[: len(good) // 2])
     for name, sentence in [
-        ("rgb.png", "mode RGB, wanted a 16-bit"),
-        ("plain16.png", "do not say its depth scale"),
-        ("cut.png", "no picture that can be read"),
-        ("missing.png", "no picture that can be read"),
+        ("rgb.png", "mode RGB, wanted a grey picture of 16"),
+        ("plain16.png", "does not say its unit"),
+        ("cut.png", "damaged or cut short"),
+        ("missing.png", "does not exist"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            io.load_depth_png(tmp_path / name)
+            depth_files.load_depth(tmp_path / name)
 
 
 def test_depth_png_of_a_real_sensor(tmp_path, data_root):
     codes = np.asarray(Image.open(data_root / "rgbd" / "nyuv2_metric3d" / "rgb_00050_depth.png"))
     depth = np.where(codes > 0, codes / 1000.0, np.nan)
-    loaded = io.load_depth_png(io.save_depth_png(tmp_path / "d.png", depth))
+    loaded = depth_files.load_depth(io.save_depth_png(tmp_path / "d.png", depth))
     assert np.nanmax(np.abs(loaded - depth)) < 0.0001  # 0.13 mm step at 8.3 m
     assert np.array_equal(np.isnan(loaded), codes == 0)
 
@@ -139,7 +139,7 @@ def test_npz_round_trip_and_exact_keys(tmp_path):
         assert sorted(file.files) == ["bokeh_strengths", "depth_m", "focal_length_px"]
         assert {file[key].dtype.name for key in file.files} == {"float32"}
         assert file["focal_length_px"].shape == ()
-    loaded = io.load_depth_npz(path)
+    loaded = depth_files.load_depth_npz(path)
     assert np.array_equal(loaded.depth_m, depth, equal_nan=True)
     assert loaded.focal_length_px == 1234.5 and loaded.bokeh_strengths.tolist() == [0, 7.5, 30]
 
@@ -179,7 +179,7 @@ def test_load_npz_never_unpickles_and_checks_the_keys(tmp_path):
     (tmp_path / "flipped.npz").write_bytes(flipped)
     for name in ("bomb.npz", "less.npz", "type.npz", "array.npy", "empty.npz", "cut.npz", "flipped.npz", "none.npz"):
         with pytest.raises(InputError, match=name):
-            io.load_depth_npz(tmp_path / name)
+            depth_files.load_depth_npz(tmp_path / name)
     assert not marker.exists()
 
 

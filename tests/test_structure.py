@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bokehdepth"
 LEVELS = [
     {"errors", "__init__"},
     {"colours", "formats"},
-    {"optics", "staging", "checkpoints", "extras", "sessions"},
+    {"optics", "staging", "checkpoints", "extras", "sessions", "array_files"},
     {"exif_tags"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
@@ -31,7 +31,7 @@ LEVELS = [
     {"rendering.streets"},
     {"rendering.scenes", "metrics.__init__", "io", "visualization", "apertures"},
     {"rendering.layered_torch", "examples", "exr", "pointcloud"},
-    {"results", "viewing"},
+    {"results", "viewing", "depth_files"},
     {"previews", "refocusing"},
     {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_efficientnet_lite", "modeling_unidepth_parts"},
     {"modeling_bokehdepth_dav2", "modeling_bokehdepth_efficientnet", "modeling_bokehdepth_unidepth"},

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
+from bokehdepth.depth_files import load_depth
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
-from bokehdepth.io import load_depth
 from bokehdepth.manifest import SPLITS, CameraAnns, Intrinsics, ManifestRow, read_manifest
 from bokehdepth.processing_bokehdepth import resize
 from train import config
@@ -115,7 +115,7 @@ def read_depth(path: Path, scale: float | None, unit: str = "m") -> np.ndarray:
 
     Args:
         path: an image of one channel (8, 16 or 32 bit), a `.npy`, or a `.npz` with `depth_m` or `depth`.
-        scale: factor from the stored value to `unit`; None where the file states its own, as `io.load_depth` reads it.
+        scale: factor from the stored value to `unit`; None where the file states its own, as `load_depth` reads it.
         unit: m, or dpt for inverse metres.
 
     Returns:
@@ -127,7 +127,7 @@ def read_depth(path: Path, scale: float | None, unit: str = "m") -> np.ndarray:
     if unit not in ("m", "dpt"):
         raise InputError(f"unit is {unit!r}, wanted m or dpt: relative disparity has no metres.")
     if scale is None:
-        stored = load_depth(path).astype(np.float64)
+        stored = load_depth(path, unit="m").astype(np.float64)
     else:
         stored = _stored_values(path) * scale
     with np.errstate(divide="ignore", invalid="ignore"):

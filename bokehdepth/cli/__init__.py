@@ -1,20 +1,29 @@
 """The command line: one module for each group of commands, ``parser.py`` puts them together.
 
-Exit codes: 0 all done; 1 something failed while running; 2 wrong input or usage, found before any model is loaded
-wherever the model is not needed to find it; 130 interrupted. Results go to stdout, everything else to stderr. Modules
-that need torch are imported inside the functions that use them, so help and ``optics`` answer at once.
+Exit codes: 0 all done; 1 something failed while running, or some of the photos were left out; 2 wrong input or usage,
+found before any model is loaded wherever the model is not needed to find it; 130 interrupted. Results go to stdout,
+everything else to stderr; either may be closed or have lost its reader. Modules that need torch are imported inside
+the functions that use them, so help and ``optics`` answer at once.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from ..errors import InputError
 from .options import UsageError
 from .parser import build_parser
-from .talk import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, log_to_stderr, logger, sentence
+from .talk import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_INPUT,
+    flush_streams,
+    log_to_stderr,
+    logger,
+    open_closed_streams,
+    sentence,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: ``--help`` and ``--version``, with code 0.
     """
+    open_closed_streams()
+    try:
+        return _run(argv)
+    finally:
+        flush_streams()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
     except UsageError as error:
-        sys.stderr.write(f"bokehdepth: error: {sentence(error)}\n")
+        with log_to_stderr(logging.ERROR):
+            logger.error("%s", sentence(error))
         return EXIT_WRONG_INPUT
     level = logging.ERROR if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
     with log_to_stderr(level):
@@ -44,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             logger.error("interrupted; nothing of the photo at work was kept.")
             return EXIT_INTERRUPTED
+        except OSError as error:
+            logger.error("%s", sentence(error), exc_info=arguments.verbose)
+            return EXIT_FAILED
         except Exception as error:  # noqa: BLE001 - the boundary of the program: a sentence in place of a traceback
             logger.error("%s: %s", type(error).__name__, sentence(error), exc_info=arguments.verbose)
             return EXIT_FAILED

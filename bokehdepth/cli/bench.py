@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from .options import add_talk_options, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, write_json
+from .talk import EXIT_DONE, EXIT_FAILED, say, write_json
 
 
 def add_bench(commands: Any) -> None:
@@ -123,7 +122,7 @@ def _networks(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(result)
     else:
-        sys.stdout.write(bench.as_text(result) + "\n")
+        say(bench.as_text(result))
     return EXIT_DONE if gates.passed(result) else EXIT_FAILED
 
 
@@ -134,7 +133,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(result)
     else:
-        sys.stdout.write(sweep.as_text(result) + "\n")
+        say(sweep.as_text(result))
     return EXIT_DONE
 
 
@@ -145,7 +144,7 @@ def _scenes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(result)
     else:
-        sys.stdout.write(scenes.as_text(result) + "\n")
+        say(scenes.as_text(result))
     return EXIT_DONE
 
 
@@ -156,5 +155,5 @@ def _render(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(result)
     else:
-        sys.stdout.write(render.as_text(result) + "\n")
+        say(render.as_text(result))
     return EXIT_DONE if all(gate["passed"] for gate in result["gates"]) else EXIT_FAILED

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .options import add_talk_options, available_device, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, write_json
+from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, say, write_json
 
 
 def add_convert(commands: Any) -> None:
@@ -104,7 +103,7 @@ def convert(arguments: argparse.Namespace) -> int:
         *report.notes,
         f"licence: {report.licence}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines))
     logger.info("written to %s.", arguments.output)
     return EXIT_DONE
 
@@ -128,6 +127,6 @@ def _audit(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     else:
         for finding in findings:
             mark = "BAD" if not finding.ok else "ok " if finding.asked else "-- "
-            sys.stdout.write(f"{mark} {finding.question}: {finding.says}\n")
-            sys.stdout.writelines(f"      {name}: {value:.4g}\n" for name, value in finding.values.items())
+            values = (f"      {name}: {value:.4g}" for name, value in finding.values.items())
+            say("\n".join([f"{mark} {finding.question}: {finding.says}", *values]))
     return EXIT_DONE if all(finding.ok for finding in findings) else EXIT_FAILED

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import add_lens_options, add_talk_options
-from .talk import EXIT_DONE, write_json
+from .talk import EXIT_DONE, say, write_json
 
 if TYPE_CHECKING:
     from ..apertures import ApertureRow
@@ -67,7 +66,7 @@ def _optics(arguments: argparse.Namespace) -> int:
     lines.append(f"Blur is that of a point at infinity. Sharp means a blur disk under {coc_mm:.3g} mm on the sensor.")
     if not all(row.fits for row in rows):
         lines.append(f"* K is above 30, the trained range; the nearest f-number that fits is f/{widest:g}.")
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines))
     return EXIT_DONE
 
 

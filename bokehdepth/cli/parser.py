@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="bokehdepth",
         description="One photo in; a calibrated stack of bokeh pictures and a metric depth map out.",
-        epilog="Exit codes: 0 done, 1 a photo failed while running, 2 wrong input (nothing was run), 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 a photo failed or was left out, 2 wrong input, nothing done, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"bokehdepth {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

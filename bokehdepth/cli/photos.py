@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import add_lens_options, add_talk_options, available_device, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, sentence, write_json
+from .talk import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, logger, quiet_libraries, say, sentence, write_json
 
 if TYPE_CHECKING:
     from ..jobs import Job, JobResult
@@ -90,14 +90,15 @@ def _add_command(
     commands: Any, name: str, handler: Callable[..., int], summary: str, example: str, files: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Add one of the commands that run a model on photos."""
-    from ..jobs import DEFAULT_BOKEH_STRENGTHS
+    from ..jobs import DEFAULT_BOKEH_STRENGTHS, NAMES_RULE
 
     written = ", ".join((*files, f"{name}.json (the run record)"))
     parser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. For each photo a folder OUT/<name of the photo> with "
-        f"{written}; all of them appear together or none does.",
+        f"{written}; all of them appear together or none does. A photo that cannot be done never stops the others. "
+        f"Names: {NAMES_RULE}.",
         epilog=f"Example: {example}",
     )
     parser.set_defaults(handler=handler, stack=None, steps=None, seed=0, **_SWEEP_DEFAULTS)
@@ -107,7 +108,7 @@ def _add_command(
         nargs="+",
         type=Path,
         help="photos (JPEG, PNG, WebP, TIFF, AVIF, HEIC, GIF, BMP), or folders whose photos are taken (not those in "
-        "sub-folders); all are checked before any work",
+        "sub-folders); all are checked before any work, and those that cannot be done are left out",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder of the results")
     parser.add_argument(
@@ -152,15 +153,17 @@ def _add_command(
         help="auto, cpu, cuda, cuda:N or mps; auto takes cuda, else mps, else cpu (default: %(default)s)",
     )
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="CPU threads (default: torch's own)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier result as a whole, whatever its K"
+    )
     add_talk_options(parser)
     return parser
 
 
-def _plan(arguments: argparse.Namespace) -> list[Job]:
-    """Check everything that needs no model, for all photos, and say what is to be done."""
+def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
+    """Check everything that needs no model: what is to be done, and why not for some of the photos."""
     from ..hub import resolve_model
-    from ..jobs import photo_paths, plan_job
+    from ..jobs import folder_names, photo_paths
 
     source = resolve_model(arguments.model)
     if arguments.revision is not None and Path(source).is_dir():
@@ -173,27 +176,49 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
         raise InputError("--side, --photo-f-number and --fill belong to --method sweep, wanted it with them.")
     if arguments.stack and len(paths) != 1:
         raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
-    return [
-        plan_job(
-            path,
-            arguments.output / path.stem,
-            makes_stack=arguments.command != "depth",
-            makes_depth=arguments.command != "stack",
-            bokeh_strengths=arguments.bokeh_strengths,
-            f_numbers=arguments.f_numbers,
-            frame_paths=arguments.stack or (),
-            focal_length_mm=arguments.focal_length,
-            focal_length_35mm=arguments.focal_length_35mm,
-            focus_distance_m=arguments.focus_distance,
-            # One record for each command: depth can join a stack in its folder without replacing its record.
-            record_name=f"{arguments.command}.json",
-            overwrite=arguments.overwrite,
-            sweep_side=(arguments.side or "auto") if is_sweep else None,
-            photo_f_number=arguments.photo_f_number,
-            fill_low_confidence=arguments.fill,
-        )
-        for path in paths
-    ]
+    jobs, refused, taken = [], {}, {}
+    for path, name in zip(paths, folder_names(paths), strict=True):
+        try:
+            if taken.setdefault(name.casefold(), path) is not path:
+                raise InputError(f"photo {str(path)!r} would share the result folder {name!r} with another one.")
+            jobs.append(_plan_photo(arguments, path, name))
+        except Exception as error:  # noqa: BLE001 - whatever one photo meets, the others still run
+            text = sentence(error)
+            if not isinstance(error, InputError):
+                text = f"photo {path.name!r} failed: {text}"
+            if text not in refused.values():  # of an option that suits none of the photos it is enough to hear once
+                logger.error("%s", text, exc_info=arguments.verbose)
+            refused[path] = text
+    return jobs, refused
+
+
+def _plan_photo(arguments: argparse.Namespace, path: Path, folder_name: str) -> Job:
+    """Check one photo."""
+    from ..jobs import plan_job
+
+    if path.is_dir():
+        raise InputError(f"photo {str(path)!r} is a folder without pictures.")
+    if folder_name in ("", ".", ".."):
+        raise InputError(f"photo {path.name!r} has a name that no folder can have.")
+    is_sweep = arguments.method == "sweep"
+    return plan_job(
+        path,
+        arguments.output / folder_name,
+        makes_stack=arguments.command != "depth",
+        makes_depth=arguments.command != "stack",
+        bokeh_strengths=arguments.bokeh_strengths,
+        f_numbers=arguments.f_numbers,
+        frame_paths=arguments.stack or (),
+        focal_length_mm=arguments.focal_length,
+        focal_length_35mm=arguments.focal_length_35mm,
+        focus_distance_m=arguments.focus_distance,
+        # One record for each command: depth can join a stack in its folder without replacing its record.
+        record_name=f"{arguments.command}.json",
+        overwrite=arguments.overwrite,
+        sweep_side=(arguments.side or "auto") if is_sweep else None,
+        photo_f_number=arguments.photo_f_number,
+        fill_low_confidence=arguments.fill,
+    )
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -201,12 +226,15 @@ def _work(arguments: argparse.Namespace) -> int:
     from ..hub import weights_record
     from ..jobs import run_job
 
-    jobs = _plan(arguments)
+    jobs, refused = _plan(arguments)
+    if not jobs:
+        return EXIT_WRONG_INPUT
     for job in jobs:
         if job.assumptions:
             logger.warning("photo %r: %s", job.photo_path.name, " ".join(job.assumptions))
     show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
-    results: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = [{"photo": path, "error": error} for path, error in refused.items()]
+    is_heard = True
     needs_model = any(job.components for job in jobs)
     with quiet_libraries(arguments.verbose, show_progress) if needs_model else nullcontext():
         pipeline, timings_s, weights = None, {}, {}
@@ -250,13 +278,16 @@ def _work(arguments: argparse.Namespace) -> int:
                         job.photo_path.name,
                         100 * unknown,
                     )
-            if not arguments.json:
-                sys.stdout.write(f"{job.folder}\n")
-                sys.stdout.flush()
+            if not arguments.json and is_heard:
+                try:
+                    say(str(job.folder))
+                except OSError as error:
+                    logger.error("%s", sentence(error))
+                    is_heard = False
     failed = sum("error" in result for result in results)
     if arguments.json:
-        write_json({"command": arguments.command, "done": len(jobs) - failed, "failed": failed, "photos": results})
-    return EXIT_FAILED if failed else EXIT_DONE
+        write_json({"command": arguments.command, "done": len(results) - failed, "failed": failed, "photos": results})
+    return EXIT_FAILED if failed or not is_heard else EXIT_DONE
 
 
 def _entry(done: JobResult) -> dict[str, Any]:
@@ -277,10 +308,10 @@ def _entry(done: JobResult) -> dict[str, Any]:
 
 def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipeline:
     """Load the model and let it check what only it knows."""
+    import PIL.Image
     import torch
 
     from ..hub import load_pipeline
-    from ..imaging import open_photo
 
     device = available_device(arguments.device)
     if arguments.threads is not None:
@@ -289,16 +320,26 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
         pipeline = load_pipeline(
             arguments.model, device=device, revision=arguments.revision, with_base=jobs[0].makes_stack
         )
-        for job in jobs:
-            if job.bokeh_strengths and job.sweep is None:
-                pipeline.check_bokeh_strengths(job.bokeh_strengths)
-        first = open_photo(jobs[0].photo_path).image
-        pipeline.check_inputs(first, num_inference_steps=arguments.steps, needs=jobs[0].components)
+        any_photo = PIL.Image.new("RGB", (512, 512))  # what is wrong with one of them stops that one alone
+        pipeline.check_inputs(any_photo, num_inference_steps=arguments.steps, needs=jobs[0].components)
+        refusals = [error for job in jobs if (error := _refusal(pipeline, job)) is not None]
+        if len(refusals) == len(jobs):
+            raise refusals[0]
     except ValueError as error:
         raise InputError(str(error)) from error
     for note in getattr(pipeline, "notes", ()):  # of 'released'
         logger.warning("model %r: %s", arguments.model, note)
     return pipeline
+
+
+def _refusal(pipeline: BokehDepthPipeline, job: Job) -> ValueError | None:
+    """What the model has against the strengths of a job."""
+    if job.bokeh_strengths and job.sweep is None:
+        try:
+            pipeline.check_bokeh_strengths(job.bokeh_strengths)
+        except ValueError as error:
+            return error
+    return None
 
 
 def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipeline | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from .options import add_talk_options
-from .talk import EXIT_DONE, logger, write_json
+from .talk import EXIT_DONE, logger, say, write_json
 
 _MODEL_KINDS = ("pipeline", "adapter", "depth", "dataset")
 
@@ -84,7 +83,7 @@ def publish(arguments: argparse.Namespace) -> int:
         write_json({**vars(done), "files": files, "total_bytes": total})
         return EXIT_DONE
     lines = [f"{size:>12}  {name}" for name, size in done.files]
-    sys.stdout.write("\n".join([*lines, f"{total:>12}  bytes in {len(done.files)} files"]) + "\n")
+    say("\n".join([*lines, f"{total:>12}  bytes in {len(done.files)} files"]))
     if done.commit is None:
         logger.info("dry run; nothing was uploaded to %s.", done.repository)
     else:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from .options import add_lens_options, add_talk_options
-from .talk import EXIT_DONE, logger, write_json
+from .talk import EXIT_DONE, logger, say, write_json
 
 
 def add_render(commands: Any) -> None:
     """Add ``render`` to the commands of a parser."""
+    from ..depth_files import UNIT_WORDS
+
     parser = commands.add_parser(
         "render",
         help="refocus a photo by its depth map: any aperture, any focus",
@@ -28,7 +29,19 @@ def add_render(commands: Any) -> None:
         metavar="FILE",
         type=Path,
         required=True,
-        help="depth map in metres, of the photo's size: depth.npz or depth.png of this program, or any .npy (H, W)",
+        help="depth map of the photo's size: a file of this program, or NPY, NPZ, 16-bit PNG, TIFF, PFM or EXR (with "
+        "the library OpenEXR) of another one, with --depth-unit; 0 and NaN are pixels without depth, "
+        "infinity is the sky",
+    )
+    parser.add_argument(
+        "--depth-unit",
+        metavar="UNIT",
+        help=f"unit of a depth file that does not state it: {UNIT_WORDS}",
+    )
+    parser.add_argument(
+        "--fill-depth",
+        action="store_true",
+        help="give pixels without depth that of the nearest pixel that has one (default: they are refused)",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder of the results")
     focus = parser.add_mutually_exclusive_group(required=True)
@@ -64,8 +77,12 @@ def _point(text: str) -> tuple[float, float]:
 
 def _render(arguments: argparse.Namespace) -> int:
     """Check everything, render, and write the picture and its record, both or none."""
+    import numpy as np
+
     from .. import io
     from ..apertures import lens_assumptions
+    from ..depth_files import fill_unknown, load_depth
+    from ..errors import InputError
     from ..imaging import open_photo
     from ..refocusing import plan_refocusing
     from ..rendering.aperture import Aperture
@@ -73,9 +90,13 @@ def _render(arguments: argparse.Namespace) -> int:
     from ..staging import staged
 
     photo = open_photo(arguments.photo)
+    depth_m = load_depth(arguments.depth, unit=arguments.depth_unit, size_px=photo.image.size)
+    unknown = int(np.isnan(depth_m).sum())
+    if unknown and not arguments.fill_depth:
+        raise InputError(f"file {arguments.depth.name!r} has {unknown} pixels without depth, wanted --fill-depth.")
     plan = plan_refocusing(
         photo,
-        io.load_depth(arguments.depth),
+        fill_unknown(depth_m),
         focus_distance_m=arguments.focus_distance,
         focus_at_px=arguments.focus_at,
         bokeh_strength=arguments.bokeh_strength,
@@ -88,6 +109,8 @@ def _render(arguments: argparse.Namespace) -> int:
     folder = arguments.output / arguments.photo.stem
     check_folder(folder, names, overwrite=arguments.overwrite)
     assumed = [] if arguments.f_number is None else lens_assumptions(plan.camera)
+    if unknown:
+        assumed.append(f"{unknown} pixels without depth took that of the nearest pixel that has one.")
     for sentence in assumed:
         logger.warning("photo %r: %s", arguments.photo.name, sentence)
 
@@ -107,7 +130,8 @@ def _render(arguments: argparse.Namespace) -> int:
         photo_notes=photo.notes,
     )
     record["files"] = names
-    with staged(folder, names=names, overwrite=arguments.overwrite) as staging:
+    replaced = names if arguments.overwrite else ()
+    with staged(folder, names=names, overwrite=arguments.overwrite, replaced=replaced) as staging:
         plan.save(staging, picture)
         io.save_json(staging / names[1], record)
     if arguments.json:
@@ -115,5 +139,5 @@ def _render(arguments: argparse.Namespace) -> int:
         done |= {"bokeh_strength": plan.bokeh_strength, "focus_distance_m": plan.focus_distance_m}
         write_json({"command": "render", **done, "timings_s": timings_s})
     else:
-        sys.stdout.write(f"{folder / names[0]}\n")
+        say(str(folder / names[0]))
     return EXIT_DONE

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 logger = logging.getLogger("bokehdepth")
 
@@ -19,11 +20,54 @@ def write_json(document: dict[str, Any]) -> None:
     """Write one JSON document to stdout."""
     from ..io import to_json_value
 
-    sys.stdout.write(json.dumps(to_json_value(document), indent=2, allow_nan=False) + "\n")
+    say(json.dumps(to_json_value(document), indent=2, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Write lines to stdout at once; a reader who has left, as ``head`` does, has simply read enough.
+
+    Raises:
+        OSError: stdout goes to a file that cannot be written, on a full disk say; nothing more goes there.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _send_nowhere(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, os.strerror(error.errno), "stdout") from error
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Let what a stream still holds and gets go nowhere, so that Python's end is quiet too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def open_closed_streams() -> None:
+    """Open what the process was started without, ``>&-`` in a shell, to nowhere.
+
+    Else the next file that is opened would get the stream's number, and whatever a library prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def flush_streams() -> None:
+    """Flush what is left for stdout and stderr; to a reader who has left it goes nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _send_nowhere(stream)
 
 
 def sentence(error: BaseException) -> str:
     """What an exception says, on one line with a full stop."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)!r} cannot be used: {error.strerror}."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
@@ -35,10 +79,18 @@ class _Format(logging.Formatter):
         return super().format(record)
 
 
+class _Handler(logging.StreamHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802 - as logging documents it
+        if isinstance(sys.exception(), OSError):  # nobody reads stderr any more
+            _send_nowhere(self.stream)
+        else:
+            super().handleError(record)
+
+
 @contextmanager
 def log_to_stderr(level: int) -> Iterator[None]:
     """Let the program's own sentences go to stderr, and nothing of it stay afterwards."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Format("%(message)s"))
     before, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

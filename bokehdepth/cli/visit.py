@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .options import add_talk_options, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, logger, write_json
+from .talk import EXIT_DONE, EXIT_FAILED, logger, say, write_json
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _WAIT_MS = 300_000
@@ -74,7 +73,7 @@ def _visit(arguments: argparse.Namespace) -> int:
         write_json({"command": "visit", "url": arguments.url, "visits": len(visits), **median_s, "faults": faults})
     else:
         for name, words in _STEPS.items():
-            sys.stdout.write(f"{median_s[name]:7.2f} s  {words}\n")
+            say(f"{median_s[name]:7.2f} s  {words}")
     for fault in faults:
         logger.error("the browser reports: %s", fault)
     return EXIT_FAILED if faults else EXIT_DONE

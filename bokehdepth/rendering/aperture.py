@@ -7,8 +7,11 @@ adding them to a canvas and summing the canvas along its rows spreads the kernel
 """
 
 import math
+import reprlib
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.rendering.disk import disk_kernel
 
 MAX_RADIUS_PX = 512
+MAX_BLADES = 32
 _STRIPS = 16  # sub-rows of a pixel in which a kernel without a closed form is integrated
 _MERGED_FROM_PX = 5.0  # below, an edge is as wide as the disk's structure and stays exact
 _GRID_PX = 4  # tables grow in steps of this radius, so that few different ones are made
@@ -42,13 +46,17 @@ class Aperture:
         if (
             isinstance(self.blades, bool)
             or not isinstance(self.blades, int)
-            or not (self.blades == 0 or 3 <= self.blades <= 32)
+            or not (self.blades == 0 or 3 <= self.blades <= MAX_BLADES)
         ):
-            raise InputError(f"blades is {self.blades!r}, wanted 0 for a disk or a whole number from 3 to 32")
-        if not math.isfinite(self.rotation_deg):
-            raise InputError(f"rotation_deg is {self.rotation_deg!r}, wanted a finite angle in degrees")
-        if not 0.25 <= self.squeeze <= 4:
-            raise InputError(f"squeeze is {self.squeeze!r}, wanted height over width of the blur from 0.25 to 4")
+            raise InputError(
+                f"blades is {reprlib.repr(self.blades)}, wanted 0 for a disk or a whole number from 3 to {MAX_BLADES}"
+            )
+        if not isinstance(self.rotation_deg, Real) or not abs(self.rotation_deg) <= sys.float_info.max:
+            raise InputError(f"rotation_deg is {reprlib.repr(self.rotation_deg)}, wanted a finite angle in degrees")
+        if not isinstance(self.squeeze, Real) or not 0.25 <= self.squeeze <= 4:
+            raise InputError(
+                f"squeeze is {reprlib.repr(self.squeeze)}, wanted height over width of the blur from 0.25 to 4"
+            )
 
     @property
     def is_round(self) -> bool:

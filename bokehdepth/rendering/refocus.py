@@ -14,6 +14,8 @@ apart, or on two sides of the focus, cover each other independently. No torch im
 """
 
 import math
+import reprlib
+from numbers import Real
 
 import numpy as np
 from scipy import ndimage
@@ -52,14 +54,14 @@ def check_depth_for(depth_m: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Check a depth map that is rendered with.
 
     Args:
-        depth_m: z-depth in metres.
+        depth_m: z-depth in metres; infinity is allowed, which the lens sees at 0 dioptres.
         image: The picture that it belongs to, ``(H, W, 3)``.
 
     Returns:
         float32 ``(H, W)``.
 
     Raises:
-        InputError: If it is no floating-point array of the picture's size, or not finite and above 0 everywhere.
+        InputError: If it is no floating-point array of the picture's size, or a pixel has no depth above 0.
     """
     if not (isinstance(depth_m, np.ndarray) and depth_m.dtype.kind == "f" and depth_m.ndim == 2):
         described = f"{depth_m.dtype} {depth_m.shape}" if isinstance(depth_m, np.ndarray) else type(depth_m).__name__
@@ -69,11 +71,11 @@ def check_depth_for(depth_m: np.ndarray, image: np.ndarray) -> np.ndarray:
             f"depth_m has {depth_m.shape[1]} x {depth_m.shape[0]} pixels, wanted the picture's "
             f"{image.shape[1]} x {image.shape[0]}"
         )
-    bad = ~(np.isfinite(depth_m) & (depth_m > 0))
+    bad = ~(depth_m > 0)
     if bad.any():
         raise InputError(
-            f"depth_m has {int(bad.sum())} pixels that are not finite and above 0 (the first is "
-            f"{float(depth_m[bad][0])!r}), wanted metres everywhere"
+            f"depth_m has {int(bad.sum())} pixels that are not above 0 (the first is {float(depth_m[bad][0])!r}), "
+            "wanted metres everywhere"
         )
     return depth_m.astype(np.float32)
 
@@ -82,34 +84,32 @@ def focus_distance_at(depth_m: np.ndarray, x_px: float, y_px: float) -> float:
     """Read the focus distance off a depth map: the median of the 5x5 pixels around a point.
 
     Args:
-        depth_m: z-depth ``(H, W)`` in metres, finite and above 0 around the point.
+        depth_m: z-depth ``(H, W)`` in metres, above 0 around the point; infinity is allowed.
         x_px: Column, from 0 at the left edge up to but not including the width.
         y_px: Row, from 0 at the upper edge up to but not including the height.
 
     Returns:
-        S1 in metres.
+        S1 in metres; infinity where most of the pixels are infinitely far.
 
     Raises:
-        InputError: If the point lies outside the picture or the depth around it is not finite and above 0.
+        InputError: If the point lies outside the picture or a pixel around it has no depth above 0.
     """
     height, width = depth_m.shape
-    if not (0 <= x_px < width and 0 <= y_px < height):
-        raise InputError(
-            f"focus point is ({x_px:g}, {y_px:g}), wanted a point inside the picture of {width} x {height}"
-        )
+    if not all(isinstance(at, Real) and 0 <= at < most for at, most in ((x_px, width), (y_px, height))):
+        point = f"({reprlib.repr(x_px)}, {reprlib.repr(y_px)})"
+        raise InputError(f"focus point is {point}, wanted a point inside the picture of {width} x {height}")
     row, column = int(y_px), int(x_px)
     around = depth_m[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
-    distance_m = float(np.median(around))
-    if not (np.isfinite(around).all() and distance_m > 0):
-        raise InputError(f"depth_m is not finite and above 0 around the focus point ({x_px:g}, {y_px:g})")
-    return distance_m
+    if not (around > 0).all():
+        raise InputError(f"depth_m is not above 0 around the focus point ({x_px:g}, {y_px:g})")
+    return float(np.median(around))
 
 
 def signed_radius_px(depth_m: np.ndarray, bokeh_strength: float, focus_distance_m: float) -> np.ndarray:
     """Blur radius of every pixel, negative behind the focus: ``K * (W / 512) * (1/depth - 1/S1)`` (Eq. 15, 26).
 
     Args:
-        depth_m: z-depth ``(H, W)`` in metres, above 0.
+        depth_m: z-depth ``(H, W)`` in metres, above 0; infinity is 0 dioptres, as in Eq. 15.
         bokeh_strength: K, 0 or more.
         focus_distance_m: S1 in metres, more than 0; infinity is allowed.
 
