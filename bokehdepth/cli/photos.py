@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -159,6 +160,7 @@ def _add_command(
 def _plan(arguments: argparse.Namespace) -> list[Job]:
     """Check everything that needs no model, for all photos, and say what is to be done."""
     from ..hub import resolve_model
+    from ..imaging import MAX_PIXELS
     from ..jobs import photo_paths, plan_job
 
     source = resolve_model(arguments.model)
@@ -172,8 +174,9 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
         raise InputError("--side, --photo-f-number and --fill belong to --method sweep, wanted it with them.")
     if arguments.stack and len(paths) != 1:
         raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
-    return [
-        plan_job(
+    jobs, kept_px = [], 0
+    for path in paths:
+        job = plan_job(
             path,
             arguments.output / path.stem,
             makes_stack=arguments.command != "depth",
@@ -191,8 +194,10 @@ def _plan(arguments: argparse.Namespace) -> list[Job]:
             photo_f_number=arguments.photo_f_number,
             fill_low_confidence=arguments.fill,
         )
-        for path in paths
-    ]
+        kept_px += job.photo.image.width * job.photo.image.height
+        # A photo is decoded once; of a long list, all pixels together would not fit into memory.
+        jobs.append(job if kept_px <= MAX_PIXELS else dataclasses.replace(job, photo=None))
+    return jobs
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -212,10 +217,11 @@ def _work(arguments: argparse.Namespace) -> int:
         if needs_model:
             started = time.perf_counter()
             pipeline = _load(arguments, jobs)
-            timings_s = {"load_model": round(time.perf_counter() - started, 3)}
+            timings_s = {"load_model": time.perf_counter() - started}
             pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
             weights = weights_record(arguments.model, arguments.revision, jobs[0].makes_stack)
         for index, job in enumerate(jobs, 1):
+            jobs[index - 1] = dataclasses.replace(job, photo=None)  # its pixels go when its turn is over
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
             try:
@@ -279,7 +285,6 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
     import torch
 
     from ..hub import load_pipeline
-    from ..imaging import open_photo
 
     device = available_device(arguments.device)
     if arguments.threads is not None:
@@ -291,8 +296,7 @@ def _load(arguments: argparse.Namespace, jobs: Sequence[Job]) -> BokehDepthPipel
         for job in jobs:
             if job.bokeh_strengths and job.sweep is None:
                 pipeline.check_bokeh_strengths(job.bokeh_strengths)
-        first = open_photo(jobs[0].photo_path).image
-        pipeline.check_inputs(first, num_inference_steps=arguments.steps, needs=jobs[0].components)
+        pipeline.check_inputs(jobs[0].photo.image, num_inference_steps=arguments.steps, needs=jobs[0].components)
     except ValueError as error:
         raise InputError(str(error)) from error
     for note in getattr(pipeline, "notes", ()):  # of 'released'
