@@ -7,13 +7,13 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import add_lens_options, add_talk_options, available_device, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, logger, quiet_libraries, sentence, write_json
+from .talk import EXIT_DONE, EXIT_FAILED, garbage_kept, logger, quiet_libraries, sentence, write_json
 
 if TYPE_CHECKING:
     from ..jobs import Job, JobResult
@@ -212,11 +212,13 @@ def _work(arguments: argparse.Namespace) -> int:
     show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
     results: list[dict[str, Any]] = []
     needs_model = any(job.components for job in jobs)
-    with quiet_libraries(arguments.verbose, show_progress) if needs_model else nullcontext():
+    with ExitStack() as surroundings:
         pipeline, timings_s, weights = None, {}, {}
         if needs_model:
             started = time.perf_counter()
-            pipeline = _load(arguments, jobs)
+            with garbage_kept(surroundings):
+                surroundings.enter_context(quiet_libraries(arguments.verbose, show_progress))
+                pipeline = _load(arguments, jobs)
             timings_s = {"load_model": time.perf_counter() - started}
             pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
             weights = weights_record(arguments.model, arguments.revision, jobs[0].makes_stack)
