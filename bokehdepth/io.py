@@ -154,8 +154,7 @@ def save_depth_png(
     rows = max(1, _STRIP_PX // depth_m.shape[1])
     for start in range(0, len(codes), rows):
         depth = depth_m[start : start + rows].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            coded = depth / scale if encoding == "linear" else 1 + np.log(depth / near) / span * (_CODE_MAX - 1)
+        coded = depth / scale if encoding == "linear" else 1 + np.log(depth / near) / span * (_CODE_MAX - 1)
         other = np.where(np.isnan(depth), _CODE_NO_VALUE, _CODE_INFINITE)
         codes[start : start + rows] = np.where(np.isfinite(depth), np.rint(coded), other)
     return _write_png(path, Image.fromarray(codes), text, overwrite=overwrite)
@@ -315,10 +314,9 @@ def _write_png(path: Path | str, image: Image.Image, text: Mapping[str, str], ov
             chunks.add_itxt(key, value)
         else:
             chunks.add_text(key, value)
-    # What PNG's filters leave of a photo repeats in runs alone: PIL's search for more takes five times as long for a
-    # file a twentieth smaller. Codes of depth do repeat.
-    strategy = zlib.Z_DEFAULT_STRATEGY if image.mode == "I;16" else zlib.Z_RLE
-    options = {"format": "PNG", "pnginfo": chunks, "compress_level": 1, "compress_type": strategy}
+    # PIL's default takes five times as long for a twentieth off a photo, whose filtered rows repeat in runs alone.
+    kind = zlib.Z_DEFAULT_STRATEGY if image.mode == "I;16" else zlib.Z_RLE
+    options = {"format": "PNG", "pnginfo": chunks, "compress_level": 1, "compress_type": kind}
     return write_file(path, lambda file: image.save(file, **options), overwrite=overwrite)
 
 
@@ -423,11 +421,13 @@ def save_stack(
     with staged(folder, names=names, overwrite=overwrite) as staging:
 
         def save(name: str, image: Image.Image, strength: float) -> None:
-            text = {**(metadata or {}), "bokeh_strength": _strength_text(strength)}
-            text.setdefault("bokeh_strength_unit", BOKEH_STRENGTH_UNIT)
+            own = {"bokeh_strength": _strength_text(strength)}
+            text = {"bokeh_strength_unit": BOKEH_STRENGTH_UNIT, **(metadata or {}), **own}
             save_image(staging / name, image, metadata=text, ai_generated=ai_generated and strength > 0)
 
-        in_parallel([partial(save, *frame) for frame in zip(names, images, bokeh_strengths, strict=True)])
+        # PIL keeps what it is writing in the picture, so one that comes twice is two.
+        once = [image.copy() if any(image is it for it in images[:at]) else image for at, image in enumerate(images)]
+        in_parallel([partial(save, *frame) for frame in zip(names, once, bokeh_strengths, strict=True)])
     return [Path(folder) / name for name in names]
 
 

@@ -1,15 +1,21 @@
 """Full-size work goes over a photo in strips: the same pixels as in one piece, and little memory."""
 
+import zipfile
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as fn
 from PIL import Image
 
-from bokehdepth import imaging
+from bokehdepth import imaging, io
 from bokehdepth import processing_bokehdepth as processing
 from bokehdepth.benchmarks.memory import peak_bytes
+from bokehdepth.errors import InputError
 from bokehdepth.processing_bokehdepth import DetailRestorer, PhotoRows, Reduction, resize, restored_stack
+from bokehdepth.staging import in_parallel
+from bokehdepth.visualization import depth_preview
 
 SIZES = [((96, 128), (48, 64)), ((401, 333), (57, 48)), ((40, 300), (20, 160)), ((64, 64), (100, 100))]
 
@@ -107,3 +113,71 @@ def test_a_strip_is_refused_before_any_work(size):
     with pytest.raises(ValueError, match=r"wanted sides of a ratio up to 8:1"):
         PhotoRows(Image.new("RGB", size))
     PhotoRows(Image.new("RGB", (256, 32)))
+
+
+def test_a_command_decodes_its_photo_once_and_a_long_list_keeps_few_pixels(tmp_path, monkeypatch):
+    from bokehdepth import jobs
+    from bokehdepth.cli import main
+
+    opened = []
+    monkeypatch.setattr(jobs, "open_photo", lambda path: opened.append(path) or imaging.open_photo(path))
+    paths = []
+    for number in range(3):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray((picture(48, 64, number)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(paths[-1])
+    options = ["--device", "cpu", "--steps", "1", "--bokeh-strengths", "10", "-q"]
+    assert main(["run", str(paths[0]), "-o", str(tmp_path / "one"), *options]) == 0
+    assert opened == paths[:1]
+    opened.clear()
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 2 * 48 * 64)  # as if three photos were too many to be kept
+    assert main(["run", *map(str, paths), "-o", str(tmp_path / "three"), *options]) == 0
+    assert opened == [*paths, paths[2]]
+
+
+def test_files_are_written_with_little_effort_and_lose_nothing(tmp_path):
+    photo = (picture(300, 400)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    depth_m = np.linspace(0.5, 80, 300 * 400, dtype=np.float32).reshape(300, 400)
+    io.save_stack(tmp_path, [Image.fromarray(photo)] * 3, (10, 20, 30))
+    for k in (10, 20, 30):
+        with Image.open(tmp_path / f"bokeh_k{k}.png") as frame:
+            assert np.array_equal(np.asarray(frame), photo) and frame.text["bokeh_strength"] == str(k)
+    best = BytesIO()
+    Image.fromarray(photo).save(best, "PNG")
+    assert (tmp_path / "bokeh_k10.png").stat().st_size < 1.15 * len(best.getvalue())
+    npz = io.save_depth_npz(tmp_path / "depth.npz", depth_m, focal_length_px=500, bokeh_strengths=(10,))
+    assert np.array_equal(io.load_depth_npz(npz).depth_m, depth_m)
+    with zipfile.ZipFile(npz) as packed:
+        assert {entry.compress_type for entry in packed.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_a_file_that_fails_is_told_when_the_others_are_done(tmp_path):
+    def fail():
+        raise InputError("no room")
+
+    with pytest.raises(InputError, match="no room"):
+        in_parallel([fail, (tmp_path / "other").touch])
+    assert (tmp_path / "other").exists()
+
+
+def test_codes_of_depth_do_not_depend_on_strips(tmp_path, monkeypatch):
+    depth_m = np.random.default_rng(0).uniform(0.5, 80, (70, 50)).astype(np.float32)
+    depth_m[0, :3] = np.nan, np.inf, 0.5
+    for encoding in ("linear", "log"):
+        codes = []
+        for strip_px in (1, 10**9):
+            monkeypatch.setattr(io, "_STRIP_PX", strip_px)
+            path = io.save_depth_png(tmp_path / "d.png", depth_m, encoding=encoding, overwrite=True)
+            codes.append(np.asarray(Image.open(path)))
+        assert np.array_equal(*codes)
+        assert (codes[0][0, 0], codes[0][0, 1]) == (0, 65535)
+
+
+def test_a_large_maps_preview_is_small_and_tells_the_whole_maps_ends(tmp_path):
+    depth_m = np.full((90, 300), 5, np.float32)
+    depth_m[1::3, 1::3] = np.linspace(4, 6, 100)
+    depth_m[1, 2], depth_m[2, 1] = 0.5, 70  # between what every third pixel shows
+    small = depth_preview(depth_m, max_side_px=100)
+    assert small.width < 300 and small.height < 90 + 200
+    shown = depth_preview(depth_m[1::3, 1::3])
+    assert np.array_equal(np.asarray(small)[:30, :100], np.asarray(shown)[:30, :100])
+    assert small.tobytes() != shown.tobytes()  # by the legend, which says 0.5 to 70 m
