@@ -293,15 +293,16 @@ def when_logged():
 
 def test_a_photo_that_fails_does_not_stop_the_others(tmp_path, capsys, when_logged):
     paths = [saved(photo_of(name), tmp_path / f"{name}.png") for name in ("chelsea", "coffee", "rocket")]
-    when_logged("device: ", lambda: paths[1].write_text("overwritten after it was checked"))
+    (tmp_path / "out").mkdir()
+    when_logged("device: ", lambda: (tmp_path / "out" / "coffee").write_text("made after it was checked"))
     arguments = ["stack", *map(str, paths), "-o", str(tmp_path / "out"), "--bokeh-strengths", "10", "--steps", "1"]
     assert main([*arguments, "--json"]) == 1
     out, err = capsys.readouterr()
-    assert len(re.findall("error: photo 'coffee.png' failed: .* is not a picture", err)) == 1
+    assert len(re.findall("error: photo 'coffee.png' failed: output folder .* is a file", err)) == 1
     assert "Traceback" not in err
     document = json.loads(out)
     assert (document["done"], document["failed"]) == (2, 1) and "error" in document["photos"][1]
-    assert names_in(tmp_path / "out") == ["chelsea", "rocket"]
+    assert names_in(tmp_path / "out") == ["chelsea", "coffee", "rocket"]
     assert names_in(tmp_path / "out" / "rocket") == ["bokeh_k10.png", "stack.json"]
 
 
