@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import PIL.Image
 import torch
 from gradio.components.api_component import Api
@@ -41,6 +40,7 @@ from bokehdepth.examples import bundled_photos, write_example_scenes
 from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
+from bokehdepth.processing_bokehdepth import BokehStackOutput
 from bokehdepth.results import DEPTH_NAMES, write_results
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
 from bokehdepth.sessions import SessionFiles
@@ -118,14 +118,6 @@ def _show_stack(folder: Path, photo: Photo, images: Sequence[PIL.Image.Image], c
     return list(zip(pictures, names, strict=True)), pictures[-1], scrubber, names[-1], (pictures[0], pictures[-1])
 
 
-def _show_depth(folder: Path, photo: Photo, colormap: str, near_bright: bool) -> tuple:
-    """What the page shows of a depth map in a result's folder, its files, and the photo before it is refocused."""
-    depth = serving.open_depth(folder / DEPTH_NAMES[0])
-    view = previews.write_depth_view(folder.parent, depth, colormap, near_bright)
-    start = previews.write_preview(folder.parent, "start", photo.image, previews.REFOCUSED_SIDE_PX)
-    return *view, [], *previews.pack_result(folder), start
-
-
 def _fill_fields(photo: str | None) -> tuple:
     """Lens fields, kind and both choices for a new photo; empty ones without a photo."""
     if photo is None:
@@ -150,7 +142,7 @@ def _repaint(npz: str | None, colormap: str, near_bright: bool, points: list, *,
 def _pick_depth(
     npz: str | None, colormap: str, near_bright: bool, points: list, event: gr.SelectData, *, new_folder: Callable
 ) -> tuple:
-    if npz is None:  # its files are being written
+    if npz is None:
         return gr.skip(), gr.skip(), gr.skip()
     depth = serving.open_depth(npz)
     point = viewing.photo_point(event.index, depth.depth_m.shape[::-1], previews.SHOWN_SIDE_PX)
@@ -216,20 +208,22 @@ def _handlers(
     @spaces.GPU(duration=stack_duration_s)
     def make_stack(
         image: PIL.Image.Image, strengths: Sequence[float], steps: int, seed: int, progress: gr.Progress | None = None
-    ) -> list[PIL.Image.Image]:
+    ) -> BokehStackOutput:
         def report(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if progress is not None:
                 progress((index + 1, steps), desc=f"Blurring {len(strengths)} frames", unit="steps")
             return tensors
 
         noise = torch.Generator().manual_seed(seed)
-        made = pipeline.generate_stack(image, strengths, steps, generator=noise, callback_on_step_end=report)
+        options = {"generator": noise, "callback_on_step_end": report, "for_depth": True}
+        made = pipeline.generate_stack(image, strengths, steps, **options)
         with _refusals():  # as in run_bracket
-            return screened(made.images)
+            made.images = screened(made.images)
+        return made
 
     @spaces.GPU(duration=30)
-    def read_depth(image: PIL.Image.Image, frames: Sequence, strengths: Sequence[float], matrix: Any) -> tuple:
-        found = pipeline.estimate_depth(image, frames, strengths, intrinsics=matrix)
+    def read_depth(image: PIL.Image.Image, made: BokehStackOutput, matrix: Any) -> tuple:
+        found = pipeline.estimate_depth(image, made, intrinsics=matrix)
         return found.depth_m, predicted_focal_px(found, matrix)
 
     @spaces.GPU(duration=60)
@@ -256,7 +250,7 @@ def _handlers(
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (how Gradio is told to pass one)
         *, new_folder: Callable, keep_in: Path | None = None,
     ) -> Iterator[tuple]:  # fmt: skip
-        """Yields the stack as soon as it is there, then the depth, then its files."""
+        """Yields the stack as soon as it is there, then the depth, ready to be clicked, then all files."""
         scratch = new_folder()
         folder = scratch / "result"
         lens = f_number, focal_length_mm, sensor_width_mm, focus_distance_m
@@ -268,6 +262,7 @@ def _handlers(
             captions = [f"f/{n:g}" for n in job.f_numbers or ()] or [f"strength {k:.3g}" for k in job.bokeh_strengths]
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8
             run_bracket(job, {"photo": opened.path.name, "method": method})
+            yield *[gr.skip()] * 5, *previews.write_result(folder, opened, colormap, near_bright)
         else:
             camera = serving.read_lens(opened, lens)
             chosen = serving.chosen_frames(kind, strengths, at, frames)
@@ -278,20 +273,22 @@ def _handlers(
                     gr.Warning(html.escape(sentence, quote=False))
             progress(0, desc="Starting")
             start_s = time.perf_counter()
-            images = make_stack(opened.image, values, steps, seed, progress)
+            made = make_stack(opened.image, values, steps, seed, progress)
+            images = made.images
             stack_s = time.perf_counter() - start_s
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8
             progress((steps, steps), desc="Measuring depth", unit="steps")
             start_s = time.perf_counter()
-            depth_m, focal_px = read_depth(opened.image, images, values, camera.known_intrinsics)
+            depth_m, focal_px = read_depth(opened.image, made, camera.known_intrinsics)
             timings_s = {"stack": stack_s, "depth": time.perf_counter() - start_s}
-            seen = io.DepthFile(depth_m, focal_px or camera.focal_length_px.value, np.ndarray(0))
-            picture, _ = previews.write_depth_view(scratch, seen, colormap, near_bright)
-            yield *[gr.skip()] * 5, picture, page.WRITING, *[gr.skip()] * 6
+            known = {"focal_length_px": focal_px or camera.focal_length_px.value, "bokeh_strengths": values}
+            npz = io.save_depth_npz(scratch / DEPTH_NAMES[0], depth_m, **known)
+            *view, start = previews.write_depth(npz, opened, colormap, near_bright)
+            yield *[gr.skip()] * 5, *view, *[gr.skip()] * 2, str(npz), gr.skip(), start
             arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
             rest = {"images": images, "depth_m": depth_m, "arguments": arguments, "seed": seed}
             write(folder, opened, camera, values, **rest, focal_length_px=focal_px, timings_s=timings_s)
-        yield *[gr.skip()] * 5, *_show_depth(folder, opened, colormap, near_bright)
+            yield *[gr.skip()] * 8, *previews.pack_result(folder), gr.skip()
         if keep_in is not None and not keep_in.exists():
             with staged(keep_in) as staging:
                 shutil.copytree(folder, staging, dirs_exist_ok=True)
@@ -312,7 +309,7 @@ def _handlers(
         images, _ = io.load_stack([kept / io.bokeh_file_name(k) for k in DEFAULT_STRENGTHS])
         stack = _show_stack(scratch, opened, images, [f"strength {k:g}" for k in DEFAULT_STRENGTHS])
         folder = Path(shutil.copytree(kept, scratch / "result"))
-        yield photo, *stack, *_show_depth(folder, opened, colormap, near_bright)
+        yield photo, *stack, *previews.write_result(folder, opened, colormap, near_bright)
 
     generate, estimate = model_endpoints(make_stack, run_bracket, check, write, usual_steps)
     endpoints = {"generate_bokeh_stack": generate, "estimate_depth": estimate}

@@ -10,7 +10,8 @@ import os
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -83,6 +84,8 @@ class Job:
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.
         sweep: how depth is read off the frames' blur; None where a model estimates it.
+        photo: the photo as it was opened to be checked; None where its pixels were given up, to be read again.
+        decode_s: seconds that took.
     """
 
     photo_path: Path
@@ -96,6 +99,8 @@ class Job:
     record_name: str = "run.json"
     overwrite: bool = False
     sweep: Sweep | None = None
+    photo: Photo | None = dataclasses.field(default=None, compare=False, repr=False)
+    decode_s: float = dataclasses.field(default=0.0, compare=False, repr=False)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -198,7 +203,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
 
 
 def plan_job(
-    photo_path: Path | str,
+    photo: Photo | Path | str,
     folder: Path | str,
     *,
     makes_stack: bool = True,
@@ -216,10 +221,10 @@ def plan_job(
     photo_f_number: float | None = None,
     fill_low_confidence: bool = False,
 ) -> Job:
-    """Check all of one photo's job that needs no model. The pixels are decoded to find damage, then dropped.
+    """Check all of one photo's job that needs no model.
 
     Args:
-        photo_path: the photo.
+        photo: path of the photo, which is decoded here, once; or what ``open_photo`` made of one.
         folder: where its files go.
         makes_stack: whether frames are generated.
         makes_depth: whether depth is estimated.
@@ -263,7 +268,10 @@ def plan_job(
     is_bounded = sweep_side is None
     if bokeh_strengths is not None:
         _check_strengths(bokeh_strengths, is_bounded)
-    photo = open_photo(photo_path)
+    started = time.perf_counter()
+    if not isinstance(photo, Photo):
+        photo = open_photo(photo)
+    decode_s = time.perf_counter() - started
     camera = read_camera(
         photo,
         focal_length_mm=focal_length_mm,
@@ -275,7 +283,7 @@ def plan_job(
     if paths:
         strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers, is_bounded)
     elif f_numbers is not None:
-        name = f"f_numbers for photo {Path(photo_path).name!r}"
+        name = f"f_numbers for photo {photo.path.name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
     else:
         default = DEFAULT_BOKEH_STRENGTHS if makes_stack else ()
@@ -288,7 +296,7 @@ def plan_job(
     )
     check_folder(folder, names, overwrite=overwrite)
     return Job(
-        photo_path=Path(photo_path),
+        photo_path=photo.path,
         folder=Path(folder),
         camera=camera,
         makes_stack=makes_stack,
@@ -299,6 +307,8 @@ def plan_job(
         record_name=record_name,
         overwrite=overwrite,
         sweep=sweep,
+        photo=photo,
+        decode_s=decode_s,
     )
 
 
@@ -402,7 +412,8 @@ def run_job(
         num_inference_steps: None takes what suits the weights.
         arguments: arguments of the command, for the record.
         weights: as ``hub.weights_record`` returns it, for the record.
-        timings_s: steps done before, for the record.
+        timings_s: steps done before, for the record; the seconds of each step here are added to them, and ``rest``,
+            what no step names.
 
     Returns:
         What was written.
@@ -410,36 +421,38 @@ def run_job(
     Raises:
         ValueError: an argument, the photo or the folder cannot be used (any more).
     """
-    photo = open_photo(job.photo_path)
-    frames = [open_photo(path).image for path in job.frame_paths]
-    timings, images, depth_m, confidence, details = dict(timings_s or {}), None, None, None, None
-    focal_px = None
+    timings = {**(timings_s or {}), "decode": job.decode_s}
+    started = time.perf_counter() - sum(timings.values())
+    images, depth_m, confidence, details, focal_px, made = None, None, None, None, None, None
+    with _timed(timings, "decode"):
+        photo = job.photo or open_photo(job.photo_path)
+        frames = [open_photo(path).image for path in job.frame_paths]
     if job.makes_stack:
         import torch
 
-        started = time.perf_counter()
-        images = frames = pipeline.generate_stack(
+        began = time.perf_counter()
+        made = pipeline.generate_stack(
             photo.image,
             bokeh_strengths=job.bokeh_strengths,
             num_inference_steps=num_inference_steps,
             generator=torch.Generator("cpu").manual_seed(seed),
-        ).images
-        timings["stack"] = round(time.perf_counter() - started, 3)
+            for_depth=job.makes_depth,
+        )
+        images = made.images
+        _add(timings, made.timings_s or {"stack": time.perf_counter() - began})
     if job.sweep is not None:
-        started = time.perf_counter()
-        depth_m, confidence, details = _depth_from_sweep(pipeline, job, photo.image, frames)
-        timings["depth"] = round(time.perf_counter() - started, 3)
+        with _timed(timings, "depth"):
+            depth_m, confidence, details = _depth_from_sweep(pipeline, job, photo.image, frames)
     elif job.makes_depth:
-        started = time.perf_counter()
         output = pipeline.estimate_depth(
             photo.image,
-            stack=frames or None,
+            stack=made or frames or None,
             bokeh_strengths=job.bokeh_strengths or None,
             intrinsics=job.camera.known_intrinsics,
         )
         depth_m = output.depth_m
         focal_px = predicted_focal_px(output, job.camera.known_intrinsics)
-        timings["depth"] = round(time.perf_counter() - started, 3)
+        _add(timings, output.timings_s)
     files = write_results(
         job.folder,
         photo=photo,
@@ -454,11 +467,26 @@ def run_job(
         seed=seed if job.makes_stack else None,
         weights=weights,
         timings_s=timings,
+        started_s=started,
         record_name=job.record_name,
         overwrite=job.overwrite,
     )
     depth_range_m = None if depth_m is None else (float(np.nanmin(depth_m)), float(np.nanmax(depth_m)))
-    return JobResult(job, tuple(files), timings, depth_range_m, details)
+    rounded = {part: round(seconds, 3) for part, seconds in timings.items()}
+    return JobResult(dataclasses.replace(job, photo=None), tuple(files), rounded, depth_range_m, details)
+
+
+@contextmanager
+def _timed(timings_s: dict[str, float], part: str) -> Iterator[None]:
+    """Add the seconds of the body to those of a part."""
+    started = time.perf_counter()
+    yield
+    _add(timings_s, {part: time.perf_counter() - started})
+
+
+def _add(timings_s: dict[str, float], parts: Mapping[str, float]) -> None:
+    for part, seconds in parts.items():
+        timings_s[part] = timings_s.get(part, 0.0) + seconds
 
 
 def predicted_focal_px(output: BokehDepthOutput, intrinsics: np.ndarray | None) -> float | None:

@@ -37,10 +37,12 @@ from .processing_bokehdepth import (
     BokehStackOutput,
     Frames,
     PhotoInput,
+    PhotoRows,
     list_photos,
     list_stacks,
     photo_size,
-    resize,
+    restored_stack,
+    timed,
     to_output,
     to_pixels,
 )
@@ -249,6 +251,7 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         max_sequence_length: int = 512,
         shared_steps: int = 0,
         reference_refresh: int = 1,
+        for_depth: bool = False,
     ) -> BokehStackOutput | tuple:
         """Generates defocused versions of a photo, one for each bokeh strength, all in one denoising run.
 
@@ -276,6 +279,8 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             shared_steps: so many first steps are one frame's, at half the largest K, whatever K; an approximation.
             reference_refresh: the photo's keys and values are computed at every so many steps, counted anew after the
                 shared ones, and kept in between; an approximation above 1.
+            for_depth: also return `depth_frames`, which `estimate_depth` takes in place of the frames: it then reads
+                what no output type has rounded, and full-size frames are gone through once.
 
         Returns:
             `BokehStackOutput`, which names the approximations that were asked for.
@@ -297,8 +302,10 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             num_inference_steps=num_inference_steps,
             processing_area_px=processing_area_px,
             output_type=output_type,
-            needs=("transformer", "vae", "scheduler", "bokeh_adapter"),
+            needs=("transformer", "vae", "scheduler", "bokeh_adapter", *(("depth_estimator",) if for_depth else ())),
         )
+        if for_depth and not restore:
+            raise ValueError("restore is False; wanted frames at the photo's size, which depth is read from.")
         strengths = self.check_bokeh_strengths(bokeh_strengths)
         generators = list(generator) if isinstance(generator, list | tuple) else [generator] * len(photos)
         if len(generators) != len(photos):
@@ -312,27 +319,35 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             prompted = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, *self._place(), max_sequence_length)
         blurred = [k for k in strengths if k > 0]
 
-        stacks = []
+        stacks, depth_frames, timings_s = [], [], {}
         for photo, source in zip(photos, generators, strict=True):
             # 3. What no K changes
             memory = photo
             if not isinstance(memory, PhotoMemory):
-                memory = self._remember(photo, steps, guidance_scale, source, *prompted, processing_area_px)
-            frames, (h, w) = [], memory.working.shape[-2:]
+                memory = self._remember(photo, steps, guidance_scale, source, *prompted, processing_area_px, timings_s)
+            generated = memory.working[:0]  # (F, 3, h, w)
             if blurred:
-                # 4. Denoise all K together
-                latents = self._sample(
-                    memory, blurred, bokeh_scale, callback_on_step_end, shared_steps, reference_refresh
-                )
-                # 5. Decode frame by frame, which keeps the peak memory at one frame
-                for frame in latents:
-                    decoded = self._decode(frame[None], memory.padded_height, w)[..., :h, :]  # (1, 3, h, w)
-                    frames.append(memory.restorer(decoded) if restore else decoded)
-            if strengths[0] == 0:
-                frames.insert(0, memory.pixels if restore else memory.working)
-            stacks.append(to_output(torch.cat(frames), output_type))
+                with timed(timings_s, "stack"):
+                    # 4. Denoise all K together
+                    latents = self._sample(
+                        memory, blurred, bokeh_scale, callback_on_step_end, shared_steps, reference_refresh
+                    )
+                    # 5. Decode frame by frame, which keeps the peak memory at one frame
+                    h, w = memory.working.shape[-2:]
+                    decoded = [self._decode(frame[None], memory.padded_height, w)[..., :h, :] for frame in latents]
+                    generated = torch.cat(decoded)
+            # 6. To the photo's size, and in the same go over its rows to the depth model's
+            with_photo = strengths[0] == 0
+            if not restore:
+                stacks.append(to_output(torch.cat([memory.working[: int(with_photo)], generated]), output_type))
+                continue
+            size = self.depth_working_size(memory.rows.height, memory.rows.width) if for_depth else None
+            with timed(timings_s, "restore"):
+                frames, reduced = restored_stack(memory.restorer, generated, with_photo, output_type, size)
+            stacks.append(frames)
+            depth_frames.append(reduced)
 
-        # 6. Offload, and return
+        # 7. Offload, and return
         self.maybe_free_model_hooks()
         images = stacks if is_list else stacks[0]
         if not return_dict:
@@ -341,6 +356,8 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             images=images,
             bokeh_strengths=strengths,
             approximations=approximations(shared_steps, reference_refresh),
+            depth_frames=None if not for_depth else depth_frames if is_list else depth_frames[0],
+            timings_s=timings_s,
         )
 
     # ------------------------------------------------------------------ Stage-2
@@ -349,7 +366,7 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
     def estimate_depth(
         self,
         image: PhotoInput | Sequence[PhotoInput],
-        stack: Frames | Sequence[Frames] | None = None,
+        stack: BokehStackOutput | Frames | Sequence[Frames] | None = None,
         bokeh_strengths: Sequence[float] | None = None,
         intrinsics: np.ndarray | None = None,
         processing_px: int | None = None,
@@ -361,8 +378,9 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         Args:
             image: the sharp RGB photo, or a list.
             stack: F frames of the photo's size at ascending K, generated or taken with a real aperture bracket; for
-                a list of photos a list of stacks. None reads depth from the photo alone.
-            bokeh_strengths: (F,) K of the frames.
+                a list of photos a list of stacks; or what `generate_stack` returned, whose `depth_frames` count where
+                it has them. None reads depth from the photo alone.
+            bokeh_strengths: (F,) K of the frames; None for what `generate_stack` returned, which tells them.
             intrinsics: (3, 3) pinhole matrix in pixels of the photo, for depth models that take one.
             processing_px: shorter side at work; None takes what suits the weights.
             output_type: "np", or "pt" for tensors; "pil" is read as "np", since depth is no picture.
@@ -375,12 +393,17 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             ValueError: an argument or component cannot be used; nothing has run then.
         """
         # 1. Check inputs
+        reduced = getattr(stack, "depth_frames", None)
+        if hasattr(stack, "images"):
+            if bokeh_strengths is not None and tuple(bokeh_strengths) != stack.bokeh_strengths:
+                raise ValueError(f"bokeh_strengths is {bokeh_strengths}; wanted the stack's own or None.")
+            stack, bokeh_strengths = stack.images, stack.bokeh_strengths
         if (stack is None) != (bokeh_strengths is None):
             raise ValueError("stack and bokeh_strengths go together; wanted both or neither.")
         self.check_inputs(
             image,
             bokeh_strengths=bokeh_strengths,
-            stack=stack,
+            stack=stack if reduced is None else None,
             processing_px=processing_px,
             output_type=output_type,
             needs=("depth_estimator",),
@@ -388,10 +411,10 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         strengths = () if stack is None else self.check_bokeh_strengths(bokeh_strengths)
         photos, is_list = list_photos(image)
         stacks = [()] * len(photos) if stack is None else list_stacks(stack, is_list, len(photos), len(strengths))
+        sizes = [photo_size(photo_of(photo), "image") for photo in photos]
+        at_work = [self.depth_working_size(*size, processing_px) for size in sizes]
         model = self.depth_estimator
         device, dtype = self._execution_device, model.dtype
-        side = processing_px or self.config.depth_processing_px
-        patch = getattr(model.config, "patch_size", None) or 14
         # A K = 0 frame is the reference over again.
         kept = [(i, k) for i, k in enumerate(strengths) if k > 0]
         extra = {}
@@ -401,37 +424,47 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         own_size = hasattr(model, "infer")  # such a model sizes photos itself, and knows cameras
         if own_size and processing_px is not None:
             raise ValueError(f"processing_px is {processing_px}; wanted None, since the depth model sizes photos.")
+        if reduced is not None:
+            reduced = list(reduced) if is_list else [reduced]
+            for made, size in zip(reduced, at_work, strict=True):
+                if made.shape != (wanted := (1 + len(kept), 3, *size)):
+                    raise ValueError(f"stack has depth_frames of shape {tuple(made.shape)}; wanted {wanted}.")
+        keeps_size = own_size and "photo_size" in inspect.signature(model.infer).parameters
 
-        depths, cameras, confidences = [], [], []
-        for photo, frames in zip(photos, stacks, strict=True):
+        depths, cameras, confidences, timings_s = [], [], [], {}
+        for index, (photo, (height, width), size) in enumerate(zip(photos, sizes, at_work, strict=True)):
             # 2. Reference first, then the stack, all at one size
-            pixels = [to_pixels(photo_of(photo), "image"), *(to_pixels(frames[i], "stack") for i, _ in kept)]
-            height, width = pixels[0].shape[-2:]
-            if own_size:
-                values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)
-                predicted = model.infer(torch.cat(pixels)[None], values, **extra)
-                maps = [predicted.predicted_depth, getattr(predicted, "confidence", None)]
-                maps = [m if m is None else m[0].float().cpu() for m in maps]
-                maps = [m if m is None or output_type == "pt" else m.numpy() for m in maps]
-                depths.append(maps[0])
-                confidences.append(maps[1])
-                cameras.append(predicted.intrinsics[0].float().cpu().numpy())
-                continue
-            scale = side / min(height, width)
-            size = [max(patch, patch * round(extent * scale / patch)) for extent in (height, width)]
-            batch = torch.cat([resize(p, *size) for p in pixels])
-            mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-            batch = ((batch - mean) / std).to(device, dtype)  # (1 + F, 3, h, w)
+            with timed(timings_s, "to_network_size"):
+                if reduced is None:
+                    named = [(photo_of(photo), "image"), *((stacks[index][i], "stack") for i, _ in kept)]
+                    read = (
+                        to_pixels(*one) if size == (height, width) else PhotoRows(*one).resized(*size, device)
+                        for one in named
+                    )
+                    pixels = torch.cat([*read])  # (1 + F, 3, h, w)
+                else:
+                    pixels = reduced[index]
             # 3. Depth of the reference
-            if kept:
+            with timed(timings_s, "depth"):
                 values = torch.tensor([[0.0, *(k for _, k in kept)]], device=device)
-                predicted = model(pixel_values=batch[None], bokeh_strengths=values, **extra).predicted_depth
-            else:
-                predicted = model(pixel_values=batch, **extra).predicted_depth  # (1, h, w)
+                if own_size:
+                    kept_size = {"photo_size": (height, width)} if keeps_size else {}
+                    predicted = model.infer(pixels[None], values, **extra, **kept_size)
+                    cameras.append(predicted.intrinsics[0].float().cpu().numpy())
+                else:
+                    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+                    batch = ((pixels - mean) / std).to(device, dtype)
+                    if kept:
+                        predicted = model(pixel_values=batch[None], bokeh_strengths=values, **extra)
+                    else:
+                        predicted = model(pixel_values=batch, **extra)
             # 4. Back to the photo's size
-            depth = fn.interpolate(predicted[:, None].float(), (height, width), mode="bilinear", align_corners=False)
-            depth = depth[0, 0].cpu()
-            depths.append(depth if output_type == "pt" else depth.numpy())
+            with timed(timings_s, "depth_to_photo_size"):
+                maps = [predicted.predicted_depth, getattr(predicted, "confidence", None)]  # (1, h, w)
+                maps = [m if m is None else _enlarged_map(m, height, width) for m in maps]
+                maps = [m if m is None or output_type == "pt" else m.numpy() for m in maps]
+            depths.append(maps[0])
+            confidences.append(maps[1])
 
         # 5. Offload, and return
         self.maybe_free_model_hooks()
@@ -444,8 +477,29 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         if own_size and confidences[0] is not None:
             confidence = confidences if is_list else confidences[0]
         return BokehDepthOutput(
-            depth_m=result, images=stack, bokeh_strengths=strengths, intrinsics=intrinsics, confidence=confidence
+            depth_m=result,
+            images=stack,
+            bokeh_strengths=strengths,
+            intrinsics=intrinsics,
+            confidence=confidence,
+            timings_s=timings_s,
         )
+
+    def depth_working_size(self, height: int, width: int, processing_px: int | None = None) -> tuple[int, int]:
+        """Height and width at which the depth model wants a photo's pixels; the photo's where it sizes it itself.
+
+        Args:
+            height: of the photo in px.
+            width: likewise.
+            processing_px: shorter side at work; None takes what suits the weights.
+        """
+        model = self.depth_estimator
+        if hasattr(model, "infer"):
+            keeps_size = "photo_size" in inspect.signature(model.infer).parameters
+            return tuple(model.working_size(height, width)) if keeps_size else (height, width)
+        patch = getattr(model.config, "patch_size", None) or 14
+        scale = (processing_px or self.config.depth_processing_px) / min(height, width)
+        return tuple(max(patch, patch * round(extent * scale / patch)) for extent in (height, width))
 
     @torch.no_grad()
     def __call__(
@@ -489,13 +543,19 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
             num_inference_steps=num_inference_steps,
             generator=generator,
             output_type=output_type,
+            for_depth=True,
             **stack_arguments,
         )
-        return self.estimate_depth(
-            image,
-            stack=stack.images,
-            bokeh_strengths=stack.bokeh_strengths,
-            intrinsics=intrinsics,
-            output_type=output_type,
-            return_dict=return_dict,
-        )
+        found = self.estimate_depth(image, stack=stack, intrinsics=intrinsics, output_type=output_type)
+        if not return_dict:
+            return found.depth_m, found.images, found.bokeh_strengths
+        for part, seconds in stack.timings_s.items():
+            found.timings_s[part] = found.timings_s.get(part, 0.0) + seconds
+        return found
+
+
+def _enlarged_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A map (1, h, w) as float32 (H, W) on the CPU."""
+    if values.shape[-2:] != (height, width):
+        values = fn.interpolate(values[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return values[0].float().cpu()

@@ -28,10 +28,13 @@ from .pipeline_bokehdepth import BokehDepthPipeline
 from .processing_bokehdepth import (
     BokehDepthOutput,
     BokehStackOutput,
+    DetailRestorer,
+    Frames,
     PhotoInput,
+    PhotoRows,
     list_photos,
-    resize,
-    restore_detail,
+    photo_size,
+    restored_stack,
     to_output,
     to_pixels,
 )
@@ -298,6 +301,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         restore: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
+        for_depth: bool = False,
         **arguments: Any,
     ) -> BokehStackOutput | tuple:
         """As `BokehDepthPipeline.generate_stack`, sampled by `preset`, with K in the prompt unless one is given.
@@ -313,6 +317,7 @@ class ReleasedPipeline(BokehDepthPipeline):
             restore: As there.
             output_type: As there.
             return_dict: As there.
+            for_depth: As there.
             **arguments: As there; the preset "released" takes ``generator`` alone and of it the seed, 42 without one.
 
         Returns:
@@ -341,6 +346,7 @@ class ReleasedPipeline(BokehDepthPipeline):
                 restore=restore,
                 output_type=output_type,
                 return_dict=return_dict,
+                for_depth=for_depth,
                 **arguments,
             )
         unknown = sorted(name for name, value in arguments.items() if name != "generator" and value is not None)
@@ -353,12 +359,17 @@ class ReleasedPipeline(BokehDepthPipeline):
             raise ValueError(f"generator has {len(sources)} entries; wanted one for each of {len(photos)} photos.")
         seeds = [RELEASED_SEED if source is None else source.initial_seed() for source in sources]
         stacks = [
-            self._exact_stack(photo, strengths, steps, guidance, restore, seed)
+            self._exact_stack(photo, strengths, steps, guidance, restore, seed, output_type, for_depth)
             for photo, seed in zip(photos, seeds, strict=True)
         ]
-        images = [to_output(stack, output_type) for stack in stacks]
-        images = images if is_list else images[0]
-        return BokehStackOutput(images=images, bokeh_strengths=strengths) if return_dict else (images, strengths)
+        images, reduced = zip(*stacks, strict=True) if is_list else stacks[0]
+        if not return_dict:
+            return images, strengths
+        return BokehStackOutput(
+            images=list(images) if is_list else images,
+            bokeh_strengths=strengths,
+            depth_frames=reduced if for_depth else None,
+        )
 
     def _exact_stack(
         self,
@@ -368,10 +379,12 @@ class ReleasedPipeline(BokehDepthPipeline):
         guidance: float,
         restore: bool,
         seed: int,
-    ) -> torch.Tensor:
-        """Frames (F, 3, H, W) of one photo, the photo itself in the place of K = 0."""
-        pixels, side = to_pixels(photo, "image"), 512
-        frames, blurred = [], [k for k in strengths if k]
+        output_type: str,
+        for_depth: bool,
+    ) -> tuple[Frames, torch.Tensor | None]:
+        """Frames of one photo, the photo itself in the place of K = 0, and what the depth model takes of them."""
+        side, blurred = 512, [k for k in strengths if k]
+        made = torch.empty(0, 3, side, side)
         if blurred:
             embeds, pooled = self._released_prompts(blurred)
             made = generate_released_stack(
@@ -385,13 +398,13 @@ class ReleasedPipeline(BokehDepthPipeline):
                 pooled_prompt_embeds=pooled,
                 output_type="pt",
             ).images
-            frames = list(made.split(1))
         reference = to_pixels(photo.resize((side, side), PIL.Image.Resampling.LANCZOS), "image")
-        if restore:
-            frames = [restore_detail(pixels, reference, frame) for frame in frames]
-        if strengths[0] == 0:
-            frames.insert(0, pixels if restore else resize(reference, side, side))
-        return torch.cat(frames)
+        with_photo = strengths[0] == 0
+        if not restore:
+            return to_output(torch.cat([reference[: int(with_photo)], made]), output_type), None
+        restorer = DetailRestorer(PhotoRows(photo), reference, self._execution_device)
+        size = self.depth_working_size(*photo_size(photo, "image")) if for_depth else None
+        return restored_stack(restorer, made, with_photo, output_type, size)
 
     def _released_prompts(self, strengths: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of the released prompts, each encoded once for this pipeline and kept on the CPU."""
@@ -410,7 +423,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         """As `BokehDepthPipeline.estimate_depth`, with the made-up camera where `assume_camera` asks for it."""
         if self.assume_camera and keywords.get("intrinsics") is None and len(arguments) < 3:
             photos, is_list = list_photos(image)
-            sizes = {to_pixels(photo, "image").shape[-2:] for photo in photos}
+            sizes = {photo_size(photo, "image") for photo in photos}
             if len(sizes) > 1:
                 raise ValueError(f"image has photos of {len(sizes)} sizes; wanted one size with assume_camera.")
             keywords["intrinsics"] = made_up_camera(*sizes.pop())

@@ -21,7 +21,7 @@ import torch.nn.functional as fn
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
-from .processing_bokehdepth import DetailRestorer, PhotoInput, resize, to_pixels, working_size
+from .processing_bokehdepth import DetailRestorer, PhotoInput, PhotoRows, timed, working_size
 
 DEFAULT_PROMPT = (
     "Photograph the same scene with a wider aperture: keep the subject in focus and sharp, blur what lies nearer or "
@@ -38,7 +38,7 @@ class PhotoMemory:
 
     Args:
         image: the photo as it was given.
-        pixels: (1, 3, H, W) in [0, 1].
+        rows: the photo's rows, H x W.
         working: (1, 3, h, w), the photo at the size at work.
         padded_height: h, padded to the network's grid.
         tokens: (1, N, C) packed latents of the photo.
@@ -55,7 +55,7 @@ class PhotoMemory:
     """
 
     image: Any
-    pixels: torch.Tensor
+    rows: PhotoRows
     working: torch.Tensor
     padded_height: int
     tokens: torch.Tensor
@@ -70,8 +70,8 @@ class PhotoMemory:
 
     @cached_property
     def restorer(self) -> DetailRestorer:
-        """Brings frames to the photo's size; made for the first stack that wants it."""
-        return DetailRestorer(self.pixels, self.working)
+        """Brings frames to the photo's size, on the weights' device; made for the first stack that wants it."""
+        return DetailRestorer(self.rows, self.working, self.tokens.device)
 
 
 def photo_of(image: Any) -> PhotoInput:
@@ -201,18 +201,24 @@ class StackSampling:
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor,
         area_px: int | None,
+        timings_s: dict[str, float] | None = None,
     ) -> PhotoMemory:
         self.bokeh_adapter.attach(self.transformer)
         device, dtype = self._place()
-        pixels, multiple = to_pixels(photo, "image"), 2 * self.vae_scale_factor  # (1, 3, H, W)
-        h, w, padded = working_size(*pixels.shape[-2:], area_px or self.config.default_processing_area_px, multiple)
-        working = resize(pixels, h, w)  # (1, 3, h, w)
-        tokens, ids = self._encode(fn.pad(working, (0, 0, 0, padded - h), mode="replicate"), device, dtype)
+        rows, multiple = PhotoRows(photo), 2 * self.vae_scale_factor
+        h, w, padded = working_size(
+            rows.height, rows.width, area_px or self.config.default_processing_area_px, multiple
+        )
+        timings_s = {} if timings_s is None else timings_s
+        with timed(timings_s, "to_network_size"):
+            working = rows.resized(h, w, device)  # (1, 3, h, w)
+        with timed(timings_s, "stack"):
+            tokens, ids = self._encode(fn.pad(working, (0, 0, 0, padded - h), mode="replicate"), device, dtype)
         shape = (1, self.transformer.config.in_channels // 4, 2 * padded // multiple, 2 * w // multiple)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return PhotoMemory(
             image=photo,
-            pixels=pixels,
+            rows=rows,
             working=working,
             padded_height=padded,
             tokens=tokens,

@@ -217,7 +217,7 @@ def plan_bracket(
     side = "behind" if method == BLUR_BEHIND else None
     own = lens.pop("f_number", None)
     job = plan_job(
-        photo,
+        opened,
         folder,
         makes_stack=False,
         frame_paths=frames,

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -81,6 +82,23 @@ def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwri
         finally:
             part.unlink(missing_ok=True)
     return path
+
+
+def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
+    """Run tasks that write files in threads: what compresses, copies and waits for the disk leaves Python free.
+
+    Args:
+        tasks: what is to be done, the longest first.
+
+    Raises:
+        Exception: the first task's that failed, when all have come to their end.
+    """
+    if not tasks:
+        return
+    with ThreadPoolExecutor(max_workers=min(len(tasks), os.cpu_count() or 1)) as pool:
+        done = [pool.submit(task) for task in tasks]
+    for one in done:
+        one.result()
 
 
 def _publish(staging: Path, folder: Path, overwrite: bool) -> None:

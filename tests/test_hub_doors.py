@@ -80,8 +80,8 @@ def models(home):
     # A repository whose code differs: an older or newer release.
     package = shutil.copytree(publishing.PACKAGE, home / "package", ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in (
-        ("processing_bokehdepth.py", "array = frames.permute", "array = 1 - frames.permute"),
-        ("pipeline_bokehdepth.py", "m[0].float().cpu() for m", "2 * m[0].float().cpu() for m"),
+        ("processing_bokehdepth.py", "rows = strips.unflatten", "rows = 1 - strips.unflatten"),
+        ("pipeline_bokehdepth.py", "return values[0].float()", "return 2 * values[0].float()"),
     ):
         text = (package / name).read_text()
         assert old in text

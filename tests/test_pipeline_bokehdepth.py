@@ -90,12 +90,31 @@ def test_list_of_photos_of_different_size(pipe):
 
 def test_call_is_both_stages(pipe):
     out = pipe(photo(), (10, 30), generator=noise(), intrinsics=np.eye(3))
-    stack = pipe.generate_stack(photo(), (10, 30), generator=noise())
-    depth = pipe.estimate_depth(photo(), stack.images, stack.bokeh_strengths)
+    stack = pipe.generate_stack(photo(), (10, 30), generator=noise(), for_depth=True)
+    depth = pipe.estimate_depth(photo(), stack)
     assert np.array_equal(out.depth_m, depth.depth_m)
+    assert set(out.timings_s) == {"to_network_size", "stack", "restore", "depth", "depth_to_photo_size"}
     assert out.depth_m.dtype == np.float32 and out.depth_m.shape == (50, 80) and (out.depth_m > 0).all()
     assert out.bokeh_strengths == (10.0, 30.0)
     assert np.array_equal(out.intrinsics, np.eye(3))
+
+
+def test_depth_does_not_depend_on_the_output_type(pipe):
+    depths = [pipe(photo(), (0, 10, 30), generator=noise(), output_type=kind).depth_m for kind in ("pil", "np", "pt")]
+    assert np.array_equal(depths[0], depths[1]) and np.array_equal(depths[0], depths[2].numpy())
+    frames = pipe.generate_stack(photo(), (0, 10, 30), generator=noise(), output_type="pt").images
+    whole = pipe.estimate_depth(photo(), frames, (0, 10, 30)).depth_m
+    np.testing.assert_allclose(depths[0], whole, rtol=1e-3)
+
+
+def test_a_stack_that_is_not_the_photos_is_refused(pipe):
+    made = pipe.generate_stack(photo(), (10, 30), generator=noise(), for_depth=True)
+    with pytest.raises(ValueError, match="stack has depth_frames of shape"):
+        pipe.estimate_depth(photo(50, 80), made)
+    with pytest.raises(ValueError, match="wanted the stack's own"):
+        pipe.estimate_depth(photo(), made, (10, 20))
+    with pytest.raises(ValueError, match="restore is False"):
+        pipe.generate_stack(photo(), (10,), restore=False, for_depth=True)
 
 
 def test_depth_uses_the_stack_and_works_without_one(pipe):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import add_lens_options, add_talk_options, available_device, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, logger, quiet_libraries, say, sentence, write_json
+from .talk import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_WRONG_INPUT,
+    garbage_kept,
+    logger,
+    quiet_libraries,
+    say,
+    sentence,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..jobs import Job, JobResult
@@ -163,6 +174,7 @@ def _add_command(
 def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
     """Check everything that needs no model: what is to be done, and why not for some of the photos."""
     from ..hub import resolve_model
+    from ..imaging import MAX_PIXELS
     from ..jobs import folder_names, photo_paths
 
     source = resolve_model(arguments.model)
@@ -176,12 +188,15 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
         raise InputError("--side, --photo-f-number and --fill belong to --method sweep, wanted it with them.")
     if arguments.stack and len(paths) != 1:
         raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
-    jobs, refused, taken = [], {}, {}
+    jobs, refused, taken, kept_px = [], {}, {}, 0
     for path, name in zip(paths, folder_names(paths), strict=True):
         try:
             if taken.setdefault(name.casefold(), path) is not path:
                 raise InputError(f"photo {str(path)!r} would share the result folder {name!r} with another one.")
-            jobs.append(_plan_photo(arguments, path, name))
+            job = _plan_photo(arguments, path, name)
+            kept_px += job.photo.image.width * job.photo.image.height
+            # A photo is decoded once; of a long list, all pixels together would not fit into memory.
+            jobs.append(job if kept_px <= MAX_PIXELS else dataclasses.replace(job, photo=None))
         except Exception as error:  # noqa: BLE001 - whatever one photo meets, the others still run
             text = sentence(error)
             if not isinstance(error, InputError):
@@ -236,15 +251,18 @@ def _work(arguments: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = [{"photo": path, "error": error} for path, error in refused.items()]
     is_heard = True
     needs_model = any(job.components for job in jobs)
-    with quiet_libraries(arguments.verbose, show_progress) if needs_model else nullcontext():
+    with ExitStack() as surroundings:
         pipeline, timings_s, weights = None, {}, {}
         if needs_model:
             started = time.perf_counter()
-            pipeline = _load(arguments, jobs)
-            timings_s = {"load_model": round(time.perf_counter() - started, 3)}
+            with garbage_kept(surroundings):
+                surroundings.enter_context(quiet_libraries(arguments.verbose, show_progress))
+                pipeline = _load(arguments, jobs)
+            timings_s = {"load_model": time.perf_counter() - started}
             pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
             weights = weights_record(arguments.model, arguments.revision, jobs[0].makes_stack)
         for index, job in enumerate(jobs, 1):
+            jobs[index - 1] = dataclasses.replace(job, photo=None)  # its pixels go when its turn is over
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
             try:
