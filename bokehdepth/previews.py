@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import viewing
+from . import io, viewing
 from .depth_files import load_depth_npz
 from .imaging import Photo
 from .results import DEPTH_NAMES
@@ -46,7 +46,7 @@ def write_frames(folder: Path, pictures: Sequence[Image.Image]) -> list[str]:
 
 
 def write_depth_view(
-    folder: Path, depth: DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
+    folder: Path, depth: io.DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
 ) -> tuple[str, str]:
     """Write a depth map for the screen.
 

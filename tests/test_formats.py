@@ -242,15 +242,15 @@ def test_pages_are_not_counted(tmp_path, tags):
         for tag, value in sorted((entries | {273: 8 + count * size}).items()):
             content += struct.pack("<HHII", tag, 4, 1, value)
         content += struct.pack("<I", 8 + (number + 1) * size if number < count - 1 else 0)
-    path = written(tmp_path / "a.tif", bytes(content) + bytes(600 * 64))
+    path = written(tmp_path / "a.tif", bytes(content) + bytes(500 * 64))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     if tags:
         with pytest.raises(InputError, match="only reduced pictures"):
             open_photo(path)
     else:
         assert open_photo(path).notes[0] == "the first of several pages was taken"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 

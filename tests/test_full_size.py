@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
-from bokehdepth import imaging, io
+from bokehdepth import depth_files, imaging, io
 from bokehdepth import processing_bokehdepth as processing
 from bokehdepth.benchmarks.memory import peak_bytes
 from bokehdepth.errors import InputError
@@ -145,7 +145,7 @@ def test_files_are_written_with_little_effort_and_lose_nothing(tmp_path):
     Image.fromarray(photo).save(best, "PNG")
     assert (tmp_path / "bokeh_k10.png").stat().st_size < 1.15 * len(best.getvalue())
     npz = io.save_depth_npz(tmp_path / "depth.npz", depth_m, focal_length_px=500, bokeh_strengths=(10,))
-    assert np.array_equal(io.load_depth_npz(npz).depth_m, depth_m)
+    assert np.array_equal(depth_files.load_depth_npz(npz).depth_m, depth_m)
     with zipfile.ZipFile(npz) as packed:
         assert {entry.compress_type for entry in packed.infolist()} == {zipfile.ZIP_STORED}
 
