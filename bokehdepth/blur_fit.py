@@ -31,6 +31,8 @@ _DARK = 1e-4  # light that keeps ratios finite
 _VIGNETTING_LEAVES = 0.75  # of the deviations, at most, where it is believed
 _ROUNDING_NOISE = 1 / 255 / math.sqrt(12)
 _EXPLAINED, _UNEXPLAINED = 0.1, 0.3  # shares of the largest misfit at which it begins to count and rules a radius out
+_SEEN_BLUR = 0.03  # share of the largest misfit, from which blur speaks on the labels
+_IN_PROPORTION, _OUT_OF_PROPORTION = 0.1, 0.25  # contradictions from which labels are doubted, and not believed
 _TOLERANCE_SHARE, _TOLERANCE_PX = 0.1, 0.5
 
 
@@ -257,12 +259,16 @@ class OffsetFit:
         misfit: float32 (G, H, W), what the best offset leaves unexplained beyond the noise, as a share of the largest
             misfit that counts; at most 1.
         at_end: bool (G, H, W), where the best offset is the largest one tried.
+        contradiction: float64 (G,), share in [0, 1] of the blur in the frames of a group, each taken by itself, that
+            no offset common to them explains: labels that are out of proportion, whatever the scene. 0 for one frame
+            alone and where no blur is seen.
     """
 
     offset_dpt: np.ndarray
     std_dpt: np.ndarray
     misfit: np.ndarray
     at_end: np.ndarray
+    contradiction: np.ndarray
 
 
 def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dpt: float) -> OffsetFit:
@@ -286,7 +292,8 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
     margin_px = _CELL_PX // 2 + bracket.window_px // 2 + 1
     padded = np.pad(bracket.light, ((0, 0), (pad_px, pad_px), (pad_px, pad_px)), mode="edge")
     kinds = (np.float32, np.float32, np.float32, bool)
-    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in kinds))
+    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in kinds), np.zeros(len(groups)))
+    blur = np.zeros((len(groups), 2))  # what frames explain by themselves, and what of it they do not together
     for core in _tiles(height, width):
         region = tuple(_widened(part, margin_px, size) for part, size in zip(core, (height, width), strict=True))
         source = padded[
@@ -304,16 +311,41 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
             offsets = radii_px[:count] / slopes.max()
             costs = np.empty((count, *blurred.shape[2:]), dtype=np.float32)
             from_noise = np.empty(count)
+            alone = np.full((len(group), *blurred.shape[2:]), np.inf, dtype=np.float32)
             for step, offset in enumerate(offsets):
-                costs[step], from_noise[step] = _cost(bracket, group, region, offset, radii_px, blurred, energies)
-            parts = _minimum(costs[(slice(None), *inner)], offsets, from_noise, len(group), bracket)
+                each, from_noise[step] = _costs(bracket, group, region, offset, radii_px, blurred, energies)
+                costs[step] = each.sum(axis=0)
+                np.minimum(alone, each, out=alone)
+            costs = costs[(slice(None), *inner)]
+            if len(group) > 1:
+                blur[number] += _contradiction(costs, alone[(slice(None), *inner)].sum(axis=0), len(group), bracket)
+            parts = _minimum(costs, offsets, from_noise, len(group), bracket)
             wholes = result.offset_dpt, result.std_dpt, result.misfit, result.at_end
             for whole, part in zip(wholes, parts, strict=True):
                 whole[(number, *core)] = part
+    np.divide(blur[:, 1], blur[:, 0], out=result.contradiction, where=blur[:, 0] > 0)
     return result
 
 
-def _cost(
+def _contradiction(costs: np.ndarray, alone: np.ndarray, frame_count: int, bracket: Bracket) -> tuple[float, float]:
+    """Sum what the frames' own best offsets take away of the misfit of no blur, and what a common offset leaves of it.
+
+    Args:
+        costs: (M, H, W), misfit of all frames at each step, no blur first.
+        alone: (H, W), the least misfit of each frame at a step of its own, added up.
+        frame_count: number of frames.
+        bracket: the frames.
+
+    Returns:
+        Both sums, over pixels whose blur stands out from the noise.
+    """
+    explained = costs[0] - alone
+    seen = explained > frame_count * max(bracket.noise**2, _SEEN_BLUR * _largest_misfit(bracket))
+    left = np.minimum(costs.min(axis=0) - alone, explained)
+    return float(explained[seen].sum(dtype=np.float64)), float(left[seen].sum(dtype=np.float64))
+
+
+def _costs(
     bracket: Bracket,
     group: Sequence[int],
     region: tuple[slice, slice],
@@ -322,15 +354,15 @@ def _cost(
     blurred: np.ndarray,
     energies: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-    """Windowed misfit of a group of frames at one offset, (H, W): squared display values without those of noise.
+    """Windowed misfit of each frame of a group at one offset, (F, H, W): squared display values, less those of noise.
 
-    The second result is how much of it the noise of the blurred sharp frame was expected to be.
+    The second result is how much of their sum the noise of the blurred sharp frame was expected to be.
     """
-    total = np.zeros(blurred.shape[2:], dtype=np.float32)
+    each = np.empty((len(group), *blurred.shape[2:]), dtype=np.float32)
     from_noise = 0.0
     variance = bracket.noise**2
     bound = _largest_misfit(bracket)
-    for index in group:
+    for number, index in enumerate(group):
         radius_px = max(float(bracket.slopes_px[index]) * offset_dpt, _SHARP_RADIUS_PX)
         place = float(np.interp(radius_px, radii_px, np.arange(radii_px.size)))
         low = min(int(place), radii_px.size - 2)
@@ -344,8 +376,9 @@ def _cost(
         energy = energies[low] * (1 - share) + energies[low + 1] * share
         cells -= np.float32(3 * variance * (1 + energy))
         from_noise += 3 * variance * float(energy)
-        total += cells / (1 + np.maximum(cells, 0) / np.float32(bound))
-    return ndimage.uniform_filter(total, bracket.window_px, mode="nearest"), from_noise
+        cells /= 1 + np.maximum(cells, 0) / np.float32(bound)
+        each[number] = ndimage.uniform_filter(cells, bracket.window_px, mode="nearest")
+    return each, from_noise
 
 
 def _largest_misfit(bracket: Bracket) -> float:
@@ -399,6 +432,18 @@ def radius_tolerance_px(radius_px: np.ndarray) -> np.ndarray:
         Pixels, of the same shape.
     """
     return np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
+
+
+def label_confidence(contradiction: float) -> float:
+    """How far the labels of a bracket are to be believed, by how well one offset explains the blur of all frames.
+
+    Args:
+        contradiction: as in `OffsetFit`.
+
+    Returns:
+        A factor in [0, 1] for the confidence of all pixels: depth scales with the labels where blur is seen, too.
+    """
+    return float(np.clip((_OUT_OF_PROPORTION - contradiction) / (_OUT_OF_PROPORTION - _IN_PROPORTION), 0, 1))
 
 
 def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, misfit: np.ndarray, at_end: np.ndarray) -> np.ndarray:

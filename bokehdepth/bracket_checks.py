@@ -39,6 +39,7 @@ _EXPOSURE_STOPS = 0.7
 _LONG_SIDE_PX, _SHORT_SIDE_PX = 384, 64  # at which the pictures are compared
 _LARGEST_RADIUS_PX = 18.0
 _SEEN_RADIUS_PX = 1.5  # blur that is measured well enough to be held against a label
+_OFF_PX, _OFF_SHARE = 0.55, 0.35  # by which a radius is more or less than the labels say
 _LEAST_SHARE = 0.01  # of the pixels, to say anything
 _MOST = 0.5  # share of the pixels that speak, from which they decide
 _FINE_PX, _COARSE_PX = 4.0, 24.0  # the details by which a scene is recognised, whatever the blur
@@ -167,7 +168,7 @@ def check_strengths(
         lens_strengths: (F,) K of each by its f-number and a lens and focus that are known, else None.
 
     Returns:
-        Sentences on frames whose K is in proportion, but not that of the lens.
+        A sentence on the first frame whose K is not that of the lens; by the proportion, it stands for all.
 
     Raises:
         InputError: two frames are out of proportion.
@@ -180,12 +181,13 @@ def check_strengths(
                 f"{other.name!r} with K = {other_k:.4g} and EXIF f/{other.f_number:.3g}, wanted K in proportion to "
                 "1 / f-number, in the order of the frames."
             )
-    return [
-        f"frame {frame.name!r} is labelled K = {k:.4g}, but its EXIF f/{frame.f_number:.3g} gives {lens_k:.3g} with "
-        "this lens and focus"
-        for frame, k, lens_k in zip(frames, bokeh_strengths, lens_strengths, strict=True)
-        if lens_k and k > 0 and abs(math.log(k / lens_k)) > math.log(_LENS_STRENGTH_FACTOR)
-    ]
+    for frame, k, lens_k in zip(frames, bokeh_strengths, lens_strengths, strict=True):
+        if lens_k and k > 0 and abs(math.log(k / lens_k)) > math.log(_LENS_STRENGTH_FACTOR):
+            return [
+                f"frame {frame.name!r} is labelled K = {k:.4g}, but its EXIF f/{frame.f_number:.3g} gives {lens_k:.3g} "
+                "with this lens and focus, and depth follows the label"
+            ]
+    return []
 
 
 def check_settings(photo: Exposure, frames: Sequence[Exposure]) -> list[str]:
@@ -391,11 +393,13 @@ def _growth_notes(
                 "labels, in the order of the frames"
             )
             continue
-        off_px, most_px = np.abs(small - growth * large), np.maximum(small, growth * large)
-        if np.mean(off_px > np.maximum(0.8, 0.35 * most_px)) > _MOST:
-            measured = float(np.median(large / np.maximum(small, 0.5)))
+        wider = large >= np.median(large)
+        measured, radius_px = float(np.median(small[wider] / large[wider])), float(np.median(large[wider]))
+        off = abs(measured - growth)
+        if off * radius_px > _OFF_PX and off > _OFF_SHARE * max(measured, growth):
+            times = 1 / max(measured, 0.5 / radius_px)
             odd.append(
-                f"frame {told[1]} is blurred {measured:.2g} times as much as the frame {told[0]}, where their labels "
+                f"frame {told[1]} is blurred {times:.2g} times as much as the frame {told[0]}, where their labels "
                 f"say {1 / growth:.2g}: a label may be wrong"
             )
     return inverted, odd
