@@ -19,6 +19,9 @@ from .optics import REFERENCE_WIDTH_PX, check_number
 from .rendering.disk import disk_kernel
 from .rendering.scatter import GAMMA
 
+LARGEST_SHIFT_PX = 3.0
+"""Shift between frames that is undone, along rows or columns; beyond it a camera moved, and parallax with it."""
+
 _WINDOW_PX = 9  # at 512 px width; wider pictures get a window that covers the same part of the scene
 _CELL_PX = 5  # first averaging, small enough to lie on one side of an edge; then far-off cells are bounded
 _MISFIT = 0.02  # display value from which a misfit no longer counts in full: occlusion, highlights, motion
@@ -29,6 +32,8 @@ _TILE_PX = 512
 _CHANCE = 2.0  # standard deviations by which the least of many costs stands out without any texture
 _DARK = 1e-4  # light that keeps ratios finite
 _VIGNETTING_LEAVES = 0.75  # of the deviations, at most, where it is believed
+_PATCH_PX, _PATCH_MARGIN_PX, _LOW_PASS_PX = 256, 3, 2.0  # of the comparison of places
+_SHIFT_LEAVES = 0.95  # of the differences, at most, where it is believed
 _ROUNDING_NOISE = 1 / 255 / math.sqrt(12)
 _EXPLAINED, _UNEXPLAINED = 0.1, 0.3  # shares of the largest misfit at which it begins to count and rules a radius out
 _SEEN_BLUR = 0.03  # share of the largest misfit, from which blur speaks on the labels
@@ -42,11 +47,12 @@ class Bracket:
 
     Attributes:
         light: float32 (3, H, W), linear light of the sharp frame.
-        frames: float32 (F, 3, H, W), display values, brought to the sharp frame's exposure.
+        frames: float32 (F, 3, H, W), display values, brought to the sharp frame's exposure and place.
         slopes_px: (F,) pixels of blur radius per dioptre that the sharp frame lacks, ``sqrt(K^2 - K0^2)`` scaled.
         full_slopes_px: (F,) pixels of blur radius per dioptre in the frame, K scaled to the picture's width.
         noise: standard deviation of the noise in display values.
         gains: (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+        shifts_px: (F, 2), pixels down and to the right by which each frame lay beside the sharp one.
         window_px: side of the window.
     """
 
@@ -56,6 +62,7 @@ class Bracket:
     full_slopes_px: np.ndarray
     noise: float
     gains: np.ndarray
+    shifts_px: np.ndarray
     window_px: int
 
 
@@ -107,7 +114,7 @@ def make_bracket(
     sharp_bokeh_strength: float,
     window_px: int | None,
 ) -> Bracket:
-    """Check the frames and bring them to one exposure.
+    """Check the frames and bring them to one exposure and place.
 
     Args:
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
@@ -142,13 +149,16 @@ def make_bracket(
     noise = max(min(map(_noise, (reference, *others))), _ROUNDING_NOISE)
     light = reference**GAMMA
     matched, gains = zip(*(_match_exposure(light, other) for other in others), strict=True)
+    shifts_px = [_shift_px(reference, other) for other in matched]
+    placed = [_placed(other, shift_px) for other, shift_px in zip(matched, shifts_px, strict=True)]
     return Bracket(
         light=light,
-        frames=np.stack(matched),
+        frames=np.stack(placed),
         slopes_px=relative * scale,
         full_slopes_px=np.asarray(bokeh_strengths, dtype=np.float64) * scale,
         noise=noise,
         gains=np.array(gains),
+        shifts_px=np.array(shifts_px),
         window_px=window_px,
     )
 
@@ -202,6 +212,59 @@ def _match_exposure(light: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, t
     field = radial(*np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")) @ fit
     matched = frame * np.exp(-field / GAMMA).astype(np.float32)
     return matched, (float(np.exp(fit[0])), float(np.exp(fit.sum())))
+
+
+def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Pixels down and to the right by which a frame lies beside the sharp one, (2,): a mirror slaps, a tripod gives.
+
+    Differences of low-passed patches all over the picture are explained by their slopes with least absolute
+    deviations. Blur is even, a shift is odd, so blur hardly counts; a shift is believed only where it takes away a
+    good part of the differences.
+    """
+    _, height, width = reference.shape
+    rows, columns = min(height // 3, _PATCH_PX), min(width // 3, _PATCH_PX)
+    patches = [
+        np.s_[:, top : top + rows, left : left + columns]
+        for top in np.linspace(0, height - rows, 3).astype(int)
+        for left in np.linspace(0, width - columns, 3).astype(int)
+    ]
+    inner = np.s_[_PATCH_MARGIN_PX:-_PATCH_MARGIN_PX, _PATCH_MARGIN_PX:-_PATCH_MARGIN_PX]
+    pairs = [
+        tuple(ndimage.gaussian_filter(picture[patch].mean(axis=0), _LOW_PASS_PX) for picture in (reference, frame))
+        for patch in patches
+    ]
+
+    def differences(shift_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        errors, slopes = [], []
+        for sharp, other in pairs:
+            moved = ndimage.shift(other, -shift_px, order=1, mode="nearest")
+            errors.append((moved - sharp)[inner].ravel())
+            slopes.append([slope[inner].ravel() for slope in np.gradient((moved + sharp) / 2)])
+        return np.concatenate(errors), np.concatenate(slopes, axis=1)
+
+    shift_px = np.zeros(2)
+    first, slopes = differences(shift_px)
+    error = first
+    for _ in range(4):
+        size = np.abs(error)
+        weighted = slopes / (size + float(size.mean()) + 1e-6)
+        system = weighted @ slopes.T
+        shift_px = shift_px - np.linalg.solve(system + 1e-6 * np.trace(system) * np.eye(2), weighted @ error)
+        if np.abs(shift_px).max() > LARGEST_SHIFT_PX:
+            return np.zeros(2)
+        error, slopes = differences(shift_px)
+    return shift_px if np.abs(error).mean() < _SHIFT_LEAVES * np.abs(first).mean() else np.zeros(2)
+
+
+def _placed(frame: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
+    """Move a frame (3, H, W) back over the sharp one, by Lanczos' kernel of three lobes along rows and columns."""
+    for axis, shift in enumerate(shift_px, 1):
+        if shift:
+            reach = math.ceil(LARGEST_SHIFT_PX) + 3
+            places = np.arange(-reach, reach + 1) - shift
+            weights = np.where(np.abs(places) < 3, np.sinc(places) * np.sinc(places / 3), 0)
+            frame = ndimage.correlate1d(frame, weights / weights.sum(), axis=axis, mode="nearest")
+    return frame
 
 
 def _ladder(top_px: float) -> np.ndarray:

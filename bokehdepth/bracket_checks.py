@@ -20,7 +20,7 @@ import PIL.Image
 import scipy.fft
 from scipy import ndimage
 
-from .blur_fit import fit_confidence, fit_offsets, make_bracket, relative_strengths
+from .blur_fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
 from .camera import read_camera
 from .errors import InputError
 from .imaging import Photo
@@ -184,8 +184,8 @@ def check_strengths(
     for frame, k, lens_k in zip(frames, bokeh_strengths, lens_strengths, strict=True):
         if lens_k and k > 0 and abs(math.log(k / lens_k)) > math.log(_LENS_STRENGTH_FACTOR):
             return [
-                f"frame {frame.name!r} is labelled K = {k:.4g}, but its EXIF f/{frame.f_number:.3g} gives {lens_k:.3g} "
-                "with this lens and focus, and depth follows the label"
+                f"frame {frame.name!r} is labelled K = {k:.4g}, but its EXIF f/{frame.f_number:.3g} gives "
+                f"{lens_k:.3g} with this lens and focus, and depth follows the label"
             ]
     return []
 
@@ -330,7 +330,7 @@ def _scene_notes(photo: Exposure, frame: Exposure) -> list[str]:
             "frames of one scene from one place."
         )
     shift = math.hypot(row - reach[0], column - reach[1])
-    if shift > _SHIFT_PX:
+    if shift > _SHIFT_PX and shift * photo.reduction > LARGEST_SHIFT_PX:
         return [
             f"frame {frame.name!r} is shifted by about {shift * photo.reduction:.0f} px against the photo: the camera "
             "moved, and depth suffers"

@@ -15,7 +15,7 @@ Blur is the same on both sides of the focus (Eq. 33): 1.2 m and 6 m look alike t
 depth, from a network, say, tells the sides apart where it is good enough; where nothing does, the confidence is low.
 
 What this cannot do: see blur below half a pixel, find an offset where there is no texture, or follow a camera that
-moved between the frames. No torch import.
+moved between the frames, beyond a shift of the picture by three pixels. No torch import.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class SweepDepth:
         rough_depth_scale: factor by which the rough depth fits the measured offsets best; None without one.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+        shifts_px: float (F, 2), pixels down and to the right by which each frame lay beside the sharp one and was
+            moved back.
         contradiction: share in [0, 1] of the blur in the frames that no offset common to them explains, as when a K is
             another frame's. From 0.1 on it lowers the confidence of all pixels, to 0 at 0.25.
     """
@@ -125,6 +127,7 @@ class SweepDepth:
     rough_depth_scale: float | None
     noise: float
     gains: np.ndarray
+    shifts_px: np.ndarray
     contradiction: float
 
     def summary(self) -> dict[str, object]:
@@ -132,8 +135,8 @@ class SweepDepth:
 
         Returns:
             ``method``, ``estimator``, ``side``, ``side_told_by``, ``rough_depth_scale``, ``noise``, ``gains``,
-            ``contradiction``, ``low_confidence``, and the shares ``low_confidence_share``, ``filled_share``,
-            ``beyond_share``, ``invalid_share``, ``front_share``, ``side_unknown_share``.
+            ``shifts_px``, ``contradiction``, ``low_confidence``, and the shares ``low_confidence_share``,
+            ``filled_share``, ``beyond_share``, ``invalid_share``, ``front_share``, ``side_unknown_share``.
         """
         return {
             "method": "sweep",
@@ -143,6 +146,7 @@ class SweepDepth:
             "rough_depth_scale": self.rough_depth_scale,
             "noise": self.noise,
             "gains": self.gains.tolist(),
+            "shifts_px": self.shifts_px.tolist(),
             "contradiction": self.contradiction,
             "low_confidence": LOW_CONFIDENCE,
             "low_confidence_share": float((self.confidence < LOW_CONFIDENCE).mean()),
@@ -166,8 +170,9 @@ def measure_blur_radii(
     """Measure the blur radius of each frame at each pixel by fitting the disk of Eq. 19, frame by frame (Eq. 27).
 
     The sharp frame is blurred in linear light by a ladder of disks and compared with the frame in display values,
-    whose noise is about the same everywhere. Differences of exposure and vignetting are taken out first, the squares
-    that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the minimum.
+    whose noise is about the same everywhere. Differences of exposure, vignetting and place are taken out first, the
+    squares that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the
+    minimum.
 
     The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
     tenth of it or half a pixel, whichever is more, and less where no radius explains the frame: near 0 in flat areas,
@@ -328,6 +333,7 @@ def depth_from_sweep(
         rough_depth_scale=scale,
         noise=bracket.noise,
         gains=bracket.gains,
+        shifts_px=bracket.shifts_px,
         contradiction=contradiction,
     )
 
