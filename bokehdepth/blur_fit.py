@@ -248,8 +248,8 @@ def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
     for _ in range(4):
         size = np.abs(error)
         weighted = slopes / (size + float(size.mean()) + 1e-6)
-        system = weighted @ slopes.T
-        shift_px = shift_px - np.linalg.solve(system + 1e-6 * np.trace(system) * np.eye(2), weighted @ error)
+        # Where there is nothing to see along a direction, the least shift is taken.
+        shift_px = shift_px - np.linalg.lstsq(weighted @ slopes.T, weighted @ error, rcond=1e-4)[0]
         if np.abs(shift_px).max() > LARGEST_SHIFT_PX:
             return np.zeros(2)
         error, slopes = differences(shift_px)
