@@ -190,18 +190,19 @@ def check_strengths(
     return []
 
 
-def check_settings(photo: Exposure, frames: Sequence[Exposure]) -> list[str]:
+def check_settings(photo: Exposure, frames: Sequence[Exposure], *, depends_on_blur: bool) -> list[str]:
     """Hold the EXIF of the frames against the photo's: one camera, focal length and focus, and about one exposure.
 
     Args:
         photo: the sharp photo.
         frames: the wider frames; what one of the two does not tell is not compared.
+        depends_on_blur: as in ``check_pictures``.
 
     Returns:
-        Sentences on what is odd: another lens name, another exposure.
+        Sentences on what is odd: another lens name, another exposure, an aperture that is not wider than the photo's.
 
     Raises:
-        InputError: the focal length, the focus or the camera differ, or a frame's EXIF tells no wider aperture.
+        InputError: the focal length, the focus or the camera differ, or an aperture is not wider (``depends_on_blur``).
     """
     notes = []
     for frame in frames:
@@ -219,8 +220,12 @@ def check_settings(photo: Exposure, frames: Sequence[Exposure]) -> list[str]:
         if "camera" in told and len({name.casefold() for name in told["camera"]}) > 1:
             raise _contradiction(frame, photo, "the camera {!r}", told["camera"], "one for all")
         if "f_number" in told and told["f_number"][0] >= told["f_number"][1]:
-            raise _contradiction(
-                frame, photo, "f/{:.3g}", told["f_number"], "the photo to be the sharpest frame of the bracket"
+            wanted = "the photo to be the sharpest frame of the bracket"
+            if depends_on_blur:
+                raise _contradiction(frame, photo, "f/{:.3g}", told["f_number"], wanted)
+            here, there = told["f_number"]
+            notes.append(
+                f"frame {frame.name!r} is at f/{here:.3g} by its EXIF, the photo at f/{there:.3g}, wanted {wanted}"
             )
         if "lens" in told and len({name.casefold() for name in told["lens"]}) > 1:
             notes.append(

@@ -384,7 +384,7 @@ def _check_bracket(
         check_labels(frames, f_numbers)
     if photo_f_number is not None:
         check_labels([own], [photo_f_number], "photo")
-    notes = check_settings(own, frames)
+    notes = check_settings(own, frames, depends_on_blur=sweep is not None)
     if f_numbers is None:
         is_known = "assumed" not in {
             value.source for value in (camera.focal_length_mm, camera.sensor_width_mm, camera.focus_distance_m)
@@ -394,7 +394,7 @@ def _check_bracket(
     own_strength = 0.0
     if sweep is not None:
         own_strength = sweep.photo_bokeh_strength
-    elif f_numbers is not None and own.f_number is not None:
+    elif f_numbers is not None and own.f_number is not None and own.f_number > max(f_numbers):
         own_strength = camera.bokeh_strength(own.f_number)
     labels = (
         [f"K = {strength:.3g}" for strength in strengths] if f_numbers is None else [f"f/{n:g}" for n in f_numbers]

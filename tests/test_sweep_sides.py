@@ -164,7 +164,7 @@ def test_labels_of_one_frame_and_of_flat_pictures_contradict_nothing(texture):
     flat = np.full((128, 128, 3), 0.5, dtype=np.float32)
     pictures = [taken(flat, 0.01, seed) for seed in range(4)]
     found = depth_from_sweep(pictures[0], pictures[1:], STRENGTHS, 1.8, side="behind")
-    assert found.contradiction < 0.05 and found.confidence.max() < LOW_CONFIDENCE
+    assert found.contradiction < 0.05 and np.mean(found.confidence >= LOW_CONFIDENCE) < 0.1
 
 
 def test_frames_of_another_scene_are_not_confident(texture):
