@@ -202,7 +202,7 @@ def check_settings(photo: Exposure, frames: Sequence[Exposure], *, depends_on_bl
         Sentences on what is odd: another lens name, another exposure, an aperture that is not wider than the photo's.
 
     Raises:
-        InputError: the focal length, the focus or the camera differ, or an aperture is not wider (``depends_on_blur``).
+        InputError: the focal length, the focus or the camera differ, or an aperture is no wider (``depends_on_blur``).
     """
     notes = []
     for frame in frames:
