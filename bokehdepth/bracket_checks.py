@@ -138,13 +138,12 @@ def _text(photo: Photo, tag: int) -> str | None:
     return (" ".join(raw.replace("\0", " ").split()) or None) if isinstance(raw, str) else None
 
 
-def check_labels(frames: Sequence[Exposure], f_numbers: Sequence[float], kind: str = "frame") -> None:
+def check_labels(frames: Sequence[Exposure], f_numbers: Sequence[float]) -> None:
     """Hold f-numbers that a caller gives against those that the frames' EXIF tells.
 
     Args:
         frames: (F,) the frames; those without an f-number pass.
         f_numbers: (F,) the label of each.
-        kind: what the sentence calls them.
 
     Raises:
         InputError: they differ by more than rounding.
@@ -152,7 +151,7 @@ def check_labels(frames: Sequence[Exposure], f_numbers: Sequence[float], kind: s
     for frame, label in zip(frames, f_numbers, strict=True):
         if frame.f_number is not None and abs(math.log(label / frame.f_number)) > _F_NUMBER_TOLERANCE:
             raise InputError(
-                f"stack has the {kind} {frame.name!r} labelled f/{label:g}, but its EXIF says f/{frame.f_number:.3g}, "
+                f"stack has the frame {frame.name!r} labelled f/{label:g}, but its EXIF says f/{frame.f_number:.3g}, "
                 "wanted the f-number that each picture was taken with, in their order."
             )
 

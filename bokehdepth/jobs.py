@@ -6,6 +6,7 @@ The command line makes a ``Job`` of each photo with ``plan_job`` and hands it to
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -264,7 +265,8 @@ def plan_job(
         sweep = _plan_sweep(camera, strengths, sweep_side, photo_f_number, f_numbers is not None, fill_low_confidence)
     warnings = ()
     if paths:
-        warnings = _check_bracket(photo, camera, exposures, strengths, f_numbers, photo_f_number, sweep)
+        is_saved = bokeh_strengths is None and f_numbers is None  # the files tell their K
+        warnings = _check_bracket(photo, camera, exposures, strengths, f_numbers, photo_f_number, sweep, is_saved)
     names = result_names(
         strengths if makes_stack else (), depth=makes_depth, confidence=sweep is not None, record_name=record_name
     )
@@ -375,6 +377,7 @@ def _check_bracket(
     f_numbers: Sequence[float] | None,
     photo_f_number: float | None,
     sweep: Sweep | None,
+    is_saved: bool,
 ) -> tuple[str, ...]:
     """Hold the caller's frames against their labels, the photo and each other; half sentences on what is odd."""
     from .bracket_checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
@@ -382,9 +385,13 @@ def _check_bracket(
     own = read_exposure(photo, photo.path.name)
     if f_numbers is not None:
         check_labels(frames, f_numbers)
+    notes = []
     if photo_f_number is not None:
-        check_labels([own], [photo_f_number], "photo")
-    notes = check_settings(own, frames, depends_on_blur=sweep is not None)
+        # A correction of the photo's EXIF, as of its lens, is the caller's to make.
+        if own.f_number is not None and not math.isclose(own.f_number, photo_f_number, rel_tol=0.06):
+            notes.append(f"photo {own.name!r} counts as f/{photo_f_number:g}, but its EXIF says f/{own.f_number:.3g}")
+        own = dataclasses.replace(own, f_number=photo_f_number)
+    notes += check_settings(own, frames, depends_on_blur=sweep is not None)
     if f_numbers is None:
         is_known = "assumed" not in {
             value.source for value in (camera.focal_length_mm, camera.sensor_width_mm, camera.focus_distance_m)
@@ -399,6 +406,8 @@ def _check_bracket(
     labels = (
         [f"K = {strength:.3g}" for strength in strengths] if f_numbers is None else [f"f/{n:g}" for n in f_numbers]
     )
+    if is_saved and sweep is None:  # how well a network blurred is not for this to say
+        return tuple(notes)
     notes += check_pictures(own, frames, strengths, own_strength, labels=labels, depends_on_blur=sweep is not None)
     return tuple(notes)
 

@@ -150,7 +150,6 @@ def test_strengths_and_filling(bracket, tmp_path):
         (["--f-numbers", "4", "4", "2"], "wanted each value once"),
         (["--f-numbers", "4", "nan", "2"], "f_numbers of the stack must be finite"),
         (["--f-numbers", "1.8", "2.8", "5.6"], "'f1.8.jpg' labelled f/5.6, but its EXIF says f/1.8"),
-        (["--photo-f-number", "22"], "the photo 'f11.jpg' labelled f/22, but its EXIF says f/11"),
     ],
 )
 def test_wrong_options_are_refused(bracket, tmp_path, capsys, options, words):
