@@ -217,7 +217,7 @@ def _match_exposure(light: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, t
 def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Pixels down and to the right by which a frame lies beside the sharp one, (2,): a mirror slaps, a tripod gives.
 
-    Differences of low-passed patches all over the picture are explained by their slopes with least absolute
+    Differences of band-passed patches all over the picture are explained by their slopes with least absolute
     deviations. Blur is even, a shift is odd, so blur hardly counts; a shift is believed only where it takes away a
     good part of the differences.
     """
@@ -229,10 +229,7 @@ def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
         for left in np.linspace(0, width - columns, 3).astype(int)
     ]
     inner = np.s_[_PATCH_MARGIN_PX:-_PATCH_MARGIN_PX, _PATCH_MARGIN_PX:-_PATCH_MARGIN_PX]
-    pairs = [
-        tuple(ndimage.gaussian_filter(picture[patch].mean(axis=0), _LOW_PASS_PX) for picture in (reference, frame))
-        for patch in patches
-    ]
+    pairs = [tuple(_details(picture[patch].mean(axis=0)) for picture in (reference, frame)) for patch in patches]
 
     def differences(shift_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         errors, slopes = [], []
@@ -245,7 +242,7 @@ def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
     shift_px = np.zeros(2)
     first, slopes = differences(shift_px)
     error = first
-    for _ in range(4):
+    for _ in range(12):
         size = np.abs(error)
         weighted = slopes / (size + float(size.mean()) + 1e-6)
         # Where there is nothing to see along a direction, the least shift is taken.
@@ -254,6 +251,11 @@ def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
             return np.zeros(2)
         error, slopes = differences(shift_px)
     return shift_px if np.abs(error).mean() < _SHIFT_LEAVES * np.abs(first).mean() else np.zeros(2)
+
+
+def _details(grey: np.ndarray) -> np.ndarray:
+    """What noise and slow gradients leave: a gradient that is a little brighter looks like one that has moved."""
+    return ndimage.gaussian_filter(grey, _LOW_PASS_PX) - ndimage.gaussian_filter(grey, 6 * _LOW_PASS_PX)
 
 
 def _placed(frame: np.ndarray, shift_px: np.ndarray) -> np.ndarray:

@@ -133,7 +133,7 @@ def test_a_camera_that_moved_by_a_little_does_not_count(texture, shift_px):
         for seed, frame in enumerate(stack_of(texture, 0.5))
     ]
     found = depth_from_sweep(taken(texture, 0.003, 9), frames, STRENGTHS, 1.5, side="behind")
-    assert np.abs(found.shifts_px - shift_px).max() < 0.2
+    assert np.abs(found.shifts_px - shift_px).max() < 0.25
     assert np.median(np.abs(found.disparity_offset_dpt - 0.5)[INNER]) < 0.02
     assert np.mean(found.confidence[INNER] >= LOW_CONFIDENCE) > 0.7
     still = depth_from_sweep(texture, stack_of(texture, 0.5), STRENGTHS, 1.5, side="behind")
