@@ -258,6 +258,8 @@ def _handlers(
         if bracket:
             changed = serving.changed_lens(opened, lens)
             _, job = serving.plan_bracket(photo, folder, bracket, method, None, **changed)
+            for sentence in job.warnings:
+                gr.Warning(html.escape(f"{sentence[0].upper()}{sentence[1:]}.", quote=False))
             images = [serving.open_upload(str(path)).image for path in job.frame_paths]
             captions = [f"f/{n:g}" for n in job.f_numbers or ()] or [f"strength {k:.3g}" for k in job.bokeh_strengths]
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8

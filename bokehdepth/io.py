@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from bokehdepth import __version__
 from bokehdepth.errors import InputError
+from bokehdepth.imaging import open_photo
 from bokehdepth.staging import in_parallel, staged, write_file
 
 BOKEH_STRENGTH_UNIT = "px radius per dioptre of disparity at 512 px width"
@@ -391,35 +392,45 @@ def _strength_of(path: Path, image: Image.Image) -> float | None:
     return strength
 
 
-def load_stack(paths: Sequence[Path | str]) -> tuple[list[Image.Image], list[float] | None]:
-    """Read the frames of a stack, turned upright by their EXIF orientation.
+def frame_strengths(paths: Sequence[Path | str]) -> list[float] | None:
+    """Read K of the frames of a stack from the files themselves, in whatever picture format they are.
 
     Args:
-        paths: F picture files (PNG, JPEG, ...) of equal size: a saved stack, or an aperture bracket of one's own.
+        paths: F picture files, as ``imaging.open_photo`` takes them.
 
     Returns:
-        F RGB pictures in the order given, and their K, from the text chunk ``bokeh_strength`` or else from a name like
-        ``bokeh_k7.5.png``; None if no file says.
+        (F,) K from the text chunk ``bokeh_strength``, else from a name like ``bokeh_k7.5.png``; None if no file says.
 
     Raises:
-        InputError: If a file cannot be read, has transparency or another mode that is not a plain picture, if the
-            sizes differ, or if only some of the files say their K.
+        InputError: If a file cannot be read, or if only some of the files say their K.
     """
     if isinstance(paths, str | Path) or len(paths) == 0:
         raise InputError(f"paths is {paths!r}, wanted a list of at least one file")
-    frames, strengths = [], []
-    for path in map(Path, paths):
-        image = _open_image(path)
-        if image.mode not in ("RGB", "L", "P") or "transparency" in image.info:
-            raise InputError(f"paths has {str(path)!r} of mode {image.mode}, wanted opaque 8-bit RGB or grey")
-        strengths.append(_strength_of(path, image))
-        frames.append(ImageOps.exif_transpose(image).convert("RGB"))
-        if frames[-1].size != frames[0].size:
-            raise InputError(f"paths has {str(path)!r} of size {frames[-1].size}, wanted {frames[0].size} for all")
+    strengths = [_strength_of(path, _open_image(path)) for path in map(Path, paths)]
     unknown = [str(path) for path, strength in zip(paths, strengths, strict=True) if strength is None]
     if unknown and len(unknown) < len(strengths):
         raise InputError(f"paths has {unknown[0]!r}, which has no bokeh strength as others have, wanted all or none")
-    return frames, None if unknown else [strength for strength in strengths if strength is not None]
+    return None if unknown else [strength for strength in strengths if strength is not None]
+
+
+def load_stack(paths: Sequence[Path | str]) -> tuple[list[Image.Image], list[float] | None]:
+    """Read the frames of a stack as any photo is read.
+
+    Args:
+        paths: F picture files of equal size: a saved stack, or an aperture bracket of one's own.
+
+    Returns:
+        F RGB pictures in the order given, upright and in sRGB, and their K as ``frame_strengths`` tells it.
+
+    Raises:
+        InputError: If a file cannot be read, if the sizes differ, or if only some of the files say their K.
+    """
+    strengths = frame_strengths(paths)
+    frames = [open_photo(path).image for path in paths]
+    for path, frame in zip(paths, frames, strict=True):
+        if frame.size != frames[0].size:
+            raise InputError(f"paths has {str(path)!r} of size {frame.size}, wanted {frames[0].size} for all")
+    return frames, strengths
 
 
 def to_json_value(value: Any, place: str = "value") -> Any:

@@ -6,6 +6,7 @@ The command line makes a ``Job`` of each photo with ``plan_job`` and hands it to
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import unicodedata
@@ -22,13 +23,14 @@ from .camera import Camera, read_camera
 from .errors import InputError
 from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
-from .io import load_stack
+from .io import frame_strengths
 from .optics import check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
     import PIL.Image
 
+    from .bracket_checks import Exposure
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput
 
@@ -86,6 +88,7 @@ class Job:
         sweep: how depth is read off the frames' blur; None where a model estimates it.
         photo: the photo as it was opened to be checked; None where its pixels were given up, to be read again.
         decode_s: seconds that took.
+        warnings: half sentences on what is odd about the caller's frames; each names the frame.
     """
 
     photo_path: Path
@@ -101,6 +104,7 @@ class Job:
     sweep: Sweep | None = None
     photo: Photo | None = dataclasses.field(default=None, compare=False, repr=False)
     decode_s: float = dataclasses.field(default=0.0, compare=False, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -124,7 +128,7 @@ class JobResult:
         files: paths written: frames, depth, record.
         timings_s: step to seconds.
         depth_range_m: least and greatest depth in metres; None without depth.
-        depth_details: what the record says under ``depth``; None where it says nothing.
+        depth_details: what the record says under ``depth``: of a sweep, and warnings; None where it says nothing.
     """
 
     job: Job
@@ -248,7 +252,8 @@ def plan_job(
         The job, with K ascending.
 
     Raises:
-        InputError: the photo or a frame cannot be read, sizes or numbers do not fit, or ``folder`` cannot be used.
+        InputError: the photo or a frame cannot be read, sizes or numbers do not fit, frames contradict each other or
+            their labels (``bracket_checks``), or ``folder`` cannot be used.
     """
     if bokeh_strengths is not None and f_numbers is not None:
         raise InputError("bokeh_strengths and f_numbers were both given, wanted one of them.")
@@ -280,8 +285,11 @@ def plan_job(
         focus_distance_m=focus_distance_m,
     )
     paths = tuple(map(Path, frame_paths))
+    exposures: tuple[Exposure, ...] = ()
     if paths:
-        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers, is_bounded)
+        strengths, f_numbers, paths, exposures = _plan_frames(
+            photo, camera, paths, bokeh_strengths, f_numbers, is_bounded
+        )
     elif f_numbers is not None:
         name = f"f_numbers for photo {photo.path.name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
@@ -291,6 +299,10 @@ def plan_job(
     sweep = None
     if sweep_side is not None:
         sweep = _plan_sweep(camera, strengths, sweep_side, photo_f_number, f_numbers is not None, fill_low_confidence)
+    warnings = ()
+    if paths:
+        is_saved = bokeh_strengths is None and f_numbers is None  # the files tell their K
+        warnings = _check_bracket(photo, camera, exposures, strengths, f_numbers, photo_f_number, sweep, is_saved)
     names = result_names(
         strengths if makes_stack else (), depth=makes_depth, confidence=sweep is not None, record_name=record_name
     )
@@ -309,6 +321,7 @@ def plan_job(
         sweep=sweep,
         photo=photo,
         decode_s=decode_s,
+        warnings=warnings,
     )
 
 
@@ -351,15 +364,15 @@ def _plan_frames(
     bokeh_strengths: Sequence[float] | None,
     f_numbers: Sequence[float] | None,
     is_bounded: bool,
-) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...]]:
-    """Check the caller's frames; K ascending, f-numbers if K came from them, and paths, all in one order."""
+) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...], tuple[Exposure, ...]]:
+    """Read the caller's frames; K ascending, f-numbers if K came from them, paths and facts, all in one order."""
     for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
         if values is not None and len(values) != len(paths):
             raise InputError(f"{name} has {len(values)} values for {len(paths)} frames, wanted one for each.")
-    exif_f_numbers = [_check_frame(path, photo) for path in paths]
+    exposures = [_read_frame(path, photo) for path in paths]
     if bokeh_strengths is None and f_numbers is None:
-        bokeh_strengths = load_stack(paths)[1]
-        f_numbers = exif_f_numbers if bokeh_strengths is None else None
+        bokeh_strengths = frame_strengths(paths)
+        f_numbers = [frame.f_number for frame in exposures] if bokeh_strengths is None else None
     if f_numbers is not None:
         if None in f_numbers:
             raise InputError(
@@ -373,22 +386,68 @@ def _plan_frames(
             ordered = tuple(sorted((check_number(f_number, name) for f_number in f_numbers), reverse=True))
             strengths = tuple(map(camera.bokeh_strength, ordered))
             _check_strengths(strengths, is_bounded)
-        return strengths, ordered, tuple(paths[f_numbers.index(f_number)] for f_number in ordered)
-    by_strength = dict(zip(_check_strengths(bokeh_strengths, is_bounded), paths, strict=True))
-    strengths = tuple(sorted(by_strength))
-    return strengths, None, tuple(by_strength[strength] for strength in strengths)
+        places = [f_numbers.index(f_number) for f_number in ordered]
+    else:
+        values, ordered = _check_strengths(bokeh_strengths, is_bounded), None
+        places = sorted(range(len(values)), key=values.__getitem__)
+        strengths = tuple(values[place] for place in places)
+    return strengths, ordered, tuple(paths[place] for place in places), tuple(exposures[place] for place in places)
 
 
-def _check_frame(path: Path, photo: Photo) -> float | None:
-    """Check one frame of the caller's; returns the f-number that its EXIF tells."""
+def _read_frame(path: Path, photo: Photo) -> Exposure:
+    """Read one frame of the caller's as any photo is read."""
+    from .bracket_checks import read_exposure
+
     frame = open_photo(path)
     if frame.image.size != photo.image.size:
         raise InputError(
             f"stack has the frame {path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted the "
             f"photo's {photo.image.width} x {photo.image.height}."
         )
-    f_number = read_camera(frame).f_number
-    return None if f_number.source == "assumed" else f_number.value
+    return read_exposure(frame, path.name)
+
+
+def _check_bracket(
+    photo: Photo,
+    camera: Camera,
+    frames: Sequence[Exposure],
+    strengths: Sequence[float],
+    f_numbers: Sequence[float] | None,
+    photo_f_number: float | None,
+    sweep: Sweep | None,
+    is_saved: bool,
+) -> tuple[str, ...]:
+    """Hold the caller's frames against their labels, the photo and each other; half sentences on what is odd."""
+    from .bracket_checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
+
+    own = read_exposure(photo, photo.path.name)
+    if f_numbers is not None:
+        check_labels(frames, f_numbers)
+    notes = []
+    if photo_f_number is not None:
+        # A correction of the photo's EXIF, as of its lens, is the caller's to make.
+        if own.f_number is not None and not math.isclose(own.f_number, photo_f_number, rel_tol=0.06):
+            notes.append(f"photo {own.name!r} counts as f/{photo_f_number:g}, but its EXIF says f/{own.f_number:.3g}")
+        own = dataclasses.replace(own, f_number=photo_f_number)
+    notes += check_settings(own, frames, depends_on_blur=sweep is not None)
+    if f_numbers is None:
+        is_known = "assumed" not in {
+            value.source for value in (camera.focal_length_mm, camera.sensor_width_mm, camera.focus_distance_m)
+        }
+        by_lens = [camera.bokeh_strength(frame.f_number) if is_known and frame.f_number else None for frame in frames]
+        notes += check_strengths(frames, strengths, by_lens)
+    own_strength = 0.0
+    if sweep is not None:
+        own_strength = sweep.photo_bokeh_strength
+    elif f_numbers is not None and own.f_number is not None and own.f_number > max(f_numbers):
+        own_strength = camera.bokeh_strength(own.f_number)
+    labels = (
+        [f"K = {strength:.3g}" for strength in strengths] if f_numbers is None else [f"f/{n:g}" for n in f_numbers]
+    )
+    if is_saved and sweep is None:  # how well a network blurred is not for this to say
+        return tuple(notes)
+    notes += check_pictures(own, frames, strengths, own_strength, labels=labels, depends_on_blur=sweep is not None)
+    return tuple(notes)
 
 
 def run_job(
@@ -453,6 +512,8 @@ def run_job(
         depth_m = output.depth_m
         focal_px = predicted_focal_px(output, job.camera.known_intrinsics)
         _add(timings, output.timings_s)
+    if job.warnings:
+        details = (details or {}) | {"warnings": list(job.warnings)}
     files = write_results(
         job.folder,
         photo=photo,

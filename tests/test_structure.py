@@ -40,7 +40,7 @@ LEVELS = [
     {"pipeline_bokehdepth"},
     {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
     {"ahead_of_time", "memory_plan"},
-    {"released", "sweep"},
+    {"bracket_checks", "released", "sweep"},
     {"audit", "hub"},
     {"jobs", "publishing"},
     {"serving"},

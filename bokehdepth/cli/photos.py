@@ -247,6 +247,8 @@ def _work(arguments: argparse.Namespace) -> int:
     for job in jobs:
         if job.assumptions:
             logger.warning("photo %r: %s", job.photo_path.name, " ".join(job.assumptions))
+        for warning in job.warnings:
+            logger.warning("photo %r: %s.", job.photo_path.name, warning)
     show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
     results: list[dict[str, Any]] = [{"photo": path, "error": error} for path, error in refused.items()]
     is_heard = True
@@ -280,7 +282,7 @@ def _work(arguments: argparse.Namespace) -> int:
                 results.append({"photo": job.photo_path, "error": sentence(error)})
                 continue
             results.append(_entry(done))
-            if done.depth_details:
+            if job.sweep is not None:
                 low, none = (done.depth_details[name] for name in ("low_confidence_share", "invalid_share"))
                 logger.info(
                     "photo %r: %.0f %% of the pixels have low confidence, %.0f %% no depth.",
