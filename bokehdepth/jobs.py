@@ -18,7 +18,7 @@ from .camera import Camera, read_camera
 from .errors import InputError
 from .imaging import Photo, open_photo
 from .io import load_stack
-from .optics import check_bokeh_strength, check_number
+from .optics import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput
-
-DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
-"""K of the frames where none is asked for."""
 
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()

@@ -34,8 +34,8 @@ MAX_STEPS = 50
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
 METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
+DEFAULT_STRENGTHS = optics.DEFAULT_BOKEH_STRENGTHS
 STRENGTHS = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
-DEFAULT_STRENGTHS = (10.0, 20.0, 30.0)
 F_STOPS = [*THIRD_STOPS]
 """What the page's aperture slider runs over."""
 

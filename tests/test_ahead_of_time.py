@@ -70,7 +70,7 @@ def blocks(pipe, number):
 @pytest.mark.parametrize("kind", ["full", "fixed"])
 def test_frames_are_the_eager_ones_at_any_size_and_number(packages, kind, monkeypatch):
     pipe, folder = make(kind), packages(kind)
-    calls = [{}, {"strengths": (20,)}, {"processing_area_px": 96 * 96}, {"bokeh_scale": 0.3}, {"shared_steps": 1}]
+    calls = [{}, {"strengths": (20,)}, {"max_area": 96 * 96}, {"bokeh_scale": 0.3}]
     wanted = [frames(pipe, **call) for call in calls]
     load_compiled_blocks(pipe, folder)
     eager = []
