@@ -379,16 +379,21 @@ class HubLoading:
         with self._base_alone():
             super().enable_model_cpu_offload(*args, **kwargs)
 
+    def _residents(self) -> list[str]:
+        """Components that read weights of their layers themselves, which no hook would bring."""
+        return ["bokeh_adapter", *(["depth_estimator"] if hasattr(self.depth_estimator, "infer") else [])]
+
     def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, with the adapter folded first, which stays on the device."""
+        """As in diffusers, with the adapter folded first, which stays on the device, as some depth models do."""
+        self._exclude_from_cpu_offload = self._residents()
         with self._base_alone():
             super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def enable_group_offload(self, *args: Any, exclude_modules: Any = None, **kwargs: Any) -> None:
-        """As in diffusers, with the adapter folded first, which stays on the device."""
+        """As in diffusers, with the adapter folded first, which stays on the device, as some depth models do."""
         excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or ())
         with self._base_alone():
-            super().enable_group_offload(*args, exclude_modules=[*excluded, "bokeh_adapter"], **kwargs)
+            super().enable_group_offload(*args, exclude_modules=[*excluded, *self._residents()], **kwargs)
 
     # ------------------------------------------------------------------ folders
 

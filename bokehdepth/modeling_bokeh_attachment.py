@@ -85,15 +85,19 @@ class MergedLinear:
     def was_overwritten(self) -> bool:
         """Whether other weights stand in the layer than were merged there; of another precision it is not known."""
         weight = self.linear.weight
+        waiting = getattr(getattr(self.linear, "_hf_hook", None), "weights_map", None)
+        if weight.is_meta and waiting is not None:  # offloaded by accelerate
+            weight = waiting["weight"]
         if weight.is_meta or weight.dtype != self.weight.dtype:
             return False
         return not torch.equal(sample_of([weight]), self.merged)
 
     def is_outdated(self) -> bool:
         """Whether the change was trained on, or the layer's precision is another one, since the merge."""
-        weight = self.linear.weight
+        weight, up = self.linear.weight, self.change.up.weight
         recast = weight.dtype != self.weight.dtype and weight.dtype.itemsize > 1
-        return recast or not torch.equal(sample_of(part.weight for part in self._parts()), self.source)
+        stored = up.dtype.itemsize == 1  # in fewer bits than it was merged from
+        return recast or not (stored or torch.equal(sample_of(part.weight for part in self._parts()), self.source))
 
     def _parts(self) -> tuple[nn.Module, nn.Module]:
         return self.change.up, self.change.down
@@ -123,6 +127,7 @@ class BokehAttachment:
         self.displaced: list[Any] = [attention.processor for attention in self.places.values()]
         self.merges: list[MergedLinear] = []
         self.sealed: str | None = None
+        self.lent = False
         for processor in self.processors:
             processor.merged = False
         self.handles = [
@@ -165,13 +170,18 @@ class BokehAttachment:
                     f"`{name}.processor` must be diffusers' own before the bokeh adapter comes in, got "
                     f"{type(processor).__name__}."
                 )
+        self.lent = False
         for index, attention in enumerate(self.places.values()):
             if attention.processor is not self.processors[index]:
                 self.displaced[index] = attention.processor
                 attention.set_processor(self.processors[index])
 
     def lend(self) -> None:
-        """Puts back the processors that stood there before, and keeps everything else."""
+        """Puts back the processors that stood there before, and keeps everything else.
+
+        Until `put` the transformer's state has the weights as they lie, since offloading reads them from it.
+        """
+        self.lent = True
         for attention, own, before in zip(self.places.values(), self.processors, self.displaced, strict=True):
             if attention.processor is own:
                 attention.set_processor(before)
@@ -267,7 +277,7 @@ def _show_base(
     attachment: BokehAttachment, transformer: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any
 ) -> None:
     """After `state_dict`: the base's own weights in place of merged ones, and none of the adapter's."""
-    for merge in attachment.merges:
+    for merge in () if attachment.lent else attachment.merges:
         for kind, own in (("weight", merge.weight), ("bias", merge.bias)):
             key = f"{prefix}{merge.place}.{kind}"
             if attachment.sealed is None and key in state:

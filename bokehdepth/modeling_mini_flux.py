@@ -76,8 +76,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
                 f"patch_px is {patch_px} with {latent_channels} latent_channels and {len(block_out_channels)} "
                 "block_out_channels; wanted 2 ** (blocks - 1) pixels and 3 * patch_px ** 2 channels."
             )
-        # ModelMixin reads dtype and device from a tensor.
-        self.register_buffer("anchor", torch.zeros(()))
+        # ModelMixin reads dtype and device from a tensor, and offloading hooks from a parameter.
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """(B, 3, H, W) in [-1, 1] to latents (B, 3 * p^2, H/p, W/p)."""

@@ -351,7 +351,8 @@ class ReleasedPipeline(BokehDepthPipeline):
         unknown = sorted(
             name
             for name, value in arguments.items()
-            if name != "generator" and not (value is None or value is usual[name].default)
+            if name != "generator" and value is not None
+            if torch.is_tensor(value) or value != usual[name].default
         )
         if unknown:
             raise ValueError(f"{unknown[0]} is given with the preset {self.preset!r}, which has no use for it.")

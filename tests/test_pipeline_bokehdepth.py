@@ -185,7 +185,7 @@ REFUSED = {
     "tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be of .*latents.*got 'noise'"),
     "latents": (
         {"latents": torch.zeros(1, 3, 16)},
-        r"packed noise \(B, N, C\) = \(1, \d+, 16\) .*got shape \(1, 3, 16\)",
+        r"\(B, N, C\) = \(1, \d+, 16\) .*got shape \(1, 3, 16\)",
     ),
     "sigmas": ({"sigmas": [1.0], "num_inference_steps": 2}, "`sigmas` must be one or more, without"),
     "prompt rows": (

@@ -138,6 +138,18 @@ def pipeline(**changes) -> BokehDepthPipeline:
     return pipe
 
 
+def lora(seed: int = 6, layers=("attn.to_q", "attn.to_v")) -> dict[str, torch.Tensor]:
+    """A LoRA for `transformer`, as files hold it."""
+    source, width, state = torch.Generator().manual_seed(seed), HEADS * HEAD_DIM, {}
+    for group in ("transformer_blocks", "single_transformer_blocks"):
+        for index in range(2):
+            for layer in layers:
+                name = f"transformer.{group}.{index}.{layer}"
+                state[f"{name}.lora_A.weight"] = torch.randn(2, width, generator=source)
+                state[f"{name}.lora_B.weight"] = 0.3 * torch.randn(width, 2, generator=source)
+    return state
+
+
 def kontext(seed: int = 4, **parts) -> FluxKontextPipeline:
     """A FLUX.1-Kontext with text encoders, which read printable ASCII a character at a time."""
     characters = [chr(code) for code in range(33, 127)]
