@@ -257,7 +257,7 @@ class BokehDepthPipeline(HubLoading, InputChecks, StackSampling, FluxKontextPipe
 
         # 2. Condition: the prompt, noise, and K of every frame that is not the photo itself
         blurred = [k for k in strengths if k > 0]
-        new = [i for i, p in enumerate(photos) if p not in memories]
+        new = [i for i, p in enumerate(photos) if not isinstance(p, PhotoMemory)]
         if new:
             prompted = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, *self._place(), max_sequence_length)
             if blurred and len(prompted[0]) not in (1, len(blurred)):

@@ -246,12 +246,10 @@ def test_base_goes_to_the_pipelines_device(tmp_path):
 
 def run_on_the_cpu(pipe):
     """For accelerate "cpu:0", as diffusers names the CPU, is another device, to which it copies weights."""
-    for part in pipe.components.values():
-        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
-            for hook in (
-                (module._hf_hook, *getattr(module._hf_hook, "hooks", ())) if hasattr(module, "_hf_hook") else ()
-            ):
-                hook.execution_device = torch.device("cpu")
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for module in (module for part in parts for module in part.modules() if hasattr(module, "_hf_hook")):
+        for hook in (module._hf_hook, *getattr(module._hf_hook, "hooks", ())):
+            hook.execution_device = torch.device("cpu")
 
 
 def offload_model(pipe):
