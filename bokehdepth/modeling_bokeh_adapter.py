@@ -504,7 +504,7 @@ class BokehAdapter(ModelMixin, ConfigMixin):
                 found.remove()  # of an adapter that is gone, or of the transformer that this one is a copy of
                 found = None
             fresh = found is None
-            found = BokehAttachment(self, transformer, self._attention_names(transformer)) if fresh else found
+            found = BokehAttachment(self, transformer) if fresh else found
             try:
                 found.put()
             except ValueError:
@@ -532,15 +532,6 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         finally:
             if attachment is not None:
                 attachment.put()
-
-    def _attention_names(self, transformer: nn.Module) -> dict[int, str]:
-        doubles = len(transformer.transformer_blocks)
-        return {
-            index: f"transformer_blocks.{index}.attn"
-            if index < doubles
-            else f"single_transformer_blocks.{index - doubles}.attn"
-            for index in map(int, self.blocks)
-        }
 
     # ------------------------------------------------------------------ folding
 

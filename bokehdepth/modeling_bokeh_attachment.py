@@ -114,16 +114,20 @@ class BokehAttachment:
     Args:
         adapter: a `BokehAdapter`.
         transformer: that it goes into.
-        names: index of a block -> name of its attention.
     """
 
     # Classes of this name may come from the package and from a Hub repository, so nobody asks for the class.
     is_bokeh_attachment = True
 
-    def __init__(self, adapter: nn.Module, transformer: nn.Module, names: dict[int, str]) -> None:
+    def __init__(self, adapter: nn.Module, transformer: nn.Module) -> None:
         self.owner = weakref.ref(adapter)
-        self.places = {name: transformer.get_submodule(name) for name in names.values()}
-        self.processors = [adapter.blocks[str(index)] for index in names]
+        doubles = len(transformer.transformer_blocks)
+        names = [
+            f"transformer_blocks.{i}.attn" if i < doubles else f"single_transformer_blocks.{i - doubles}.attn"
+            for i in map(int, adapter.blocks)
+        ]
+        self.places = {name: transformer.get_submodule(name) for name in names}
+        self.processors = list(adapter.blocks.values())
         self.displaced: list[Any] = [attention.processor for attention in self.places.values()]
         self.merges: list[MergedLinear] = []
         self.sealed: str | None = None

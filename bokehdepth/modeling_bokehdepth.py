@@ -355,8 +355,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Whether the blocks also see explicit sharpness measures of the pixels.
     space_attention_scale (`float`, *optional*):
         Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
-    stack_scale (`float`, *optional*, defaults to 1.0):
-        Side at which stack frames are encoded over the reference's; below 1 faster, and an approximation.
+    stack_scale (`float`, *optional*, defaults to 1.0): side of stack frames over the reference's, an approximation.
     """
 
     model_type = "bokehdepth_depth_anything"

@@ -58,7 +58,7 @@ class PhotoMemory:
         steps: denoising steps.
         sigmas: noise levels of the steps, or None for the usual ones.
         guidance_scale: distilled guidance.
-        weights: what the pipeline's `_weights` said when it was made.
+        weights: what the pipeline's `_weights` said when it was made; empty within one call.
         reference: weight of LoRAs -> what `encode_reference` gives; empty unless the adapter makes it a constant of
             the photo, and until the first stack.
     """
@@ -75,7 +75,7 @@ class PhotoMemory:
     steps: int
     sigmas: tuple[float, ...] | None
     guidance_scale: float
-    weights: tuple[Any, ...]
+    weights: tuple[Any, ...] = ()
     reference: dict[float, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -236,6 +236,7 @@ class StackSampling:
         prompted = self._prompt(prompt, prompt_embeds, pooled_prompt_embeds, *self._place(), max_sequence_length)
         settings = self._settings(num_inference_steps, sigmas, guidance_scale)
         (memory,) = self._remember(photos, noise, *prompted, max_area, *settings)
+        memory.weights = self._weights()
         self.maybe_free_model_hooks()
         return memory
 
@@ -288,7 +289,6 @@ class StackSampling:
         working = [resize(photo, h, w) for photo in pixels]  # (1, 3, h, w)
         image = fn.pad(torch.cat(working), (0, 0, 0, padded - h), mode="replicate")
         tokens, ids = self._encode(image, *self._place())
-        weights = self._weights()
         return [
             PhotoMemory(
                 image=photo,
@@ -303,7 +303,6 @@ class StackSampling:
                 steps=steps,
                 sigmas=sigmas,
                 guidance_scale=guidance_scale,
-                weights=weights,
             )
             for photo, own, small, own_tokens, own_noise in zip(
                 photos, pixels, working, tokens.split(1), noise, strict=True

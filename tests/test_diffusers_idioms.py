@@ -296,6 +296,21 @@ def test_offloaded_embedded_model_gives_the_same_bits(offload):
     assert same(both(pipe), wanted)
 
 
+def test_models_leave_the_device_after_each_call_and_come_back():
+    pipe, wanted = (
+        tiny.pipeline(bokeh_adapter=tiny.adapter(**FIXED)),
+        both(tiny.pipeline(bokeh_adapter=tiny.adapter(**FIXED))),
+    )
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = pipe._all_hooks
+    for _ in range(2):
+        got = both(pipe)  # whose weights have been copied, and some kernels round by their place
+        np.testing.assert_allclose(got.images, wanted.images, atol=1e-4)
+        np.testing.assert_allclose(got.depth_m, wanted.depth_m, rtol=1e-2)
+        assert pipe._all_hooks is not hooks and len(pipe._all_hooks) == 3
+        assert pipe.bokeh_adapter.is_folded and pipe.bokeh_adapter.transformer is pipe.transformer
+
+
 @pytest.mark.parametrize("first", ["fold", "cast"])
 def test_layerwise_casting(first):
     wanted = both(tiny.pipeline()).images

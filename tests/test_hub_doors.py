@@ -81,7 +81,7 @@ def models(home):
     package = shutil.copytree(publishing.PACKAGE, home / "package", ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in (
         ("processing_bokehdepth.py", "array = frames.permute", "array = 1 - frames.permute"),
-        ("pipeline_bokehdepth.py", "m[0].float().cpu() for m", "2 * m[0].float().cpu() for m"),
+        ("pipeline_bokehdepth.py", "return found.predicted_depth", "return 2 * found.predicted_depth"),
     ):
         text = (package / name).read_text()
         assert old in text
