@@ -1,4 +1,4 @@
-"""How `BokehDepthPipeline` comes from a repository and goes into a folder.
+"""How `BokehDepthPipeline` comes from a repository, goes into a folder, and lets its weights be changed and moved.
 
 The file stands alone, since a Hub repository carries it verbatim.
 """
