@@ -199,8 +199,8 @@ def _handlers(
     """What needs the models, for one pipeline that is read and never changed."""
     weights = hub.weights_record(model)
     check = partial(serving.check_run, pipeline)
-    usual_steps = pipeline.config.default_num_inference_steps
-    area_px = pipeline.config.default_processing_area_px
+    usual_steps = pipeline.bokeh_adapter.config.num_inference_steps
+    area_px = pipeline.bokeh_adapter.config.max_area
 
     def stack_duration_s(image: PIL.Image.Image, strengths: Sequence[float], steps: int, *_: Any) -> int:
         return serving.gpu_duration_s(len(strengths), steps, area_px, image.width * image.height)
@@ -378,7 +378,7 @@ def build_demo(
                     bracket = _plain(gr.File(label="Wider frames", file_count="multiple", height=140))
                     method = gr.Radio([*METHODS], value=METHODS[0], label="Depth by", info=page.METHOD_INFO)
                 with gr.Accordion("More", open=False):
-                    usual = pipeline.config.default_num_inference_steps
+                    usual = pipeline.bokeh_adapter.config.num_inference_steps
                     steps = gr.Slider(1, MAX_STEPS, usual, step=1, label="Steps", info=page.STEPS_INFO)
                     seed = gr.Number(0, label="Seed", info=page.SEED_INFO)
                     new_seed = gr.Button("New seed", size="sm")

@@ -24,7 +24,7 @@ from .errors import InputError
 from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
 from .io import frame_strengths
-from .optics import check_bokeh_strength, check_number
+from .optics import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput
 
-DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
-"""K of the frames where none is asked for."""
 
 SweepSide = Literal["auto", "behind", "front"]
 

@@ -345,8 +345,8 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Size of the DSFA blocks.
     dsfa_layerscale_init (`float`, *optional*, defaults to 0.0):
         Starting value of DSFA's LayerScale; at 0 a fresh model equals Depth Anything to the last bit.
-    bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0):
-        Divisor of K inside the network, and the largest K that `forward` accepts.
+    bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0), processing_resolution (`int`):
+        Divisor of K inside the network, the largest K that `forward` accepts, and photos' shorter side at work in px.
     dsfa_focus_bias_slope (`float`, *optional*, defaults to 1.0), dsfa_learn_focus_bias (`bool`, defaults to `True`):
         Slope of the focus attention's bias, and whether it is learned from there on.
     use_space, use_focus, use_film, use_bokeh (`bool`, *optional*, default to `True`):
@@ -355,8 +355,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Whether the blocks also see explicit sharpness measures of the pixels.
     space_attention_scale (`float`, *optional*):
         Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
-    stack_scale (`float`, *optional*, defaults to 1.0):
-        Side at which stack frames are encoded over the reference's; below 1 faster, and an approximation.
+    stack_scale (`float`, *optional*, defaults to 1.0): side of stack frames over the reference's, an approximation.
     """
 
     model_type = "bokehdepth_depth_anything"
@@ -367,6 +366,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
     dsfa_layerscale_init: float | int = 0.0
     bokeh_strength_scale: float | int = 30.0
     bokeh_strength_max: float | int = 30.0
+    processing_resolution: int = 518
     dsfa_focus_bias_slope: float | int = 1.0
     dsfa_learn_focus_bias: bool = True
     use_space: bool = True

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,21 @@ class BokehStackOutput(BaseOutput):
         images: F frames at the photo's size, in the order of `bokeh_strengths`: a list of PIL images, an array
             (F, H, W, 3) or a tensor (F, 3, H, W), the latter two float32 in [0, 1].
         bokeh_strengths: (F,) K of each frame at the 512 px reference width.
-        approximations: what was asked for that changes the frames for speed, such as "shared_steps=4"; mostly empty.
         depth_frames: (1 + F, 3, h, w) float32 in [0, 1] on the CPU, the photo and its frames of K above 0 at the depth
             model's size, reduced from what no output type has rounded; None unless asked for.
+
+    Attributes:
         timings_s: seconds of each part: "to_network_size", "stack", "restore".
     """
 
     images: Frames | list[Frames]
     bokeh_strengths: tuple[float, ...]
-    approximations: tuple[str, ...] = ()
     depth_frames: torch.Tensor | list[torch.Tensor] | None = None
-    timings_s: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Has timings beside the fields, so that the tuple is what was asked for."""
+        super().__post_init__()
+        self.timings_s: dict[str, float] = {}
 
 
 @dataclass
@@ -64,8 +68,11 @@ class BokehDepthOutput(BaseOutput):
             `output_type="pt"`.
         images: the stack's F frames as in `BokehStackOutput`; None where depth was read from the photo alone.
         bokeh_strengths: (F,) K of each frame; empty without a stack.
-        intrinsics: (3, 3) pinhole matrix in pixels that the caller gave or else the depth model predicts, or None.
+        intrinsics: pinhole matrix in pixels, (3, 3) for each photo, that the caller gave or else the depth model
+            predicts, or None.
         confidence: (H, W) of depth models that tell one; larger means a larger expected error.
+
+    Attributes:
         timings_s: seconds of each part: "to_network_size", "depth", "depth_to_photo_size".
     """
 
@@ -74,7 +81,11 @@ class BokehDepthOutput(BaseOutput):
     bokeh_strengths: tuple[float, ...]
     intrinsics: np.ndarray | list[np.ndarray] | None = None
     confidence: np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor] | None = None
-    timings_s: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """As in `BokehStackOutput`."""
+        super().__post_init__()
+        self.timings_s: dict[str, float] = {}
 
 
 @contextmanager
@@ -398,12 +409,17 @@ def restored_stack(
 
 
 def list_photos(image: PhotoInput | Sequence[PhotoInput]) -> tuple[list[PhotoInput], bool]:
-    """The photos of an argument, and whether it was a list; ValueError where it is an empty one."""
-    if isinstance(image, list | tuple):
-        if not image:
-            raise ValueError("image is an empty list; wanted one photo or more.")
-        return list(image), True
-    return [image], False
+    """The photos of an argument, and whether it was a list or a batch (B, H, W, 3) or (B, 3, H, W).
+
+    Raises:
+        ValueError: it is an empty one.
+    """
+    is_batch = not isinstance(image, list | tuple) and getattr(image, "ndim", 3) == 4
+    if not (is_batch or isinstance(image, list | tuple)):
+        return [image], False
+    if len(image) == 0:
+        raise ValueError("image is an empty list; wanted one photo or more.")
+    return [photo[0] if getattr(photo, "ndim", 3) == 4 and len(photo) == 1 else photo for photo in image], True
 
 
 def list_stacks(stack: Any, is_list: bool, photos: int, frames: int) -> list[Sequence[PhotoInput]]:
@@ -417,6 +433,48 @@ def list_stacks(stack: Any, is_list: bool, photos: int, frames: int) -> list[Seq
     return stacks
 
 
+def list_intrinsics(intrinsics: Any, sizes: Sequence[tuple[int, int]], is_list: bool) -> np.ndarray | None:
+    """The pinhole matrix of each photo (B, 3, 3), from one for all photos of one size or from one for each.
+
+    Args:
+        intrinsics: (3, 3), or (B, 3, 3) or a list of matrices for a list of photos: arrays, tensors or numbers.
+        sizes: height and width of each photo.
+        is_list: whether a list of photos was given.
+
+    Raises:
+        ValueError: it is neither, or one matrix is to serve photos of different sizes.
+    """
+    if intrinsics is None:
+        return None
+    try:
+        if isinstance(intrinsics, list | tuple):
+            intrinsics = np.stack([np.asarray(torch.as_tensor(row, dtype=torch.float64).cpu()) for row in intrinsics])
+        matrices = np.asarray(torch.as_tensor(intrinsics, dtype=torch.float64).cpu())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`intrinsics` must be numbers of shape (3, 3) for each photo, got {error}.") from error
+    each = (len(sizes), 3, 3)
+    if matrices.shape != (3, 3) and not (is_list and matrices.shape == each):
+        wanted = f"(3, 3) or {each}" if is_list else "(3, 3)"
+        raise ValueError(f"`intrinsics` must have shape {wanted}, got {matrices.shape}.")
+    if not np.isfinite(matrices).all():
+        raise ValueError("`intrinsics` must be finite numbers, got NaN or infinity.")
+    if matrices.ndim == 2 and len(set(sizes)) > 1:
+        raise ValueError(
+            f"`intrinsics` must be one matrix for each photo of {len(set(sizes))} different sizes, got one for all."
+        )
+    return np.broadcast_to(matrices, each)
+
+
+def list_strengths(bokeh_strengths: Any) -> tuple[float, ...]:
+    """K as floats, of one number or a sequence; ValueError where it is neither."""
+    try:
+        return (float(bokeh_strengths),) if np.ndim(bokeh_strengths) == 0 else tuple(float(k) for k in bokeh_strengths)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"bokeh_strengths is {bokeh_strengths!r}; wanted a number or a sequence of numbers."
+        ) from error
+
+
 def photo_size(photo: PhotoInput, name: str) -> tuple[int, int]:
     """Height and width of a photo in px; ValueError for what is no RGB photo. Whole-numbered values are not copied."""
     if isinstance(photo, PIL.Image.Image):
@@ -428,7 +486,7 @@ def photo_size(photo: PhotoInput, name: str) -> tuple[int, int]:
             raise ValueError(f"{name} is an array of shape {photo.shape}; wanted (H, W, 3).")
         height, width = photo.shape[:2]
     elif isinstance(photo, torch.Tensor):
-        if photo.ndim not in (3, 4) or photo.shape[-3] != 3 or (photo.ndim == 4 and len(photo) != 1):
+        if photo.ndim != 3 or photo.shape[0] != 3:
             raise ValueError(f"{name} is a tensor of shape {tuple(photo.shape)}; wanted (3, H, W).")
         height, width = photo.shape[-2:]
     else:
@@ -437,23 +495,31 @@ def photo_size(photo: PhotoInput, name: str) -> tuple[int, int]:
         raise ValueError(f"{name} has {width}x{height} px; wanted at least {MIN_SIDE_PX} px on each side.")
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(f"{name} has {width}x{height} px; wanted sides of a ratio up to {MAX_ASPECT}:1.")
-    if not (isinstance(photo, PIL.Image.Image) or (isinstance(photo, np.ndarray) and photo.dtype == np.uint8)):
-        values = torch.as_tensor(photo)
-        low, high = (values.min(), values.max()) if values.dtype != torch.bool else (0, 1)
+    if not isinstance(photo, PIL.Image.Image) and photo.dtype not in _WHOLE:
+        real = photo.is_floating_point() if isinstance(photo, torch.Tensor) else photo.dtype.kind == "f"
+        if not real:
+            raise ValueError(f"`{name}` must hold uint8, uint16 or floating-point values, got {photo.dtype}.")
+        low, high = photo.min(), photo.max()
         if not (low >= 0 and high <= 1):  # NaN fails every comparison
-            raise ValueError(f"{name} has values outside [0, 1]; wanted display values in [0, 1] or uint8.")
+            raise ValueError(f"{name} has values outside [0, 1]; wanted display values in [0, 1], uint8 or uint16.")
     return height, width
+
+
+_WHOLE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, torch.uint8: 255, torch.uint16: 65535}
+"""Types of whole numbers, and the one that means 1."""
 
 
 def to_pixels(photo: PhotoInput, name: str) -> torch.Tensor:
     """A photo as float32 (1, 3, H, W) in [0, 1] on the CPU; ValueError for what is no RGB photo."""
     photo_size(photo, name)
     if isinstance(photo, torch.Tensor):
-        return photo.detach().cpu().float().reshape(1, *photo.shape[-3:])
+        values = photo.detach().cpu().float()[None]
+        return values / _WHOLE[photo.dtype] if photo.dtype in _WHOLE else values
     array = np.array(photo) if isinstance(photo, PIL.Image.Image) else photo
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 255
-    return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]
+    values = array.astype(np.float32, order="C")  # a view may run backwards
+    if array.dtype in _WHOLE:
+        values = values / _WHOLE[array.dtype]
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
 
 
 def to_output(frames: torch.Tensor, output_type: str) -> Frames:

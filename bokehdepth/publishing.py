@@ -111,10 +111,10 @@ def _module_file(name: str) -> Path:
     return path
 
 
-def _working_side_px(index: dict[str, Any], config: dict[str, Any]) -> int:
-    """Shorter side at which a depth model works: what its pipeline says, or the middle of the areas that it takes."""
+def _working_side_px(config: dict[str, Any]) -> int:
+    """Shorter side at which a depth model works: what it says, or the middle of the areas that it takes."""
     if not _sizes_itself(config):
-        return index["depth_processing_px"]
+        return config["processing_resolution"]
     # Any side in between keeps photos of every aspect in the range of areas; a photo of 3 : 2 has the one area.
     low, high = config.get("pixels_min"), config.get("pixels_max")
     area = config["area_px"] / 1.5 if low is None else (low * high / config["aspect_max"]) ** 0.5
@@ -170,7 +170,7 @@ def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
         (part / "config.json").unlink()
         _write_json(part / "config.json", _plain_auto_map(config))
         if not (part / "preprocessor_config.json").exists():
-            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
+            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
     adapter = _read_json(folder / "bokeh_adapter" / "config.json") if "bokeh_adapter" in sources else {}
     return _pipeline_facts(index, adapter)
 
@@ -190,7 +190,7 @@ def _build_adapter(model: Path, folder: Path) -> dict[str, Any]:
     (folder / "config.json").unlink()
     source = _module_file("modeling_bokeh_adapter")
     _write_json(folder / "config.json", {**config, "auto_map": {"AutoModel": f"{source.stem}.BokehAdapter"}})
-    shutil.copyfile(source, folder / source.name)
+    (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     return {"max_bokeh_strength": f"{config['max_bokeh_strength']:g}"}
 
 
@@ -208,13 +208,12 @@ def _build_depth(model: Path, folder: Path) -> dict[str, Any]:
     source = _module_file(loader.partition(".")[0])
     (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     if not (folder / "preprocessor_config.json").exists():
-        if not in_pipeline and not _sizes_itself(config):
+        if not _sizes_itself(config) and "processing_resolution" not in config:
             raise InputError(
-                f"model is {str(part)!r} without preprocessor_config.json; wanted it, or the pipeline's folder, which "
-                "says at what size the model works."
+                f"model is {str(part)!r} without preprocessor_config.json; wanted it, or processing_resolution in "
+                "config.json, which says at what size the model works."
             )
-        index = _read_json(model / "model_index.json") if in_pipeline else {}
-        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
+        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
     unit = "metres along the optical axis" if config["depth_estimation_type"] == "metric" else "relative disparity"
     return {"max_bokeh_strength": f"{config['bokeh_strength_max']:g}", "depth_unit": unit}
 

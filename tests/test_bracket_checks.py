@@ -10,8 +10,8 @@ import skimage.data
 from scipy import ndimage
 
 from bokehdepth.camera import read_camera
+from bokehdepth.depth_files import load_depth_npz
 from bokehdepth.errors import InputError
-from bokehdepth.io import load_depth_npz
 from bokehdepth.jobs import plan_job, run_job
 from bokehdepth.optics import blur_radius_px
 from bokehdepth.rendering.disk import disk_blur

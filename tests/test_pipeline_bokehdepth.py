@@ -134,7 +134,7 @@ def test_depth_is_the_models_own_brought_to_the_photos_size(pipe):
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         wanted = pipe.depth_estimator(pixel_values=((pixels - mean) / std)[None]).predicted_depth[0]
-    depth = pipe.estimate_depth(image, output_type="pt", processing_px=56).depth_m
+    depth = pipe.estimate_depth(image, output_type="pt", processing_resolution=56).depth_m
     assert isinstance(depth, torch.Tensor)
     torch.testing.assert_close(depth, wanted)
 
@@ -199,9 +199,20 @@ REFUSED = {
     "K of 31": ({"bokeh_strengths": (10, 31)}, "bokeh_strengths"),
     "no K": ({"bokeh_strengths": ()}, "bokeh_strengths"),
     "descending": ({"bokeh_strengths": (20, 10)}, "ascending"),
-    "a number": ({"bokeh_strengths": 10}, "wanted a sequence"),
+    "a word": ({"bokeh_strengths": "strong"}, "wanted a number or a sequence"),
+    "LoRA's name": ({"joint_attention_kwargs": {"ip_hidden_states": 1}}, "must hold the LoRAs' `scale` alone"),
+    "tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be of .*latents.*got 'noise'"),
+    "latents": (
+        {"latents": torch.zeros(1, 3, 16)},
+        r"\(B, N, C\) = \(1, \d+, 16\) .*got shape \(1, 3, 16\)",
+    ),
+    "sigmas": ({"sigmas": [1.0], "num_inference_steps": 2}, "`sigmas` must be one or more, without"),
+    "prompt rows": (
+        {"prompt_embeds": torch.zeros(2, 5, 32), "pooled_prompt_embeds": torch.zeros(2, 24)},
+        "rows, got 2",
+    ),
     "steps": ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-    "area": ({"processing_area_px": 5}, "processing_area_px is 5"),
+    "area": ({"max_area": 5}, "max_area is 5"),
     "output": ({"output_type": "jpg"}, "output_type is 'jpg'"),
     "prompt": ({"prompt": "a cat"}, "text encoders are None"),
     "half an embedding": ({"prompt_embeds": torch.zeros(1, 5, 32)}, "go together"),
@@ -378,9 +389,6 @@ def test_from_pipe_shares_weights_both_ways(pipe):
         kontext,
         bokeh_adapter=pipe.bokeh_adapter,
         depth_estimator=pipe.depth_estimator,
-        default_num_inference_steps=2,
-        default_processing_area_px=64 * 64,
-        depth_processing_px=56,
     )
     made.set_progress_bar_config(disable=True)
     assert made.transformer is pipe.transformer

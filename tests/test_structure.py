@@ -33,10 +33,11 @@ LEVELS = [
     {"rendering.layered_torch", "examples", "exr", "pointcloud"},
     {"results", "viewing", "depth_files"},
     {"previews", "refocusing"},
-    {"modeling_bokeh_adapter", "modeling_bokehdepth", "modeling_efficientnet_lite", "modeling_unidepth_parts"},
+    {"modeling_bokeh_attachment", "modeling_bokehdepth", "modeling_efficientnet_lite", "modeling_unidepth_parts"},
     {"modeling_bokehdepth_dav2", "modeling_bokehdepth_efficientnet", "modeling_bokehdepth_unidepth"},
-    {"modeling_mini_flux", "processing_bokehdepth"},
+    {"modeling_bokeh_adapter", "modeling_mini_flux", "processing_bokehdepth"},
     {"loading_bokehdepth", "sampling_bokehdepth"},
+    {"inputs_bokehdepth"},
     {"pipeline_bokehdepth"},
     {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
     {"ahead_of_time", "memory_plan"},
@@ -69,10 +70,11 @@ SAME_LEVEL = {
     ("visualization", "io"),
 }
 STANDALONE = {
-    "modeling_bokeh_adapter": set(),
+    "modeling_bokeh_adapter": {"modeling_bokeh_attachment"},
     "modeling_bokehdepth": set(),
     "modeling_efficientnet_lite": set(),
     "modeling_mini_flux": {"modeling_efficientnet_lite"},
+    "modeling_bokeh_attachment": set(),
     "processing_bokehdepth": set(),
     "loading_bokehdepth": set(),
     "modeling_unidepth_parts": set(),
@@ -80,7 +82,13 @@ STANDALONE = {
     "modeling_bokehdepth_efficientnet": {"modeling_bokehdepth", "modeling_efficientnet_lite"},
     "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
     "sampling_bokehdepth": {"processing_bokehdepth"},
-    "pipeline_bokehdepth": {"processing_bokehdepth", "loading_bokehdepth", "sampling_bokehdepth"},
+    "inputs_bokehdepth": {"processing_bokehdepth", "sampling_bokehdepth"},
+    "pipeline_bokehdepth": {
+        "inputs_bokehdepth",
+        "processing_bokehdepth",
+        "loading_bokehdepth",
+        "sampling_bokehdepth",
+    },
 }
 
 

@@ -83,7 +83,7 @@ def convert_shard(pipeline: BokehDepthPipeline, source: Path, target: Path, step
             [float(k) for k in strengths],
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(number),
-            processing_area_px=size_px**2,
+            max_area=size_px**2,
             output_type="np",
         ).images
         rows["bokeh"][number] = np.round(frames * 255).astype(np.uint8)
@@ -280,7 +280,7 @@ def main() -> None:
     state = PartialState(loop.without_accelerator(), timeout=timedelta(hours=arguments.timeout_h))
     pipeline = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
-    steps = arguments.steps or pipeline.config.default_num_inference_steps
+    steps = arguments.steps or pipeline.bokeh_adapter.config.num_inference_steps
     settings = {"model": weights_record(arguments.model)["pipeline"], "steps": steps, "seed": arguments.seed}
     if arguments.manifest is None:
         cfg = config.load(Stage1Config, arguments.config, arguments.set)
@@ -291,9 +291,9 @@ def main() -> None:
         stack_pool(pipeline, cfg, arguments.output, {**settings, "size_px": size}, size, arguments.shards)
         return
     strengths = pipeline.check_bokeh_strengths(arguments.bokeh_strengths)
-    area = arguments.size**2 if arguments.size else pipeline.config.default_processing_area_px
+    area = arguments.size**2 if arguments.size else pipeline.bokeh_adapter.config.max_area
     settings |= {"bokeh_strengths": list(strengths), "area_px": area}
-    options = {"num_inference_steps": steps, "processing_area_px": area}
+    options = {"num_inference_steps": steps, "max_area": area}
     done, failed = stack_manifest(pipeline, arguments.manifest, arguments.output, strengths, settings, **options)
     logger.info("%d rows have stacks, %d failed", done, failed)
 

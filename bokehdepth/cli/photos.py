@@ -101,7 +101,8 @@ def _add_command(
     commands: Any, name: str, handler: Callable[..., int], summary: str, example: str, files: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Add one of the commands that run a model on photos."""
-    from ..jobs import DEFAULT_BOKEH_STRENGTHS, NAMES_RULE
+    from ..jobs import NAMES_RULE
+    from ..optics import DEFAULT_BOKEH_STRENGTHS
 
     written = ", ".join((*files, f"{name}.json (the run record)"))
     parser = commands.add_parser(
@@ -377,5 +378,5 @@ def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipel
     if job.sweep is not None:
         held["side"] = job.sweep.side
     if job.makes_stack and arguments.steps is None:
-        held["steps"] = pipeline.config.default_num_inference_steps
+        held["steps"] = pipeline.bokeh_adapter.config.num_inference_steps
     return {name: value for name, value in vars(arguments).items() if name not in left_out} | held
