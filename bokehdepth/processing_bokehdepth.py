@@ -341,11 +341,6 @@ def _smooth(image: torch.Tensor, radius: int) -> torch.Tensor:
     return fn.avg_pool2d(fn.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
 
 
-def restore_detail(photo: torch.Tensor, reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """`DetailRestorer` for one call: (1, 3, H, W), (1, 3, h, w) and (F, 3, h, w) to (F, 3, H, W)."""
-    return DetailRestorer(PhotoRows(photo), reference)(generated)
-
-
 class FullFrames:
     """Frames of the photo's size in what the caller asked for, filled strip by strip.
 

@@ -150,7 +150,7 @@ def test_arguments_are_written_out_and_named_as_there():
         assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ours.values())
         assert {"sigmas", "latents", "joint_attention_kwargs", "max_area", "callback_on_step_end_tensor_inputs",
                 "guidance_scale", "max_sequence_length"} <= ours.keys() & theirs.keys()  # fmt: skip
-    stack = set(inspect.signature(BokehDepthPipeline.generate_stack).parameters) - {"restore"}
+    stack = set(inspect.signature(BokehDepthPipeline.generate_stack).parameters) - {"restore", "for_depth"}
     assert stack <= inspect.signature(BokehDepthPipeline.__call__).parameters.keys()
 
 

@@ -36,7 +36,7 @@ def restored_whole(photo, reference, generated):
     def enlarged(image, mode):
         return fn.interpolate(image, photo.shape[-2:], mode=mode, antialias=mode == "bicubic", align_corners=False)
 
-    restorer = DetailRestorer(PhotoRows(photo), reference)
+    restorer = DetailRestorer(PhotoRows(photo[0]), reference)
     detail = processing._detail(generated) * restorer.detail
     share = (restorer._surroundings(detail) / restorer.power).clamp(0, 1)
     step = [((share - low) / (high - low)).clamp(0, 1) for low, high in ((0.5, 1.0), (0.75, 0.95))]
@@ -50,7 +50,7 @@ def restored_whole(photo, reference, generated):
 def test_strips_give_what_one_piece_gives(size, small, strip_px, monkeypatch):
     monkeypatch.setattr(processing, "STRIP_PX", strip_px)
     photo = picture(*size)
-    rows = PhotoRows(photo)
+    rows = PhotoRows(photo[0])
     reference = rows.resized(*small)
     torch.testing.assert_close(reference, resize(photo, *small), atol=1e-5, rtol=0)
     generated = frames_of(reference)
@@ -64,7 +64,7 @@ def test_strips_give_what_one_piece_gives(size, small, strip_px, monkeypatch):
 def test_a_reduction_to_the_same_size_changes_nothing():
     photo = picture(50, 40)
     reduction = Reduction(50, 40, 50, 40)
-    for start, strip in PhotoRows(photo).strips():
+    for start, strip in PhotoRows(photo[0]).strips():
         reduction.add(start, strip[None])
     assert torch.equal(reduction.pictures(), photo)
 
@@ -82,7 +82,7 @@ def test_frames_of_every_output_type_are_the_same():
     photo = picture(60, 70)
     reference = resize(photo, 30, 35)
     pil, array, tensor = (
-        restored_stack(DetailRestorer(PhotoRows(photo), reference), frames_of(reference), False, kind)[0]
+        restored_stack(DetailRestorer(PhotoRows(photo[0]), reference), frames_of(reference), False, kind)[0]
         for kind in ("pil", "np", "pt")
     )
     assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())

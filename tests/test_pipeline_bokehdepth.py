@@ -10,7 +10,7 @@ from PIL import Image
 
 import tiny
 from bokehdepth import BokehDepthOutput, BokehDepthPipeline, BokehStackOutput
-from bokehdepth.processing_bokehdepth import restore_detail, working_size
+from bokehdepth.processing_bokehdepth import DetailRestorer, PhotoRows, working_size
 from doors import assert_same_bits, call_local, run_remote_door
 
 
@@ -292,12 +292,13 @@ def test_restoring_keeps_the_photo_where_nothing_changed():
     torch.manual_seed(0)
     full = torch.rand(1, 3, 96, 128)
     small = torch.nn.functional.interpolate(full, (48, 64), mode="bicubic", antialias=True).clamp(0, 1)
-    assert torch.allclose(restore_detail(full, small, small), full, atol=1e-6)
+    restorer = DetailRestorer(PhotoRows(full[0]), small)
+    assert torch.allclose(restorer(small), full, atol=1e-6)
     kernel = torch.ones(3, 1, 9, 9) / 81
     blurred = torch.nn.functional.conv2d(torch.nn.functional.pad(small, (4,) * 4, mode="replicate"), kernel, groups=3)
     half = small.clone()
     half[..., 32:] = blurred[..., 32:]
-    out = restore_detail(full, small, half)
+    out = restorer(half)
     assert torch.allclose(out[..., :40], full[..., :40], atol=1e-6)
     detail = lambda x: (x[..., 1:] - x[..., :-1]).abs().mean()  # noqa: E731
     assert detail(out[..., 96:]) < 0.15 * detail(full[..., 96:])
