@@ -1,18 +1,39 @@
-"""Files that appear whole or not at all: one file, or all files of one photo together.
+"""Files that appear whole or not at all: one file, or all files of one result together.
 
-Everything is written under a temporary name (``.<hex>.part``) on the same file system and renamed when it is complete,
-so a reader never meets half a file. A killed process can leave such a name behind, never a damaged file.
+Everything is written under a temporary name (``.<hex>.part``) on the same file system and put in its place when it is
+complete, so neither a reader nor a killed process ever leaves or meets half a file. A folder is replaced as a whole:
+the new one holds what stays of the old one (as hard links) and the two change places in one step where the system can
+do that; elsewhere the old one stands aside for a moment (``.<hex>.aside.part``), and comes back if the process is
+killed then. Where a folder cannot be replaced (it is a mount point, somebody works in it, or it has folders of others)
+its files are moved in one by one from ``.<hex>.ready.part``, and whoever writes there next moves the rest.
+
+Whoever holds a temporary name locks it, and the system lets go of the lock when that process ends, however it ends. So
+what is not locked belongs to nobody, and the next run removes it.
 """
 
+import contextlib
+import functools
 import os
+import re
 import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from bokehdepth.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked, so nothing that is left is removed
+    fcntl = None
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}(\.aside|\.ready)?\.part")
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+_AT_FDCWD = -100
 
 
 def _make_folder(folder: Path) -> None:
@@ -27,6 +48,109 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise InputError(f"path is {str(path)!r}, which is a folder, wanted the name of a file")
     if path.exists() and not overwrite:
         raise InputError(f"path is {str(path)!r}, which exists, wanted a new name or overwrite=True")
+
+
+# --- temporary names -------------------------------------------------------------------------------------------------
+
+
+def _hold(path: Path, wait: bool = False) -> int | None:
+    """A descriptor that locks a path for as long as it is open; None where another holds it or there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder as far as this user may; one that is not there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def _temporary(home: Path, make: Callable[[Path], object], kind: str = "") -> Iterator[Path]:
+    """A new temporary name in a folder, made and locked; removed at the end where it is still there."""
+    while True:
+        path = home / f".{secrets.token_hex(8)}{kind}.part"
+        make(path)
+        lock = _hold(path, wait=True)
+        if path.exists():  # else another run took it for a dead one's before it was locked
+            break
+    try:
+        yield path
+    finally:
+        _remove(path)
+        if lock is not None:
+            os.close(lock)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Names of all files of a folder, relative to it, temporary ones left out."""
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+        inner = Path(place).relative_to(folder)
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        names += [inner / name for name in (*files, *links) if not _TEMPORARY.fullmatch(name)]
+    return sorted(names)
+
+
+def _recover(path: Path) -> None:
+    """Finish what a dead process had begun under a temporary name, then remove the name."""
+    folder, kind = path.parent, _TEMPORARY.fullmatch(path.name)[1]
+    try:
+        if kind == ".aside":
+            for old in path.iterdir():
+                if not os.path.lexists(folder / old.name):
+                    os.rename(old, folder / old.name)
+        elif kind == ".ready":
+            for name in _files(path):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path / name, folder / name)
+    except OSError:  # it cannot be finished now, and is not lost
+        return
+    _remove(path)
+
+
+def remove_stale(folder: Path | str, *, recursive: bool = False) -> None:
+    """Remove temporary names that dead processes left in a folder, and finish what they had begun to put in place.
+
+    Names of living processes stay. Only names that this module gives are looked at.
+
+    Args:
+        folder: where to look; one that does not exist is fine.
+        recursive: look into its folders too.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, (*folders, *files)):
+            path = Path(place, name)
+            lock = _hold(path)
+            if lock is not None:
+                _recover(path)
+                os.close(lock)
+        folders[:] = [name for name in folders if recursive and not _TEMPORARY.fullmatch(name)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _remove_stale_once(folder: Path) -> None:
+    """Once for each process, since a folder of thousands of files would be read thousands of times."""
+    remove_stale(folder)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
 
 
 def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwrite: bool = False) -> Path:
@@ -47,54 +171,192 @@ def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwri
     path = Path(path)
     _check_target(path, overwrite)
     _make_folder(path.parent)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with part.open("xb") as file:
+    if not _TEMPORARY.fullmatch(path.parent.name):
+        _remove_stale_once(path.parent.absolute())
+    with _temporary(path.parent, lambda part: part.touch(exist_ok=False)) as part:
+        with part.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
-def _publish(staging: Path, folder: Path, overwrite: bool) -> None:
-    """Move all files of ``staging`` into ``folder``; on a failure put back what stood there."""
-    names = sorted(path.relative_to(staging) for path in staging.rglob("*") if not path.is_dir())
-    for name in names:
-        _check_target(folder / name, overwrite)
-    replaced = staging / f".{secrets.token_hex(8)}.replaced"
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def remove_folder(folder: Path | str) -> None:
+    """Remove a folder so that it is there as a whole or not at all, whenever the process is killed.
+
+    Args:
+        folder: to remove.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f".{secrets.token_hex(8)}.part")
+    os.rename(folder, part)
+    _remove(part)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    if os.name != "posix":
+        return False
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    try:
+        if sys.platform == "darwin":
+            return library.renamex_np(*names, _EXCHANGE) == 0
+        return library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0
+    except AttributeError:
+        return False
+
+
+def _move_late_files(old: Path, folder: Path) -> None:
+    """Move what came into a folder while it was being replaced into the new one."""
+    for name in _files(old):
+        if not os.path.lexists(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(old / name, folder / name)
+
+
+def replace_folder(source: Path | str, folder: Path | str, *, keep_others: bool = False) -> None:
+    """Put a folder in the place of another one as a whole, and remove that one.
+
+    Args:
+        source: complete folder, beside ``folder``.
+        folder: folder to replace, or a name that is free.
+        keep_others: whether files of ``folder`` that ``source`` lacks are moved into the new one.
+
+    Raises:
+        OSError: the system does not let it; both are as before then.
+    """
+    source, folder = Path(source), Path(folder)
+    if not folder.exists():
+        os.rename(source, folder)
+        return
+    lock = _hold(folder)  # it becomes a temporary name, and is this process's to remove
+    try:
+        if _exchange(source, folder):
+            if keep_others:
+                _move_late_files(source, folder)
+            _remove(source)
+            return
+        with _temporary(folder.parent, Path.mkdir, ".aside") as aside:
+            old = aside / folder.name
+            try:
+                os.rename(folder, old)
+                os.rename(source, folder)
+            except BaseException:
+                if old.exists() and not folder.exists():
+                    os.rename(old, folder)
+                raise
+            if keep_others:
+                _move_late_files(old, folder)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _carry_over(folder: Path, staging: Path) -> bool:
+    """Link what stays of a folder into the one that is to replace it; False, and no link, where that cannot be."""
+    linked = []
+    try:
+        for place, folders, files in os.walk(folder):
+            inner = Path(place).relative_to(folder)
+            folders[:] = [name for name in folders if Path(place, name) != staging]
+            if any(Path(place, name).is_symlink() or not (staging / inner / name).is_dir() for name in folders):
+                raise OSError("it has folders of others")
+            for name in files:
+                target = staging / inner / name
+                if not os.path.lexists(target):
+                    os.link(Path(place, name), target, follow_symlinks=False)
+                    linked.append(target)
+    except (OSError, NotImplementedError):
+        for target in linked:
+            target.unlink()
+        return False
+    return True
+
+
+def _replace_whole(staging: Path, folder: Path, keep_others: bool) -> bool:
+    """Replace a folder by the one that was made for it; False, and both as before, where it cannot be replaced."""
+    with contextlib.suppress(OSError):
+        if Path.cwd().resolve().is_relative_to(folder):
+            return False  # whoever works there would be left in a folder that is no more
+    beside = folder.with_name(staging.name)
+    carried = not keep_others or _carry_over(folder, staging)
+    if not carried:
+        return False
+    try:
+        os.chmod(staging, stat.S_IMODE(folder.stat().st_mode))
+        if beside != staging:
+            os.rename(staging, beside)
+    except OSError:  # the folder is a file system of its own, or its parent may not be written to
+        return False
+    try:
+        replace_folder(beside, folder, keep_others=keep_others)
+    except OSError:
+        if beside != staging:
+            os.rename(beside, staging)
+        return False
+    return True
+
+
+def _move_in(staging: Path, folder: Path, keep_others: bool) -> None:
+    """Move all files of a folder into another one; on a failure put back what stood there."""
+    names = _files(staging)
+    ready = folder / f"{staging.name.removesuffix('.part')}.ready.part"
+    os.rename(staging, ready)
+    replaced = ready / staging.name
     undo: list[tuple[Path, Path]] = []
     try:
         for index, name in enumerate(names):
-            target = folder / name
+            target, old = folder / name, replaced / str(index)
             _make_folder(target.parent)
-            if target.exists():
+            if os.path.lexists(target):
                 replaced.mkdir(exist_ok=True)
-                os.replace(target, replaced / str(index))
-                undo.append((replaced / str(index), target))
-            os.replace(staging / name, target)
-            undo.append((target, staging / name))
+                try:
+                    os.link(target, old, follow_symlinks=False)
+                except (OSError, NotImplementedError):
+                    os.replace(target, old)
+                undo.append((old, target))
+            os.replace(ready / name, target)
+            undo.append((target, ready / name))
+        for name in () if keep_others else _files(folder):
+            if name not in names:
+                (folder / name).unlink()
     except BaseException:
         for source, destination in reversed(undo):
             os.replace(source, destination)
         raise
+    finally:
+        _remove(ready)
 
 
 @contextmanager
-def staged(folder: Path | str, *, names: Sequence[str] = (), overwrite: bool = False) -> Iterator[Path]:
-    """Collect all files of one photo in a temporary folder and publish them together.
+def staged(
+    folder: Path | str,
+    *,
+    names: Sequence[str] = (),
+    overwrite: bool = False,
+    keep_others: bool = True,
+    at_once: bool = True,
+) -> Iterator[Path]:
+    """Collect all files of one result in a temporary folder and publish them together.
 
     The body writes into the folder that is yielded (sub-folders are allowed). When it ends well, the files appear in
-    ``folder``: in one rename where ``folder`` did not exist, else one after the other, and those already moved are
-    taken back if one fails. When it raises, nothing of it remains and ``folder`` is as before. Files of other names in
-    ``folder`` are left alone.
+    ``folder`` together, as the module says. When it raises, nothing of it remains and ``folder`` is as before. A
+    temporary folder that another call yielded takes its files directly, since it is published as a whole.
 
     Args:
         folder: Where the files go; made if it does not exist.
         names: Files that the body is going to write, as far as known: one that exists is refused before any work.
         overwrite: Whether files of the same name are replaced.
+        keep_others: Whether files of other names in ``folder`` stay; else the folder becomes what the body wrote.
+        at_once: Whether ``folder`` is one result, which is replaced as a whole. Where many processes put files into
+            one folder, each moves its own in, one by one, in the order of their names.
 
     Yields:
         The temporary folder, on the same file system as ``folder``.
@@ -103,20 +365,30 @@ def staged(folder: Path | str, *, names: Sequence[str] = (), overwrite: bool = F
         InputError: If ``folder`` is a file, or if a file exists and ``overwrite`` is not set.
     """
     folder = Path(folder).resolve()
+    for place in (folder.parent, folder):
+        remove_stale(place)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder is {str(folder)!r}, which is a file, wanted a folder")
     for name in names:
         _check_target(folder / name, overwrite)
+    if _TEMPORARY.fullmatch(folder.name) and folder.is_dir():
+        yield folder
+        return
     _make_folder(folder.parent)
     # Inside a folder that exists, since that folder may be a file system of its own; beside one that does not.
     home = folder if folder.exists() else folder.parent
-    staging = home / f".{secrets.token_hex(8)}.part"
-    staging.mkdir()
-    try:
+    with _temporary(home, Path.mkdir) as staging:
         yield staging
-        if folder.exists():
-            _publish(staging, folder, overwrite)
-        else:
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not folder.exists():
+            try:
+                staging.rename(folder)
+                return
+            except OSError:  # another process has made it meanwhile
+                if not folder.is_dir():
+                    raise
+        for name in _files(staging):
+            _check_target(folder / name, overwrite)
+            if any(os.path.lexists(folder / parent) and not (folder / parent).is_dir() for parent in name.parents):
+                _make_folder((folder / name).parent)  # which says what stands in the way
+        if not (at_once and _replace_whole(staging, folder, keep_others)):
+            _move_in(staging, folder, keep_others)
