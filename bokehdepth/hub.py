@@ -70,6 +70,7 @@ def load_pipeline(
 
     from .loading_bokehdepth import HubError
     from .pipeline_bokehdepth import BokehDepthPipeline
+    from .weights_bokehdepth import WeightsError
 
     source = resolve_model(model)
     if source == RELEASED:
@@ -79,7 +80,7 @@ def load_pipeline(
         revisions = None if revision is None else parse_revisions(revision)
         try:
             return load_released(device=device, dtype=dtype, revisions=revisions, with_base=with_base)
-        except HubError as error:
+        except (HubError, WeightsError) as error:
             raise InputError(str(error)) from error
     device = torch.device(device)
     if dtype is None:
@@ -89,8 +90,13 @@ def load_pipeline(
         pipeline = BokehDepthPipeline.from_pretrained(source, dtype=dtype, **options)
         if with_base and pipeline.transformer is None and pipeline.config.base_model_id is not None:
             pipeline.load_base_model(dtype=dtype)
-    except HubError as error:
+    except (HubError, WeightsError) as error:
         raise InputError(str(error)) from error
+    except Exception as error:  # diffusers, transformers and safetensors each have kinds of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"model is {model}, which cannot be loaded ({reason[:300]}); wanted the folder of a saved pipeline, whole."
+        ) from error
     return pipeline.to(device)
 
 

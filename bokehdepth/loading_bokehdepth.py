@@ -29,10 +29,16 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-_PIPELINE_NAMES = ("pipeline_bokehdepth", "sampling_bokehdepth", "processing_bokehdepth", "loading_bokehdepth")
+_PIPELINE_NAMES = (
+    "pipeline_bokehdepth",
+    "sampling_bokehdepth",
+    "processing_bokehdepth",
+    "loading_bokehdepth",
+    "weights_bokehdepth",
+)
 """The pipeline's code, of which the first file imports the others."""
 
-_EXPORTS = ("BokehDepthPipeline", "PhotoMemory", "BokehDepthOutput", "HubLoading")
+_EXPORTS = ("BokehDepthPipeline", "PhotoMemory", "BokehDepthOutput", "HubLoading", "CheckedPipeline")
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 _SUFFIX = re.compile(r"_[0-9a-f]{8}$")
 
@@ -197,7 +203,8 @@ def joined_source(source: Path) -> str:
                 continue
             lines[span] = [""] * len(lines[span])
         bodies.append("\n".join(lines).strip("\n"))
-    return "\n\n\n".join([docstring + "\n\n" + "\n".join(imports.values()), *bodies]) + "\n"
+    heads = sorted(imports.values(), key=lambda text: not text.startswith("from __future__"))
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n"
 
 
 def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path], unique: bool = False) -> str:
@@ -262,6 +269,7 @@ class HubLoading:
         Raises:
             ValueError: no base is named.
             HubError: the Hub does not give it.
+            WeightsError: its weights are not whole and finite.
         """
         from diffusers import FluxKontextPipeline
 
@@ -279,6 +287,7 @@ class HubLoading:
                 raise
             raise HubError(sentence) from error
         self.register_modules(**{name: getattr(base, name) for name in self._base_components})
+        self.check_parts(name for name in self._base_components if name not in present)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:

@@ -1,8 +1,8 @@
 """Stage-1: the bokeh adapter, which makes a FLUX.1-Kontext transformer obey a scalar bokeh strength K.
 
-The file stands alone (a Hub repository carries it verbatim) and touches no diffusers class: the adapter owns one
-attention processor for each adapted block, lends them to the transformer with `attach`, takes them back with `detach`,
-and is saved without the base. Equation numbers are those of arXiv 2512.12425.
+A Hub repository carries the file with the one of ours that it imports joined in front. It touches no diffusers class:
+the adapter owns one attention processor for each adapted block, lends them to the transformer with `attach`, takes
+them back with `detach`, and is saved without the base. Equation numbers are those of arXiv 2512.12425.
 
 Shape letters: `B` batch (photos x frames), `T` context tokens, `N` sequence tokens, `C` context width, `D` hidden
 width.
@@ -22,6 +22,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+
+from .weights_bokehdepth import CheckedLoading
 
 
 class LowRankProjection(nn.Module):
@@ -260,7 +262,7 @@ class BokehAttnProcessor(nn.Module):
         return torch.einsum("bnht,bthd->bnhd", weights, value).flatten(2, 3)
 
 
-class BokehAdapter(ModelMixin, ConfigMixin):
+class BokehAdapter(CheckedLoading, ModelMixin, ConfigMixin):
     """Everything that Stage-1 adds to a FLUX.1-Kontext transformer, with the prompt embeddings that it was trained on.
 
     K reaches the transformer by two ways, each of which can be switched off: context tokens that every adapted block

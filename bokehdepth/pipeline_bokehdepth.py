@@ -46,9 +46,10 @@ from .processing_bokehdepth import (
 )
 from .sampling_bokehdepth import DEFAULT_PROMPT as DEFAULT_PROMPT
 from .sampling_bokehdepth import PhotoMemory, StackSampling, approximations, photo_of
+from .weights_bokehdepth import CheckedPipeline
 
 
-class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
+class BokehDepthPipeline(CheckedPipeline, HubLoading, StackSampling, FluxKontextPipeline):
     """Bokeh stacks (Stage-1) and metric depth (Stage-2) on FLUX.1-Kontext and a depth model with DSFA.
 
     Any component may be None: without the Flux base and the adapter the pipeline still reads depth from stacks that
@@ -106,6 +107,13 @@ class BokehDepthPipeline(HubLoading, StackSampling, FluxKontextPipeline):
         depth_processing_px: int = 518,
     ) -> None:
         DiffusionPipeline.__init__(self)
+        for name, value in (
+            ("default_num_inference_steps", default_num_inference_steps),
+            ("default_processing_area_px", default_processing_area_px),
+            ("depth_processing_px", depth_processing_px),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1.")
         self.register_modules(
             scheduler=scheduler,
             vae=vae,

@@ -190,7 +190,7 @@ def _build_adapter(model: Path, folder: Path) -> dict[str, Any]:
     (folder / "config.json").unlink()
     source = _module_file("modeling_bokeh_adapter")
     _write_json(folder / "config.json", {**config, "auto_map": {"AutoModel": f"{source.stem}.BokehAdapter"}})
-    shutil.copyfile(source, folder / source.name)
+    (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     return {"max_bokeh_strength": f"{config['max_bokeh_strength']:g}"}
 
 

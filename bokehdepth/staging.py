@@ -275,32 +275,31 @@ def _carry_over(folder: Path, staging: Path) -> bool:
                     linked.append(target)
     except (OSError, NotImplementedError):
         for target in linked:
-            target.unlink()
+            target.unlink(missing_ok=True)
         return False
     return True
 
 
 def _replace_whole(staging: Path, folder: Path, keep_others: bool) -> bool:
     """Replace a folder by the one that was made for it; False, and both as before, where it cannot be replaced."""
+    if staging.parent == folder:
+        return False
     with contextlib.suppress(OSError):
         if Path.cwd().resolve().is_relative_to(folder):
             return False  # whoever works there would be left in a folder that is no more
-    beside = folder.with_name(staging.name)
-    carried = not keep_others or _carry_over(folder, staging)
-    if not carried:
-        return False
+    lock, tries = None, 10
+    while lock is None and tries:  # one at a time; None: another has just replaced it, or there are no locks
+        lock, tries = _hold(folder, wait=True), tries - 1
     try:
+        if keep_others and not _carry_over(folder, staging):
+            return False
         os.chmod(staging, stat.S_IMODE(folder.stat().st_mode))
-        if beside != staging:
-            os.rename(staging, beside)
-    except OSError:  # the folder is a file system of its own, or its parent may not be written to
-        return False
-    try:
-        replace_folder(beside, folder, keep_others=keep_others)
+        replace_folder(staging, folder, keep_others=keep_others)
     except OSError:
-        if beside != staging:
-            os.rename(beside, staging)
         return False
+    finally:
+        if lock is not None:
+            os.close(lock)
     return True
 
 
@@ -333,6 +332,28 @@ def _move_in(staging: Path, folder: Path, keep_others: bool) -> None:
         raise
     finally:
         _remove(ready)
+
+
+@contextmanager
+def _staging_of(folder: Path, at_once: bool) -> Iterator[Path]:
+    """A temporary folder beside a folder where that can be put in its place, else inside it."""
+    while True:
+        home = folder if folder.exists() else folder.parent
+        with _temporary(home, Path.mkdir) as staging:
+            if home == folder and at_once:
+                beside = folder.with_name(staging.name)
+                try:
+                    os.rename(staging, beside)
+                except FileNotFoundError:  # another process has just replaced the folder
+                    continue
+                except OSError:  # the folder is a file system of its own, or its parent may not be written to
+                    beside = staging
+                staging = beside
+            try:
+                yield staging
+            finally:
+                _remove(staging)
+            return
 
 
 @contextmanager
@@ -375,9 +396,7 @@ def staged(
         yield folder
         return
     _make_folder(folder.parent)
-    # Inside a folder that exists, since that folder may be a file system of its own; beside one that does not.
-    home = folder if folder.exists() else folder.parent
-    with _temporary(home, Path.mkdir) as staging:
+    with _staging_of(folder, at_once) as staging:
         yield staging
         if not folder.exists():
             try:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bokehdepth"
 # A module may import modules of lower levels, and of its own level only as listed below.
 LEVELS = [
     {"errors", "__init__"},
-    {"optics", "staging", "checkpoints", "extras", "sessions"},
+    {"optics", "staging", "checkpoints", "extras", "sessions", "weights_bokehdepth"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
     {"rendering._scatter_numba", "rendering._raytraced_numba"},
@@ -68,18 +68,28 @@ SAME_LEVEL = {
     ("visualization", "io"),
 }
 STANDALONE = {
-    "modeling_bokeh_adapter": set(),
-    "modeling_bokehdepth": set(),
+    "weights_bokehdepth": set(),
+    "modeling_bokeh_adapter": {"weights_bokehdepth"},
+    "modeling_bokehdepth": {"weights_bokehdepth"},
     "modeling_efficientnet_lite": set(),
-    "modeling_mini_flux": {"modeling_efficientnet_lite"},
+    "modeling_mini_flux": {"modeling_efficientnet_lite", "weights_bokehdepth"},
     "processing_bokehdepth": set(),
     "loading_bokehdepth": set(),
     "modeling_unidepth_parts": set(),
     "modeling_bokehdepth_dav2": {"modeling_bokehdepth"},
-    "modeling_bokehdepth_efficientnet": {"modeling_bokehdepth", "modeling_efficientnet_lite"},
-    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
+    "modeling_bokehdepth_efficientnet": {
+        "modeling_bokehdepth",
+        "modeling_efficientnet_lite",
+        "weights_bokehdepth",
+    },
+    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts", "weights_bokehdepth"},
     "sampling_bokehdepth": {"processing_bokehdepth"},
-    "pipeline_bokehdepth": {"processing_bokehdepth", "loading_bokehdepth", "sampling_bokehdepth"},
+    "pipeline_bokehdepth": {
+        "processing_bokehdepth",
+        "loading_bokehdepth",
+        "sampling_bokehdepth",
+        "weights_bokehdepth",
+    },
 }
 
 

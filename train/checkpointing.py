@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bokehdepth.errors import InputError
+from bokehdepth.staging import remove_folder, remove_stale, replace_folder
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")
@@ -124,8 +124,7 @@ class Checkpoints:
         staging = self.folder / f".step_{step:08d}.part"
         main = self.accelerator.is_main_process
         if main:
-            for rest in self.folder.glob(".step_*.part"):  # of a run that was killed while it wrote
-                shutil.rmtree(rest)
+            self._remove_rests()
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(staging))
@@ -138,14 +137,18 @@ class Checkpoints:
                 "config": _setting(self.config),
             }
             (staging / "state.json").write_text(json.dumps(state, indent=2))
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.rename(staging, folder)
+            replace_folder(staging, folder)
             kept = sorted(p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name))
             for old in kept[: -self.config.loop.keep]:
-                shutil.rmtree(old)
+                remove_folder(old)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _remove_rests(self) -> None:
+        """Removes what a run left that was killed while it wrote; all processes of a run know the one name."""
+        for rest in self.folder.glob(".step_*.part"):
+            shutil.rmtree(rest)
+        remove_stale(self.folder)
 
     def load(self, resume: str | Path | None) -> int:
         """Takes up a checkpoint.
@@ -160,6 +163,8 @@ class Checkpoints:
             InputError: there is no such checkpoint, it is of another configuration, or a run that begins would
                 write over one.
         """
+        if self.accelerator.is_main_process:
+            self._remove_rests()
         newest = latest(Path(self.config.output))
         if resume is None:
             if newest is not None:
