@@ -1,4 +1,4 @@
-"""Work that is killed before each single operation on a file: the old or the new as a whole, and the next run is right."""
+"""Work that is killed before each operation on a file: the old or the new as a whole, and the next run is right."""
 
 import json
 import os

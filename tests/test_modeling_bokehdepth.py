@@ -277,7 +277,8 @@ def test_from_base_shares_and_leaves_the_base_alone(base, frames):
 def test_plain_folder_loads_with_only_dsfa_missing(base, frames, tmp_path):
     base.save_pretrained(tmp_path)
     torch.manual_seed(5)
-    model, info = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path, output_loading_info=True)
+    options = {"output_loading_info": True, "fresh_parts": ["dsfa"]}
+    model, info = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path, **options)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("dsfa.")}
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     block = model.dsfa["2"]

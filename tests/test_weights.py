@@ -13,6 +13,7 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 import tiny
+from bokehdepth.convert import convert_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
@@ -115,9 +116,10 @@ def test_parts_that_are_the_libraries_own(tmp_path, part, change, words):
     tiny.pipeline().save_pretrained(tmp_path / "model")
     tiny.kontext().save_pretrained(tmp_path / "base")
     for folder in ("model", "base"):
-        change_weights(tmp_path / folder, part, change)
-    with pytest.raises(InputError, match=part):
+        name = change_weights(tmp_path / folder, part, change)
+    with pytest.raises(InputError, match="expected shape" if change is reshape else part) as caught:  # diffusers' own
         load_pipeline(tmp_path / "model")
+    assert ("nonsense.weight" if change is add else name) in str(caught.value)
     empty = dict.fromkeys(("scheduler", "vae", "transformer"))
     pipe = tiny.pipeline(**empty, base_model_id=str(tmp_path / "base"))
     with pytest.raises(ValueError, match="expected shape" if change is reshape else words):
@@ -162,6 +164,48 @@ def test_a_part_that_is_to_be_trained_may_be_missing(tmp_path):
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"lack 1 of its tensors \(head.conv1.bias\)"):
         BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path, fresh_parts=["dsfa"])
+
+
+# ---------------------------------------------------------------------- released files
+
+FIRST = "embedding_layer.0.weight"
+ADAPTER = {FIRST: torch.ones(64, 1)}
+PLAIN = ("pixel_encoder.cls_token", "pixel_encoder.pos_embed", "pixel_decoder.depth_layer.to_latents.weight")
+RELEASED = {
+    "average is a number": ({"model": ADAPTER, "ema": {"shadow_params": 5}}, "shadow_params that is a int"),
+    "average is a word": ({"model": ADAPTER, "ema": {"shadow_params": "x"}}, "shadow_params that is a str"),
+    "sparse": ({FIRST: torch.ones(64, 1).to_sparse()}, "the layout torch.sparse_coo"),
+    "no values": ({FIRST: torch.ones(64, 1, device="meta")}, "a tensor with no values"),
+    "6 GB out of one value": ({FIRST: torch.ones(1, 1).expand(40_000, 40_000)}, "holds 4 bytes; wanted all values"),
+    "640 GB": ({FIRST: torch.ones(1, 1).expand(400_000, 400_000)}, "holds 4 bytes; wanted all values"),
+    "8 bits": ({FIRST: torch.ones(64, 1).to(torch.float8_e4m3fn)}, "a tensor of torch.float8_e4m3fn"),
+    "a number for a matrix": (
+        {**ADAPTER, "adapter_modules.0.to_v_dof.down.weight": torch.tensor(1.0)},
+        "of shape (); wanted 2 dimensions",
+    ),
+    "a depth model of numbers": (dict.fromkeys(PLAIN, torch.tensor(1.0)), "of shape (); wanted"),
+    "a depth model of nothing": (
+        {"encoder_fusion.layers.0.x": torch.ones(1), "pretrained.cls_token": torch.ones(1, 1, 0)},
+        "none of them 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RELEASED)
+def test_an_odd_released_file_is_one_sentence(tmp_path, case):
+    content, words = RELEASED[case]
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InputError) as caught:
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "out")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
+def test_a_pickle_is_not_taken_for_safetensors(tmp_path):
+    torch.save(ADAPTER, tmp_path / "model.safetensors")
+    for source in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.raises(InputError, match="'model.safetensors', a PyTorch file by its content; wanted safetensors"):
+            convert_checkpoint(source, tmp_path / "out")
 
 
 # ---------------------------------------------------------------------- everything else in the folder

@@ -402,7 +402,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                     export(stage, output / "model", {"step": done, "of": last, **numbers})
             accelerator.wait_for_everyone()
     if main:
-        # A run that is killed behind its last checkpoint has no step left when it goes on, and may have no model of it.
+        # A run that is killed behind its last checkpoint has no step left when it goes on, and may lack its model.
         left = _exported(output / "model")
         if not left if scored else left.get("step") != last:
             with averaged(ema, trainable):
