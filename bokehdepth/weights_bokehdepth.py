@@ -178,6 +178,7 @@ def _compared_names(part: torch.nn.Module, folder: Path) -> tuple[set[str], set[
         with safe_open(file, "pt") as opened:
             names |= set(opened.keys())
     own = set(part.state_dict())
-    ignored = part._keys_to_ignore_on_load_unexpected or ()
+    # Attention processors are an adapter's, which has its own file.
+    ignored = [r"\.processor\.", *(part._keys_to_ignore_on_load_unexpected or ())]
     extra = {name for name in names - own if not any(re.search(pattern, name) for pattern in ignored)}
     return own - names, extra

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from bokehdepth.convert import convert_checkpoint
 from bokehdepth.errors import InputError
-from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline
+from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline, weights_record
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.publishing import PROJECT, build_folder
@@ -268,3 +268,10 @@ def test_our_own_class_says_it_too(model):
     name = change_weights(model, "depth_estimator", poison)
     with pytest.raises(ValueError, match=name):
         BokehDepthPipeline.from_pretrained(model)
+
+
+def test_the_run_record_names_a_base_that_is_fetched(model):
+    assert set(weights_record(model)) == {"pipeline"}
+    _index(base_model_id="black-forest-labs/FLUX.1-Kontext-dev", transformer=[None, None])(model)
+    assert weights_record(model)["base"] == {"id": "black-forest-labs/FLUX.1-Kontext-dev", "revision": None}
+    assert set(weights_record(model, with_base=False)) == {"pipeline"}
