@@ -1,8 +1,7 @@
 """Stage-2: Divided Space Focus Attention (DSFA, Sec. 4.2, Eq. 6-9) and Depth Anything with DSFA.
 
-Hub repositories carry this file with the one of ours that it imports joined in front; it raises plain
-``ValueError``. ``B`` batch, ``F`` frames with the sharp reference first, ``N`` patch tokens, ``D`` channels, ``H W``
-pixels. A bokeh strength ``K`` is the blur disk's radius in pixels per dioptre of disparity offset at 512 px width.
+Hub repositories carry this file behind the one of ours that it imports. ``B`` batch, ``F`` frames, the sharp reference
+first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk radius in px per dioptre of offset at 512 px width.
 """
 
 import math
@@ -401,8 +400,7 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
 
     Backbone, neck and head are transformers' own classes and keep their weight names; for each chosen feature map a
     `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's patch tokens between backbone and
-    neck. A folder of a plain Depth Anything model loads with `fresh_parts=["dsfa"]`, and the result equals the plain
-    model until it is trained.
+    neck. A plain model's folder loads with `fresh_parts=["dsfa"]`, and equals that model until it is trained.
     """
 
     config: BokehDepthAnythingConfig
