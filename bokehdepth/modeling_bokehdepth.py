@@ -1,7 +1,7 @@
 """Stage-2: Divided Space Focus Attention (DSFA, Sec. 4.2, Eq. 6-9) and Depth Anything with DSFA.
 
 Hub repositories carry this file behind the one of ours that it imports. ``B`` batch, ``F`` frames, the sharp reference
-first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk radius in px per dioptre of offset at 512 px width.
+first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk radius in px per dioptre at 512 px width.
 """
 
 import math
