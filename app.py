@@ -197,7 +197,7 @@ def _handlers(
     pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path, screened: Callable = list
 ) -> SimpleNamespace:
     """What needs the models, for one pipeline that is read and never changed."""
-    weights = hub.weights_record(model)
+    weights = hub.weights_record(model) | getattr(screened, "weights", {})
     check = partial(serving.check_run, pipeline)
     usual_steps = pipeline.bokeh_adapter.config.num_inference_steps
     area_px = pipeline.bokeh_adapter.config.max_area

@@ -35,10 +35,11 @@ _PIPELINE_NAMES = (
     "sampling_bokehdepth",
     "processing_bokehdepth",
     "loading_bokehdepth",
+    "weights_bokehdepth",
 )
 """The pipeline's code, of which the first file imports the others."""
 
-_EXPORTS = ("BokehDepthPipeline", "InputChecks", "PhotoMemory", "BokehDepthOutput", "HubLoading")
+_EXPORTS = ("BokehDepthPipeline", "InputChecks", "PhotoMemory", "BokehDepthOutput", "HubLoading", "CheckedPipeline")
 _MOVED = {
     "default_num_inference_steps": "num_inference_steps",
     "default_guidance_scale": "guidance_scale",
@@ -209,7 +210,8 @@ def joined_source(source: Path) -> str:
                 continue
             lines[span] = [""] * len(lines[span])
         bodies.append("\n".join(lines).strip("\n"))
-    return "\n\n\n".join([docstring + "\n\n" + "\n".join(imports.values()), *bodies]) + "\n"
+    heads = sorted(imports.values(), key=lambda text: not text.startswith("from __future__"))
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n"
 
 
 def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path], unique: bool = False) -> str:
@@ -275,6 +277,7 @@ class HubLoading:
         Raises:
             ValueError: no base is named.
             HubError: the Hub does not give it.
+            WeightsError: its weights are not whole and finite.
 
         Example:
             >>> pipe.load_base_model(dtype=torch.bfloat16)
@@ -303,6 +306,7 @@ class HubLoading:
             if name not in present and hasattr(part, "parameters") and "device_map" not in kwargs:
                 part.to(device)
         self.register_modules(**{name: getattr(base, name) for name in self._base_components})
+        self.check_parts(name for name in self._base_components if name not in present)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:

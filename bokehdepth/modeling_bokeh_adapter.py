@@ -2,7 +2,7 @@
 
 It touches no diffusers class: the adapter owns one attention processor for each adapted block, lends them to the
 transformer with `attach`, takes them back with `detach`, and is saved without the base. A Hub repository carries the
-file with the one of ours that it imports joined in front of it. Equation numbers are those of arXiv 2512.12425.
+file with those of ours that it imports joined in front of it. Equation numbers are those of arXiv 2512.12425.
 
 Shape letters: `B` batch (photos x frames), `T` context tokens, `N` sequence tokens, `C` context width, `D` hidden
 width.
@@ -24,6 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .modeling_bokeh_attachment import ATTACHING, BokehAttachment, attachment_of, sample_of
+from .weights_bokehdepth import CheckedLoading
 
 
 class LowRankProjection(nn.Module):
@@ -265,7 +266,7 @@ class BokehAttnProcessor(nn.Module):
         return torch.einsum("bnht,bthd->bnhd", weights, value).flatten(2, 3)
 
 
-class BokehAdapter(ModelMixin, ConfigMixin):
+class BokehAdapter(CheckedLoading, ModelMixin, ConfigMixin):
     """Everything that Stage-1 adds to a FLUX.1-Kontext transformer, with the prompt embeddings that it was trained on.
 
     K reaches the transformer by two ways, each of which can be switched off: context tokens that every adapted block

@@ -31,6 +31,7 @@ from .modeling_bokehdepth import (
     FocusMeasureEmbedding,
 )
 from .modeling_efficientnet_lite import EfficientNetLiteEncoder
+from .weights_bokehdepth import CheckedLoading
 
 _FINEST = 1  # the encoder's map at 1/4 of the photo, the first that is read
 _GUIDE_PX = 4
@@ -162,7 +163,7 @@ class _GuidedUpsampling(nn.Module):
         return fn.pixel_shuffle((weights * around).sum(dim=1), _GUIDE_PX)[:, 0]
 
 
-class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
+class BokehDepthEfficientNetForDepthEstimation(CheckedLoading, PreTrainedModel):
     """EfficientNet-Lite with a feature pyramid that also looks at a bokeh stack of the photo.
 
     For each chosen feature map a `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's values

@@ -28,6 +28,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from .modeling_efficientnet_lite import EfficientNetLiteEncoder
+from .weights_bokehdepth import CheckedLoading
 
 REFERENCE_WIDTH_PX = 512
 GAMMA = 2.2
@@ -48,7 +49,7 @@ class PointDistribution:
         return self.latents
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(CheckedLoading, ModelMixin, ConfigMixin):
     """An autoencoder without loss or weights: 8x8 pixels of an RGB picture become 192 channels of one latent position.
 
     It has the interface of `AutoencoderKL` as far as Flux pipelines use it.
@@ -253,7 +254,7 @@ def quantile_offset(weights: torch.Tensor, levels_dpt: torch.Tensor, quantile: f
     return torch.where(level > 0, offset, offset.new_zeros(()))
 
 
-class MiniFluxTransformer2DModel(FluxTransformer2DModel):
+class MiniFluxTransformer2DModel(CheckedLoading, FluxTransformer2DModel):
     """A small Flux transformer in Kontext form whose output is a blend of disk-blurred copies of the reference.
 
     Arguments that are not listed are those of `FluxTransformer2DModel`.

@@ -49,9 +49,10 @@ from .processing_bokehdepth import (
 )
 from .sampling_bokehdepth import DEFAULT_PROMPT as DEFAULT_PROMPT
 from .sampling_bokehdepth import PhotoMemory, StackSampling, photo_of
+from .weights_bokehdepth import CheckedPipeline
 
 
-class BokehDepthPipeline(HubLoading, InputChecks, StackSampling, FluxKontextPipeline):
+class BokehDepthPipeline(CheckedPipeline, HubLoading, InputChecks, StackSampling, FluxKontextPipeline):
     """Bokeh stacks (Stage-1) and metric depth (Stage-2) on FLUX.1-Kontext and a depth model with DSFA.
 
     Any component may be None: without the Flux base and the adapter the pipeline still reads depth from stacks that

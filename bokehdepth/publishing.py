@@ -64,6 +64,37 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def check_links(folder: Path) -> None:
+    """Refuses a folder to be published that has symbolic links to what lies outside of it.
+
+    Args:
+        folder: all of it is looked at.
+
+    Raises:
+        InputError: a link leads out of the folder, or nowhere.
+    """
+    home = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(home)):
+            raise InputError(
+                f"model has {path.relative_to(folder).as_posix()!r}, a symbolic link that leaves the folder; wanted "
+                "the file itself."
+            )
+
+
+def _check_is_finished(model: Path) -> None:
+    """Refuses a model whose training left a record that says that it is not the one of its end."""
+    path = model / "training.json"
+    record = _read_json(path) if path.is_file() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"model has a training.json that is a {type(record).__name__}; wanted a record.")
+    if record.get("step") != record.get("of") and "held_out_loss" not in record:
+        raise InputError(
+            f"model is {str(model)!r}, of step {record.get('step')} of {record.get('of')} of its training; wanted "
+            "that of the end, which --resume latest writes."
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"model is {str(path.parent)!r}, a folder without {path.name}; wanted a saved model.")
@@ -232,6 +263,7 @@ def _build_space(project: Path, folder: Path) -> None:
     for name in _SPACE_FILES:
         _place(_project_file(project, name), folder / name)
     package = _project_file(project, "bokehdepth/__init__.py").parent
+    check_links(package)
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
             _place(path, folder / path.relative_to(project))
@@ -287,6 +319,8 @@ def _fill(
         raise InputError(f"repository is {repository!r}; wanted user/name.")
     if (kind == "space") != (model is None):
         raise InputError(f"model is {model}; wanted a model or data set, and none for a Space.")
+    if model is not None and str(model) != EMBEDDED and Path(model).is_dir():
+        check_links(Path(model))
     if kind not in ("dataset", "space"):
         return _build_model(kind, model, folder, repository, facts, project)
     if facts is not None:
@@ -305,6 +339,7 @@ def _build_model(
     home = EMBEDDED_FOLDER if str(model) == EMBEDDED else Path(model)
     if not home.is_dir():
         raise InputError(f"model is {str(model)!r}, which is no folder; wanted a saved model.")
+    _check_is_finished(home)
     template = _project_file(project, f"model_cards/{kind}.md")
     stated = read_facts(home / FACTS_NAME if facts is None else facts)
     if not _TAG.fullmatch(str(stated.get("version"))):

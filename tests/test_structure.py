@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bokehdepth"
 LEVELS = [
     {"errors", "__init__"},
     {"colours", "formats"},
-    {"optics", "staging", "checkpoints", "extras", "sessions", "array_files"},
+    {"optics", "staging", "checkpoints", "extras", "sessions", "array_files", "weights_bokehdepth"},
     {"exif_tags"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
@@ -70,17 +70,22 @@ SAME_LEVEL = {
     ("visualization", "io"),
 }
 STANDALONE = {
-    "modeling_bokeh_adapter": {"modeling_bokeh_attachment"},
-    "modeling_bokehdepth": set(),
+    "weights_bokehdepth": set(),
+    "modeling_bokeh_adapter": {"modeling_bokeh_attachment", "weights_bokehdepth"},
+    "modeling_bokehdepth": {"weights_bokehdepth"},
     "modeling_efficientnet_lite": set(),
-    "modeling_mini_flux": {"modeling_efficientnet_lite"},
+    "modeling_mini_flux": {"modeling_efficientnet_lite", "weights_bokehdepth"},
     "modeling_bokeh_attachment": set(),
     "processing_bokehdepth": set(),
     "loading_bokehdepth": set(),
     "modeling_unidepth_parts": set(),
     "modeling_bokehdepth_dav2": {"modeling_bokehdepth"},
-    "modeling_bokehdepth_efficientnet": {"modeling_bokehdepth", "modeling_efficientnet_lite"},
-    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
+    "modeling_bokehdepth_efficientnet": {
+        "modeling_bokehdepth",
+        "modeling_efficientnet_lite",
+        "weights_bokehdepth",
+    },
+    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts", "weights_bokehdepth"},
     "sampling_bokehdepth": {"processing_bokehdepth"},
     "inputs_bokehdepth": {"processing_bokehdepth", "sampling_bokehdepth"},
     "pipeline_bokehdepth": {
@@ -88,6 +93,7 @@ STANDALONE = {
         "processing_bokehdepth",
         "loading_bokehdepth",
         "sampling_bokehdepth",
+        "weights_bokehdepth",
     },
 }
 
