@@ -300,13 +300,12 @@ class HubLoading:
             if sentence is None:
                 raise
             raise HubError(sentence) from error
-        device = self._execution_device
-        for name in self._base_components:
-            part = getattr(base, name)
-            if name not in present and hasattr(part, "parameters") and "device_map" not in kwargs:
-                part.to(device)
+        device, fetched = self._execution_device, [name for name in self._base_components if name not in present]
         self.register_modules(**{name: getattr(base, name) for name in self._base_components})
-        self.check_parts(name for name in self._base_components if name not in present)
+        self.check_parts(fetched)
+        for name in fetched:
+            if hasattr(getattr(self, name), "parameters") and "device_map" not in kwargs:
+                getattr(self, name).to(device)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:

@@ -341,9 +341,10 @@ class BokehAdapter(CheckedLoading, ModelMixin, ConfigMixin):
         indices = list(range(total)) if block_indices is None else list(block_indices)
         if not indices or sorted(set(indices)) != sorted(indices) or min(indices) < 0 or max(indices) >= total:
             raise ValueError(f"block_indices is {block_indices}; wanted distinct indices from 0 to {total - 1}.")
-        for name, value in (("num_tokens", num_tokens), ("rank", rank)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; wanted 1 or more.")
+        counts = {"num_tokens": num_tokens, "rank": rank, "num_inference_steps": num_inference_steps}
+        for name, value in {**counts, "max_area": max_area}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1.")
         if reference_attention not in ("full", "causal"):
             raise ValueError(f"reference_attention is {reference_attention!r}; wanted 'full' or 'causal'.")
         if reference_attention == "causal" and len(indices) != total:

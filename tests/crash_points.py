@@ -226,7 +226,7 @@ def _stacks(folder: Path) -> Work:
         write_manifest(root / "photos.jsonl", [ManifestRow(str(n), "s", image_path=root / f"{n}.png") for n in (0, 1)])
 
     def act(root: Path) -> None:
-        stack_manifest(pipeline, root / "photos.jsonl", "stacks", [10.0, 20.0], {"seed": 0}, processing_area_px=64**2)
+        stack_manifest(pipeline, root / "photos.jsonl", "stacks", [10.0, 20.0], {"seed": 0}, max_area=64**2)
 
     whole = folder / "whole"
     prepare(whole)

@@ -251,8 +251,8 @@ FAULTS = {
     "part that diffusers lacks": _index(vae=["diffusers", "Nope"]),
     "part that is a command": _index(vae=["os", "system"]),
     "part is a number": _index(vae=3),
-    "steps are a word": _index(default_num_inference_steps="x"),
-    "area below 0": _index(default_processing_area_px=-5),
+    "steps are a word": _json("bokeh_adapter", "config.json", lambda config: {**config, "num_inference_steps": "x"}),
+    "area below 0": _json("bokeh_adapter", "config.json", lambda config: {**config, "max_area": -5}),
 }
 
 
