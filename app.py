@@ -290,7 +290,8 @@ def _handlers(
             arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
             rest = {"images": images, "depth_m": depth_m, "arguments": arguments, "seed": seed}
             write(folder, opened, camera, values, **rest, focal_length_px=focal_px, timings_s=timings_s)
-            yield *[gr.skip()] * 8, *previews.pack_result(folder), gr.skip()
+            # Pictures once more, since Gradio forgets those of a tab that was not open yet.
+            yield *[gr.skip()] * 5, view[0], *[gr.skip()] * 2, *previews.pack_result(folder), start
         if keep_in is not None and not keep_in.exists():
             with staged(keep_in) as staging:
                 shutil.copytree(folder, staging, dirs_exist_ok=True)

@@ -303,8 +303,11 @@ def _carry_over(folder: Path, staging: Path, gone: Collection[str]) -> bool:
         for place, folders, files in os.walk(folder):
             inner = Path(place).relative_to(folder)
             folders[:] = [name for name in folders if Path(place, name) != staging]
-            if any(Path(place, name).is_symlink() or not (staging / inner / name).is_dir() for name in folders):
-                raise OSError("it has folders of others")
+            for name in folders:
+                is_known = (staging / inner / name).is_dir() or (gone and not _TEMPORARY.fullmatch(name))
+                if Path(place, name).is_symlink() or not is_known:
+                    raise OSError("it has folders of others")
+                (staging / inner / name).mkdir(exist_ok=True)
             for name in files:
                 target = staging / inner / name
                 if str(inner / name) not in gone and not os.path.lexists(target):

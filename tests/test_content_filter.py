@@ -55,11 +55,17 @@ def test_a_stack_with_a_flagged_frame_is_refused(tmp_path: Path) -> None:
         screened([DARK, BRIGHT, DARK])
 
 
-@pytest.mark.parametrize("bias", [0, float("nan")])  # even odds, and a broken classifier
+@pytest.mark.parametrize("bias", [0, float("nan")])  # even odds, and a classifier that breaks while it is in use
 def test_what_is_not_clear_is_refused(tmp_path: Path, bias: float) -> None:
-    screened = load_content_filter(tiny.pipeline(), write_classifier(tmp_path, bias=bias))
+    screened = load_content_filter(tiny.pipeline(), write_classifier(tmp_path, bias=0))
+    screened._classifier.model.classifier.bias.data[1] += bias
     with pytest.raises(InputError, match="Frame 1 of 1"):
         screened([DARK])
+
+
+def test_a_classifier_whose_weights_are_not_finite_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not finite"):
+        load_content_filter(tiny.pipeline(), write_classifier(tmp_path, bias=float("nan")))
 
 
 def test_the_label_decides_among_many(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as fn
-from transformers import Dinov2Config
+from transformers import DepthAnythingForDepthEstimation, Dinov2Config
 
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
 from bokehdepth.modeling_bokehdepth_dav2 import BokehDepthAnythingV2Config, BokehDepthAnythingV2ForDepthEstimation
@@ -35,7 +35,7 @@ def model_of(name):
         model = BokehDepthAnythingForDepthEstimation(BokehDepthAnythingConfig(**fields))
     stage2.start_afresh(model)
     if name == "from_base":
-        plain = BokehDepthAnythingForDepthEstimation.__bases__[0](model.config)
+        plain = DepthAnythingForDepthEstimation(model.config)
         plain.load_state_dict(model.state_dict(), strict=False)
         model = BokehDepthAnythingForDepthEstimation.from_base(plain, dsfa_num_heads=2)
     return model.eval()
