@@ -22,6 +22,7 @@ from .errors import InputError
 from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
 from .io import load_stack
+from .limits import COMMAND_LINE, Limits
 from .optics import check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
@@ -215,6 +216,7 @@ def plan_job(
     sweep_side: SweepSide | None = None,
     photo_f_number: float | None = None,
     fill_low_confidence: bool = False,
+    limits: Limits = COMMAND_LINE,
 ) -> Job:
     """Check all of one photo's job that needs no model. The pixels are decoded to find damage, then dropped.
 
@@ -238,6 +240,7 @@ def plan_job(
         photo_f_number: with ``sweep_side``: f-number of the photo. When absent, EXIF's counts where K of the frames
             comes from f-numbers; else, or unknown, the photo counts as free of blur.
         fill_low_confidence: with ``sweep_side``: as in ``sweep.depth_from_sweep``.
+        limits: what one photo's job may ask for.
 
     Returns:
         The job, with K ascending.
@@ -260,10 +263,12 @@ def plan_job(
             raise InputError(f"sweep_side is {sweep_side!r}, wanted one of {', '.join(get_args(SweepSide))}.")
         if not frame_paths or not makes_depth:
             raise InputError("frame_paths is empty, wanted the wider frames of a bracket for depth from a sweep.")
+    for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers), ("frame_paths", frame_paths)):
+        limits.check_frames(values, name)
     is_bounded = sweep_side is None
     if bokeh_strengths is not None:
         _check_strengths(bokeh_strengths, is_bounded)
-    photo = open_photo(photo_path)
+    photo = limits.open_photo(photo_path)
     camera = read_camera(
         photo,
         focal_length_mm=focal_length_mm,
@@ -273,7 +278,8 @@ def plan_job(
     )
     paths = tuple(map(Path, frame_paths))
     if paths:
-        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, bokeh_strengths, f_numbers, is_bounded)
+        given = bokeh_strengths, f_numbers, is_bounded, limits
+        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, *given)
     elif f_numbers is not None:
         name = f"f_numbers for photo {Path(photo_path).name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
@@ -341,12 +347,13 @@ def _plan_frames(
     bokeh_strengths: Sequence[float] | None,
     f_numbers: Sequence[float] | None,
     is_bounded: bool,
+    limits: Limits,
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...]]:
     """Check the caller's frames; K ascending, f-numbers if K came from them, and paths, all in one order."""
     for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
         if values is not None and len(values) != len(paths):
             raise InputError(f"{name} has {len(values)} values for {len(paths)} frames, wanted one for each.")
-    exif_f_numbers = [_check_frame(path, photo) for path in paths]
+    exif_f_numbers = [_check_frame(limits.open_photo(path), photo) for path in paths]
     if bokeh_strengths is None and f_numbers is None:
         bokeh_strengths = load_stack(paths)[1]
         f_numbers = exif_f_numbers if bokeh_strengths is None else None
@@ -369,13 +376,12 @@ def _plan_frames(
     return strengths, None, tuple(by_strength[strength] for strength in strengths)
 
 
-def _check_frame(path: Path, photo: Photo) -> float | None:
+def _check_frame(frame: Photo, photo: Photo) -> float | None:
     """Check one frame of the caller's; returns the f-number that its EXIF tells."""
-    frame = open_photo(path)
     if frame.image.size != photo.image.size:
         raise InputError(
-            f"stack has the frame {path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted the "
-            f"photo's {photo.image.width} x {photo.image.height}."
+            f"stack has the frame {frame.path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted "
+            f"the photo's {photo.image.width} x {photo.image.height}."
         )
     f_number = read_camera(frame).f_number
     return None if f_number.source == "assumed" else f_number.value

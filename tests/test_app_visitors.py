@@ -23,9 +23,8 @@ import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-import app
 import tiny
-from bokehdepth import depth_files, hub
+from bokehdepth import depth_files, housekeeping, hub
 from bokehdepth.camera import read_camera
 from bokehdepth.rendering.refocus import render_from_depth
 from visits import SIZE_PX, depth_of, serve, write_photo
@@ -177,7 +176,7 @@ def test_two_hundred_requests_leave_memory_and_disk_flat(tmp_path: Path) -> None
         until = time.monotonic() + 60
         while list(cache.iterdir()) and time.monotonic() < until:
             time.sleep(0.2)
-        app._tidy(served)
+        housekeeping.tidy(served)
         gc.collect()
         pages = Path("/proc/self/statm")
         resident = int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else 0

@@ -148,6 +148,14 @@ class SpanTable:
     half_width_px: int
 
 
+def radii_per_px(highest_px: float) -> int:
+    """Radii that a table up to ``highest_px``, at most 512 px, has for each pixel of it: 16, from 64 px on less."""
+    steps = 16
+    while highest_px > 1024 / steps and steps > 1:
+        steps //= 2
+    return steps
+
+
 def span_table(aperture: Aperture, lowest_px: float, highest_px: float) -> SpanTable:
     """Make (or find again) the table for all radii between two.
 
@@ -170,9 +178,7 @@ def span_table(aperture: Aperture, lowest_px: float, highest_px: float) -> SpanT
         raise InputError(f"radius_px spans [{lowest_px:g}, {highest_px:g}], wanted pixels from 0 to {MAX_RADIUS_PX}")
     if lowest_px == highest_px:
         return _table(aperture, (float(highest_px),), 0)
-    steps = 16
-    while highest_px > 1024 / steps:
-        steps //= 2
+    steps = radii_per_px(highest_px)
     top_px = min(_GRID_PX * math.ceil(highest_px / _GRID_PX), MAX_RADIUS_PX)
     return _grid_table(aperture, top_px, steps)
 
