@@ -194,7 +194,8 @@ def _refocus_file(
     photo: str | None, npz: str | None, point: list | None, focus_m: float | None, *lens: Any, new_folder: Callable
 ) -> Any:
     plan = serving.plan_refocused(photo, npz, serving.chosen_focus(point, focus_m), *lens)
-    return gr.DownloadButton(value=str(plan.save(new_folder(), plan.render())), interactive=True)
+    picture = plan.render()
+    return gr.DownloadButton(value=str(plan.save(new_folder(), picture)), interactive=True)
 
 
 def _export(photo: str | None, npz: str | None, *, new_folder: Callable) -> tuple:

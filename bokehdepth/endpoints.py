@@ -104,7 +104,8 @@ def refocus(
     )
     focus_m = None if plan.focus_distance_m == float("inf") else plan.focus_distance_m  # JSON has no infinity
     lens = {"focus_distance_m": focus_m, "bokeh_strength": plan.bokeh_strength}
-    return str(plan.save(new_folder(), plan.render())), lens
+    picture = plan.render()
+    return str(plan.save(new_folder(), picture)), lens
 
 
 def model_endpoints(
