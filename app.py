@@ -499,6 +499,7 @@ def build_demo(
     demo.queue(default_concurrency_limit=1, max_size=None, api_open=False)
     demo.fair_queue = FairQueue(demo._queue, ROOMS, LIGHT_ROOM)
     demo.fair_queue.attach()
+    housekeeping.shorten_errors(demo._queue)
     return demo
 
 
@@ -549,7 +550,7 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, render: dic
 
 async def _fetch(url: str, cache_dir: str) -> str:
     with _refusals():
-        return await housekeeping.fetch(url, cache_dir)
+        return await housekeeping.fetch(url, cache_dir, gr.processing_utils.PUBLIC_HOSTNAME_WHITELIST)
 
 
 def launch_options(demo: gr.Blocks) -> dict[str, Any]:

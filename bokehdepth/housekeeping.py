@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .limits import PAGE
 logger = logging.getLogger(__name__)
 
 FETCH_S = 30
+_MAX_REDIRECTS = 5
+_LONGEST_ERROR = 600
 
 
 def tidy(demo: Any) -> None:
@@ -58,12 +61,13 @@ async def open_house(app: Any, *, demo: Any, guard: Callable[[Callable], Callabl
         demo.session_files.close()
 
 
-async def fetch(url: str, cache_dir: Path | str) -> str:
+async def fetch(url: str, cache_dir: Path | str, trusted: Sequence[str] = ()) -> str:
     """Fetch a photo that a visitor names by its address; whole or not at all, and no more than a photo may have.
 
     Args:
         url: of a host on the public internet.
         cache_dir: the server's folder for uploads.
+        trusted: hosts that may have an address inside the server's own network, ``*.`` for those below.
 
     Returns:
         Path of the file, in a folder of its own.
@@ -71,32 +75,62 @@ async def fetch(url: str, cache_dir: Path | str) -> str:
     Raises:
         InputError: the host is not public, does not answer in time or with anything but the file, or it is too large.
     """
-    import hashlib
-    import secrets
-
     import httpx
-    from safehttpx import AsyncSecureTransport, async_validate_url
 
     name = "".join(c for c in Path(urlsplit(url).path).name if c.isalnum() or c in "._-")[-100:] or "file"
-    folder = Path(cache_dir) / hashlib.sha256(f"{url} {secrets.token_hex(16)}".encode()).hexdigest()
-    part, size = Path(cache_dir) / f"tmp{folder.name[:16]}", 0
+    folder = Path(cache_dir) / secrets.token_hex(32)
+    part = folder.with_name(f"tmp{folder.name}")
     try:
         async with asyncio.timeout(FETCH_S):
-            transport = AsyncSecureTransport(await async_validate_url(urlsplit(url).hostname or ""))
-            async with httpx.AsyncClient(transport=transport) as client, client.stream("GET", url) as answer:
-                if answer.status_code != 200:
-                    raise InputError(f"file must be at its address, got status {answer.status_code}.")
-                with part.open("wb") as file:
-                    async for chunk in answer.aiter_bytes():
-                        size += len(chunk)
-                        if size > PAGE.max_photo_bytes:
-                            raise InputError(f"file must have at most {PAGE.max_photo_bytes >> 20} MB, got more.")
-                        await asyncio.to_thread(file.write, chunk)
+            await _download(url, part, trusted)
         folder.mkdir(mode=0o700)
         return str(part.rename(folder / name))
+    except InputError:
+        raise
     except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"file must be on a public host that answers within {FETCH_S} s, got none.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+async def _download(url: str, path: Path, trusted: Sequence[str]) -> None:
+    """Write what is at an address; each host on the way, that of a redirect too, is checked and then held to."""
+    import httpx
+    from safehttpx import AsyncSecureTransport, async_validate_url, matches_domain_whitelist
+
+    for _ in range(_MAX_REDIRECTS):
+        host, transport = httpx.URL(url).host, None
+        if not matches_domain_whitelist(host, list(trusted)):
+            transport = AsyncSecureTransport(await async_validate_url(host))
+        async with httpx.AsyncClient(transport=transport) as client, client.stream("GET", url) as answer:
+            if answer.has_redirect_location:
+                url = str(httpx.URL(url).join(answer.headers["location"]))
+                continue
+            if answer.status_code != 200:
+                raise InputError(f"file must be at its address, got status {answer.status_code}.")
+            size = 0
+            with path.open("wb") as file:
+                async for chunk in answer.aiter_bytes():
+                    size += len(chunk)
+                    if size > PAGE.max_photo_bytes:
+                        raise InputError(f"file must have at most {PAGE.max_photo_bytes >> 20} MB, got more.")
+                    await asyncio.to_thread(file.write, chunk)
+            return
+    raise InputError(f"file must be at its address within {_MAX_REDIRECTS} redirects, got more.")
+
+
+def shorten_errors(queue: Any) -> None:
+    """Cut what Gradio itself says of a wrong value, which it quotes as a whole.
+
+    Args:
+        queue: Gradio's queue, whose messages go out from now on with short sentences.
+    """
+    send = queue.send_message
+
+    def send_short(event: Any, message: Any) -> None:
+        output = getattr(message, "output", None)
+        if isinstance(output, dict) and len(str(output.get("error") or "")) > _LONGEST_ERROR:
+            message.output = output | {"error": f"{output['error'][:_LONGEST_ERROR]}..."}
+        send(event, message)
+
+    queue.send_message = send_short
