@@ -183,10 +183,17 @@ def at_work(demo) -> list:
     return [one for job in demo._queue.active_jobs if job for one in job]
 
 
+def wait_for_free_places(demo) -> None:
+    until = time.monotonic() + 30
+    while at_work(demo) or waiting(demo):
+        assert time.monotonic() < until, (at_work(demo), waiting(demo))
+        time.sleep(0.05)
+
+
 HEAVY = "[5, 10, 15, 20, 25, 30], null, null, null, 50, 0"
 
 
-def test_fifty_heavy_requests_keep_nobody_waiting(demo, photo: Path, capsys: pytest.CaptureFixture) -> None:
+def test_fifty_heavy_requests_keep_nobody_waiting(demo, photo: Path) -> None:
     """The other's photo is read and blurred while the greedy one's first request is still at work."""
     other = Client(demo.local_url, verbose=False, headers={"x-forwarded-for": OTHER})
     given = (handle_file(photo), [10, 20, 30], None, None, None, None, 0)
@@ -212,14 +219,8 @@ def test_fifty_heavy_requests_keep_nobody_waiting(demo, photo: Path, capsys: pyt
         assert len(frames) == 3
         assert [one._id for one in at_work(demo)] == [first]
         assert waiting(demo) == len(let_in) - 1
-        with capsys.disabled():
-            print(f"\nphoto read in {read_s:.2f} s, blurred in {blurred_s:.2f} s beside 50 heavy requests")
-        left_at = time.perf_counter()
-    while at_work(demo) or waiting(demo):  # the greedy one has left: nothing of theirs is worked on
-        assert time.perf_counter() - left_at < 30, (at_work(demo), waiting(demo))
-        time.sleep(0.05)
-    with capsys.disabled():
-        print(f"places free {time.perf_counter() - left_at:.2f} s after the visitor left")
+        assert read_s < 20 and blurred_s < 60, (read_s, blurred_s)  # 0.1 s and 1.6 s on two shared cores
+    wait_for_free_places(demo)  # the greedy one has left: nothing of theirs is worked on
 
 
 def test_a_session_has_places_of_its_own(demo, photo: Path) -> None:
@@ -246,6 +247,7 @@ def test_light_events_have_their_own_room(demo, photo: Path) -> None:
         fresh = Client(demo.local_url, verbose=False, headers={"x-forwarded-for": GREEDY})
         assert "85 mm" in fresh.predict(handle_file(photo), api_name="/read_photo")[0]
         assert held.event_queue_per_concurrency_id["light"].current_concurrency <= app.AT_ONCE["light"]
+    wait_for_free_places(demo)
     names = {fn.api_name: fn.concurrency_id for fn in demo.fns.values() if fn.api_name}
     assert (names["read_photo"], names["refocus"]) == ("light", "render")
     assert names["generate_bokeh_stack"] == names["estimate_depth"] == "models"
