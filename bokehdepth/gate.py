@@ -90,7 +90,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        has_begun = False
+        has_begun = left_early = False
         refusal: _Refused | None = None
 
         async def guarded_send(message: MutableMapping[str, Any]) -> None:
@@ -106,10 +106,12 @@ class Gate:
             return
 
         async def guarded_receive() -> MutableMapping[str, Any]:
-            nonlocal refusal
+            nonlocal refusal, left_early
             if refusal is None:
                 try:
-                    return await read()
+                    message = await read()
+                    left_early |= message["type"] == "http.disconnect" and not has_begun
+                    return message
                 except _Refused as error:
                     refusal = error
             return {"type": "http.disconnect"}
@@ -117,7 +119,7 @@ class Gate:
         try:
             await self._app(scope, guarded_receive, guarded_send)
         except Exception:
-            if refusal is None:
+            if refusal is None and not left_early:  # a body that breaks off is no fault of the program
                 raise
         if refusal is not None and not has_begun:
             await _answer(refusal, send)

@@ -38,10 +38,10 @@ class ServerFolder:
             if home.is_symlink() or (hasattr(os, "getuid") and home.stat().st_uid != os.getuid()):
                 raise InputError(f"folder {str(home)!r} must be this user's own, got another's; remove it.")
             home.chmod(0o700)
-            with FileLock(home / "starting.lock"):
+            with FileLock(home / "starting.lock", mode=0o600):
                 _remove_dead(home)
                 self.path = home / secrets.token_hex(8)
-                self._lock = FileLock(self.path.with_suffix(".lock"))
+                self._lock = FileLock(self.path.with_suffix(".lock"), mode=0o600)
                 self._lock.acquire()
                 self.path.mkdir(mode=0o700)
         except OSError as error:
@@ -69,7 +69,7 @@ def _remove_dead(home: Path) -> None:
     """Remove folders whose lock is free or gone; `starting.lock` is held, so none is just being made."""
     locks = {path.with_suffix(".lock") for path in home.iterdir() if path.name != "starting.lock"}
     for path in locks:
-        lock = FileLock(path)
+        lock = FileLock(path, mode=0o600)
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             try:
