@@ -188,12 +188,16 @@ def span_table(aperture: Aperture, lowest_px: float, highest_px: float) -> SpanT
         return _table(aperture, (float(highest_px),), 0)
     steps = radii_per_px(highest_px)
     top_px = min(_GRID_PX * math.ceil(highest_px / _GRID_PX), MAX_RADIUS_PX)
-    return _grid_table(aperture, top_px, steps)
+    return (_round_table if aperture == DISK else _other_table)(aperture, top_px, steps)
 
 
-@lru_cache(maxsize=32)
 def _grid_table(aperture: Aperture, top_px: int, steps: int) -> SpanTable:
     return _table.__wrapped__(aperture, tuple(np.arange(top_px * steps + 1) / steps), steps)
+
+
+# A table can have 25 MB. Few round ones differ; of others as many are kept as a caller who turns one apart needs.
+_round_table = lru_cache(maxsize=32)(_grid_table)
+_other_table = lru_cache(maxsize=6)(_grid_table)
 
 
 @lru_cache(maxsize=256)
