@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import re
 import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
+import PIL.Image
 import pytest
 
 import tiny
-from bokehdepth import gate
+from bokehdepth import gate, io
 from bokehdepth.gate import gate_options
 from visits import serve, write_photo
 
@@ -29,8 +35,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upload(demo, content: bytes, sender: str) -> httpx.Response:
-    url = f"{demo.local_url}gradio_api/upload"
-    return httpx.post(url, files={"files": ("photo.jpg", content)}, headers={"x-forwarded-for": sender})
+    url, name = f"{demo.local_url}gradio_api/upload", "depth.npz" if content[:2] == b"PK" else "photo.jpg"
+    return httpx.post(url, files={"files": (name, content)}, headers={"x-forwarded-for": sender})
 
 
 def ask(demo, name: str, content: str) -> str:
@@ -192,15 +198,22 @@ def test_a_forged_sender_is_not_believed(demo, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 5000, '"nan"', "[[1]]"])
 @pytest.mark.parametrize("place", range(2, 10))
-def test_raw_json_numbers_are_one_sentence(demo, photo: Path, value: str, place: int) -> None:
-    """What gradio_client would not send; a number that is no use in one place may be right in another."""
-    path = upload(demo, photo.read_bytes(), f"10.3.{place}.{len(value) % 250}").json()[0]
-    file = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
-    given = [file, "null", "null", "null", "2", "9", "null", "0", "0", "1", "null"]
+def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, value: str, place: int) -> None:
+    """What gradio_client would not send."""
+    size_px = PIL.Image.open(photo).size
+    depth = io.save_depth_npz(
+        tmp_path / "depth.npz", np.full(size_px[::-1], 2, np.float32), focal_length_px=90.0, bokeh_strengths=[]
+    )
+    sender = f"10.3.{place}.{len(value) % 250}"
+    paths = (upload(demo, path.read_bytes(), sender).json()[0] for path in (photo, depth))
+    files = [json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}}) for path in paths]
+    given = [*files, "null", "null", "2", "9", "null", "0", "0", "1", "null"]
     given[place] = value
     answer = ask(demo, "refocus", f'{{"data": [{", ".join(given)}]}}')
-    assert "event: complete" not in answer  # there is no depth either
+    is_infinity = place == 4 and value in ("Infinity", "1e999")  # the one place where that is a distance
+    assert ("event: complete" in answer) == is_infinity, answer
     assert "Traceback" not in answer and "upstream Gradio app has raised" not in answer, answer
+    assert is_infinity or re.search(r'"error": "[^"]{20,}', answer.replace(r"\"", "")), answer
     assert len(answer) < 600, answer
 
 
@@ -236,3 +249,41 @@ def test_photos_stay_readable_beside_all_this(demo, photo: Path) -> None:
     path = upload(demo, photo.read_bytes(), "10.6.0.1").json()[0]
     file = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
     assert "85 mm" in ask(demo, "read_photo", f'{{"data": [{file}]}}')
+
+
+def test_an_address_inside_the_network_is_one_sentence(demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safehttpx
+
+    async def nowhere(_: str) -> list[str]:
+        return []  # safehttpx asks a public resolver otherwise
+
+    monkeypatch.setattr(safehttpx, "async_resolve_hostname_google", nowhere)
+    file = json.dumps({"path": "http://127.0.0.1:1/a.jpg", "meta": {"_type": "gradio.FileData"}})
+    answer = ask(demo, "read_photo", f'{{"data": [{file}]}}')
+    assert '"error": "file must be on a public host that answers within 30 s, got none."' in answer
+
+
+def test_what_mcp_asks_is_asked_for_its_caller(demo, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MCP's tools call the server from the server itself; the places in the queue are still those of who asked."""
+    mcp = pytest.importorskip("mcp")
+    streamable = pytest.importorskip("mcp.client.streamable_http")
+    senders, push = [], demo._queue.push
+
+    async def noting(**given: Any) -> tuple:
+        senders.append(given["request"].scope[gate.SENDER])
+        return await push(**given)
+
+    monkeypatch.setattr(demo._queue, "push", noting)
+    data = f"data:image/jpeg;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+
+    async def call(sender: str) -> str:
+        headers = {"x-forwarded-for": sender}
+        async with streamable.streamablehttp_client(f"{demo.local_url}gradio_api/mcp/", headers) as (read, write, _):
+            async with mcp.ClientSession(read, write) as session:
+                await session.initialize()
+                answer = await session.call_tool("read_photo", {"photo": data})
+                return " ".join(getattr(part, "text", "") for part in answer.content)
+
+    for sender in ("10.7.0.1", "10.7.0.2"):
+        asyncio.run(call(sender))
+    assert senders == ["10.7.0.1", "10.7.0.2"]
