@@ -196,7 +196,9 @@ def test_a_forged_sender_is_not_believed(demo, monkeypatch: pytest.MonkeyPatch) 
     assert codes == [200, 413, 413] or codes == [200, 200, 413]
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 5000, '"nan"', "[[1]]"])
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 4000, "1" + "0" * 5000, '"nan"', "[[1]]"]
+)
 @pytest.mark.parametrize("place", range(2, 10))
 def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, value: str, place: int) -> None:
     """What gradio_client would not send."""
@@ -213,7 +215,10 @@ def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, va
     is_infinity = place == 4 and value in ("Infinity", "1e999")  # the one place where that is a distance
     assert ("event: complete" in answer) == is_infinity, answer
     assert "Traceback" not in answer and "upstream Gradio app has raised" not in answer, answer
-    assert is_infinity or re.search(r'"error": "[^"]{20,}', answer.replace(r"\"", "")), answer
+    if len(value) > 4300:  # Python reads no longer numbers
+        assert answer == '{"detail":"There was an error parsing the body"}'
+    else:
+        assert is_infinity or re.search(r'"error": "[^"]{20,}', answer.replace(r"\"", "")), answer
     assert len(answer) < 600, answer
 
 
