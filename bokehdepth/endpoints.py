@@ -5,6 +5,7 @@ What programs are told is their docstrings and arguments, less `new_folder`, whi
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def refocus(
         The picture as PNG at the photo's size; focus distance in metres (null for infinity) and bokeh strength.
     """
     if (x_px is None) != (y_px is None):
-        raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
+        raise InputError(f"x_px is {reprlib.repr(x_px)} and y_px {reprlib.repr(y_px)}, wanted both or neither.")
     aperture = Aperture(check_whole_number(blades, "blades", 0, MAX_BLADES), rotation_deg, squeeze)
     if bokeh_strength is not None:
         PAGE.check_render_strength(bokeh_strength)

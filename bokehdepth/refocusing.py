@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +126,11 @@ def plan_refocusing(
         InputError: neither or both of a pair are given, or a value, size or depth is out of range.
     """
     if (focus_distance_m is None) == (focus_at_px is None):
-        raise InputError(f"focus_distance_m is {focus_distance_m!r} and focus_at_px {focus_at_px!r}, wanted one.")
+        given = reprlib.repr(focus_distance_m), reprlib.repr(focus_at_px)
+        raise InputError(f"focus_distance_m is {given[0]} and focus_at_px {given[1]}, wanted one.")
     if (bokeh_strength is None) == (f_number is None):
-        raise InputError(f"bokeh_strength is {bokeh_strength!r} and f_number {f_number!r}, wanted one of them.")
+        given = reprlib.repr(bokeh_strength), reprlib.repr(f_number)
+        raise InputError(f"bokeh_strength is {given[0]} and f_number {given[1]}, wanted one of them.")
     pixels = np.broadcast_to(np.float32(0), (photo.image.height, photo.image.width, 3))  # its size alone is checked
     depth = check_depth_for(depth_m, pixels)
     if focus_at_px is not None:

@@ -219,7 +219,7 @@ def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, va
         assert answer == '{"detail":"There was an error parsing the body"}'
     else:
         assert is_infinity or re.search(r'"error": "[^"]{20,}', answer.replace(r"\"", "")), answer
-    assert len(answer) < 600, answer
+    assert len(answer) < 350 or is_infinity, answer
 
 
 @pytest.mark.parametrize("values", ["[1e-300]", "[5e-324, 10]"])
