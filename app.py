@@ -243,7 +243,7 @@ def _handlers(
         found = pipeline.estimate_depth(image, frames, strengths, intrinsics=matrix)
         return found.depth_m, predicted_focal_px(found, matrix)
 
-    @turns.taking
+    @partial(turns.taking, needs=lambda job, arguments: bool(job.components))  # the others leave the models alone
     @spaces.GPU(duration=60)
     def run_bracket(job: Job, arguments: dict[str, Any]) -> None:
         with _refusals():  # out of ZeroGPU's own process only Gradio's error comes with its sentence

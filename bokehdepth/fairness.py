@@ -12,7 +12,7 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -148,12 +148,12 @@ class Turns:
                 self._line.remove(me)
                 self._changed.notify_all()
 
-    def taking(self, function: Callable) -> Callable:
-        """The function, each call of which is one turn."""
+    def taking(self, function: Callable, needs: Callable[..., bool] = lambda *_, **__: True) -> Callable:
+        """The function, each call of which is one turn, unless `needs` says of its arguments that it needs none."""
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.turn():
+            with self.turn() if needs(*args, **kwargs) else nullcontext():
                 return function(*args, **kwargs)
 
         return call

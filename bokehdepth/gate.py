@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 from .limits import PAGE
@@ -128,7 +129,7 @@ class Gate:
         """Checks what the headers say; returns what reads the body."""
         path, headers = scope["path"], dict(scope["headers"])
         if self._hosts is not None:
-            self._check_hosts(headers)
+            self._check_hosts(scope["headers"])
         if not _OPEN.fullmatch(path):
             raise _Refused(404, "path is not served here.")
         sender = scope[SENDER] = self._sender(scope, headers)
@@ -164,10 +165,10 @@ class Gate:
 
         return read
 
-    def _check_hosts(self, headers: dict[bytes, bytes]) -> None:
-        named = [headers.get(b"host", b""), *headers.get(b"x-forwarded-host", b"").split(b",")]
-        for value in named:
-            host = value.strip().decode("latin-1").lower()
+    def _check_hosts(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        said = [value for name, value in headers if name in (b"host", b"x-forwarded-host")]
+        for part in b",".join(said).split(b","):
+            host = part.strip().decode("latin-1").lower()
             host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
             if host and host not in self._hosts:
                 raise _Refused(421, f"host must be {' or '.join(sorted(self._hosts))}, got {host[:60]!r}.")
@@ -184,9 +185,13 @@ class Gate:
         if vouched and hmac.compare_digest(vouched, self._vouched(address)):
             return address
         forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")[0].strip()
-        if self._behind_proxy and forwarded:
-            return forwarded[:64]
-        return (scope.get("client") or ("",))[0]
+        address = forwarded[:64] if self._behind_proxy and forwarded else (scope.get("client") or ("",))[0]
+        try:
+            known = ipaddress.ip_address(address)
+        except ValueError:
+            return address
+        # Whoever has one IPv6 address has the 2^64 of its network.
+        return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else address
 
     def _vouched(self, address: str) -> bytes:
         said = address.encode("latin-1", "replace")

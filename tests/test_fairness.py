@@ -135,6 +135,14 @@ def test_a_turn_ends_with_a_fault() -> None:
     turns.taking(turns.offer)()
 
 
+def test_work_that_needs_no_turn_waits_for_none() -> None:
+    turns = Turns()
+    call = turns.taking(lambda needs: needs, needs=lambda needs: needs)
+    with turns.turn():
+        assert call(False) is False
+    assert call(True) is True
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     with serve(tmp_path_factory.mktemp("cache"), hub.load_pipeline()) as served:

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import resource
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,22 @@ def test_a_strength_next_to_nothing_is_refused(demo, photo: Path, values: str) -
     assert "strength must be 0 or at least 1e-06, got " in answer
 
 
+@pytest.mark.parametrize(
+    ("addresses", "is_one"),
+    [(("2001:db8::1", "2001:db8::ffff:1"), True), (("2001:db8::1", "2001:db8:0:1::1"), False)],
+)
+def test_a_network_of_addresses_is_one_sender(
+    demo, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, str], is_one: bool
+) -> None:
+    files = demo.session_files
+    monkeypatch.setattr(files, "_sent", {})
+    monkeypatch.setattr(files, "_sender_bytes", 2**20)
+    assert [upload(demo, b"a" * 600_000, address).status_code for address in addresses] == [
+        200,
+        413 if is_one else 200,
+    ]
+
+
 def test_what_is_quoted_is_short(demo, photo: Path) -> None:
     path = upload(demo, photo.read_bytes(), "10.5.0.1").json()[0]
     file = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
@@ -292,3 +309,10 @@ def test_what_mcp_asks_is_asked_for_its_caller(demo, photo: Path, monkeypatch: p
     for sender in ("10.7.0.1", "10.7.0.2"):
         asyncio.run(call(sender))
     assert senders == ["10.7.0.1", "10.7.0.2"]
+
+
+def test_the_last_of_several_hosts_counts_too(demo) -> None:
+    with socket.create_connection(("127.0.0.1", demo.server_port)) as line:
+        line.sendall(b"GET /config HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-Host: evil.example\r\n")
+        line.sendall(b"X-Forwarded-Host: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 421")
