@@ -499,7 +499,7 @@ def build_demo(
     demo.queue(default_concurrency_limit=1, max_size=None, api_open=False)
     demo.fair_queue = FairQueue(demo._queue, ROOMS, LIGHT_ROOM)
     demo.fair_queue.attach()
-    housekeeping.shorten_errors(demo._queue)
+    housekeeping.keep_short(demo._queue)
     return demo
 
 

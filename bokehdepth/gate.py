@@ -43,7 +43,7 @@ _MCP = f"{_API}mcp"
 _OPEN = re.compile(
     r"/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?|(?:static|assets|svelte)/.+)?"
     rf"|{_API}(?:info/?|openapi\.json|startup-events|theme\.css|app_id/?|login_check/?|upload|upload_progress|cancel|reset|"
-    r"queue/(?:join|data|status)|(?:run|call)/.+|heartbeat/[^/]+|file=(?!\w+:/).+|mcp(?:/.*)?)",
+    r"queue/(?:join|data|status)|(?:run|call)/.+|heartbeat/[^/]+|file=(?!\w\w+:/).+|mcp(?:/.*)?)",
     re.DOTALL,
 )
 _VOUCHED = b"x-bokehdepth-sender"

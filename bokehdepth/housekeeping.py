@@ -119,12 +119,13 @@ async def _download(url: str, path: Path, trusted: Sequence[str]) -> None:
     raise InputError(f"file must be at its address within {_MAX_REDIRECTS} redirects, got more.")
 
 
-def shorten_errors(queue: Any) -> None:
-    """Cut what Gradio itself says of a wrong value, which it quotes as a whole.
+def keep_short(queue: Any) -> None:
+    """Cut what Gradio itself says of a wrong value, which it quotes as a whole, and what it notes of each request.
 
     Args:
         queue: Gradio's queue, whose messages go out from now on with short sentences.
     """
+    queue.ANALYTICS_MAX_EVENTS = 1  # of 10,000 it would make a table after each request, for a page that is closed
     send = queue.send_message
 
     def send_short(event: Any, message: Any) -> None:
