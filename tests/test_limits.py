@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from bokehdepth import io, serving
+from bokehdepth.cli import main
 from bokehdepth.endpoints import refocus
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
@@ -103,6 +104,12 @@ def test_a_frame_of_the_page_has_the_photos_limits(tmp_path: Path, files: tuple[
     PIL.Image.new("1", (4100, 4100)).save(large)
     with pytest.raises(InputError, match=r"large.png.*16,000,000"):
         serving.plan_bracket(files[0], tmp_path / "out", [str(large)], "Network", None, [10.0])
+
+
+def test_steps_of_the_command_line(tmp_path: Path, files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", files[0], "-o", str(tmp_path / "out"), "--steps", "1001"]) == 2
+    assert "steps must be a whole number from 1 to 1000, got 1001." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("steps", [0, 51, 1e9, float("nan")])
