@@ -30,7 +30,6 @@ if __name__ == "__main__":  # Gradio reads where files go when it is imported
     os.environ["GRADIO_TEMP_DIR"] = str(FOLDER.path / "served")
 
 import gradio as gr
-import numpy as np
 import PIL.Image
 import torch
 from gradio.components.api_component import Api
@@ -50,6 +49,7 @@ from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
 from bokehdepth.limits import PAGE
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
+from bokehdepth.processing_bokehdepth import BokehStackOutput
 from bokehdepth.results import DEPTH_NAMES
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
 from bokehdepth.sessions import SessionFiles
@@ -125,14 +125,6 @@ def _show_stack(folder: Path, photo: Photo, images: Sequence[PIL.Image.Image], c
     last = len(images)
     scrubber = gr.Slider(value=last, maximum=max(last, 1))
     return list(zip(pictures, names, strict=True)), pictures[-1], scrubber, names[-1], (pictures[0], pictures[-1])
-
-
-def _show_depth(folder: Path, photo: Photo, colormap: str, near_bright: bool) -> tuple:
-    """What the page shows of a depth map in a result's folder, its files, and the photo before it is refocused."""
-    depth = serving.open_depth(folder / DEPTH_NAMES[0])
-    view = previews.write_depth_view(folder.parent, depth, colormap, near_bright)
-    start = previews.write_preview(folder.parent, "start", photo.image, previews.REFOCUSED_SIDE_PX)
-    return *view, [], *previews.pack_result(folder), start
 
 
 def _fill_fields(photo: str | None) -> tuple:
@@ -211,10 +203,10 @@ def _handlers(
 ) -> SimpleNamespace:  # fmt: skip
     """What needs the models, for one pipeline that is read and never changed."""
     turns = Turns()
-    weights = hub.weights_record(model)
+    weights = hub.weights_record(model) | getattr(screened, "weights", {})
     check, write = partial(serving.check_run, pipeline), partial(serving.write_run, weights)
-    usual_steps = pipeline.config.default_num_inference_steps
-    area_px = pipeline.config.default_processing_area_px
+    suited = pipeline.bokeh_adapter.config
+    usual_steps, area_px = suited.num_inference_steps, suited.max_area
 
     def stack_duration_s(image: PIL.Image.Image, strengths: Sequence[float], steps: int, *_: Any) -> int:
         return serving.gpu_duration_s(len(strengths), steps, area_px, image.width * image.height)
@@ -223,7 +215,7 @@ def _handlers(
     @spaces.GPU(duration=stack_duration_s)
     def make_stack(
         image: PIL.Image.Image, strengths: Sequence[float], steps: int, seed: int, progress: gr.Progress | None = None
-    ) -> list[PIL.Image.Image]:
+    ) -> BokehStackOutput:
         def report(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if progress is not None:
                 progress((index + 1, steps), desc=f"Blurring {len(strengths)} frames", unit="steps")
@@ -233,14 +225,16 @@ def _handlers(
             return tensors
 
         noise = torch.Generator().manual_seed(seed)
+        options = {"generator": noise, "callback_on_step_end": report, "for_depth": True}
         with _refusals():  # as in run_bracket
-            made = pipeline.generate_stack(image, strengths, steps, generator=noise, callback_on_step_end=report)
-            return screened(made.images)
+            made = pipeline.generate_stack(image, strengths, steps, **options)
+            made.images = screened(made.images)
+        return made
 
     @turns.taking
     @spaces.GPU(duration=30)
-    def read_depth(image: PIL.Image.Image, frames: Sequence, strengths: Sequence[float], matrix: Any) -> tuple:
-        found = pipeline.estimate_depth(image, frames, strengths, intrinsics=matrix)
+    def read_depth(image: PIL.Image.Image, made: BokehStackOutput, matrix: Any) -> tuple:
+        found = pipeline.estimate_depth(image, made, intrinsics=matrix)
         return found.depth_m, predicted_focal_px(found, matrix)
 
     @partial(turns.taking, needs=lambda job, arguments: bool(job.components))  # the others leave the models alone
@@ -263,7 +257,7 @@ def _handlers(
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (how Gradio is told to pass one)
         *, new_folder: Callable, keep_in: Path | None = None,
     ) -> Iterator[tuple]:  # fmt: skip
-        """Yields the stack as soon as it is there, then the depth, then its files."""
+        """Yields the stack as soon as it is there, then the depth, ready to be clicked, then all files."""
         scratch = new_folder()
         folder = scratch / "result"
         lens = f_number, focal_length_mm, sensor_width_mm, focus_distance_m
@@ -271,10 +265,13 @@ def _handlers(
         if bracket:
             changed = serving.changed_lens(opened, lens)
             _, job = serving.plan_bracket(photo, folder, bracket, method, None, **changed)
+            for sentence in job.warnings:
+                gr.Warning(html.escape(f"{sentence[0].upper()}{sentence[1:]}.", quote=False))
             images = [serving.open_upload(str(path)).image for path in job.frame_paths]
             captions = [f"f/{n:g}" for n in job.f_numbers or ()] or [f"strength {k:.3g}" for k in job.bokeh_strengths]
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8
             run_bracket(job, {"photo": opened.path.name, "method": method})
+            yield *[gr.skip()] * 5, *previews.write_result(folder, opened, colormap, near_bright)
         else:
             camera = serving.read_lens(opened, lens)
             chosen = serving.chosen_frames(kind, strengths, at, frames)
@@ -285,20 +282,22 @@ def _handlers(
                     gr.Warning(html.escape(sentence, quote=False))
             progress(0, desc="Starting")
             start_s = time.perf_counter()
-            images = make_stack(opened.image, values, steps, seed, progress)
+            made = make_stack(opened.image, values, steps, seed, progress)
+            images = made.images
             stack_s = time.perf_counter() - start_s
             yield *_show_stack(scratch, opened, images, captions), *[gr.skip()] * 8
             progress((steps, steps), desc="Measuring depth", unit="steps")
             start_s = time.perf_counter()
-            depth_m, focal_px = read_depth(opened.image, images, values, camera.known_intrinsics)
+            depth_m, focal_px = read_depth(opened.image, made, camera.known_intrinsics)
             timings_s = {"stack": stack_s, "depth": time.perf_counter() - start_s}
-            seen = io.DepthFile(depth_m, focal_px or camera.focal_length_px.value, np.ndarray(0))
-            picture, _ = previews.write_depth_view(scratch, seen, colormap, near_bright)
-            yield *[gr.skip()] * 5, picture, page.WRITING, *[gr.skip()] * 6
+            known = {"focal_length_px": focal_px or camera.focal_length_px.value, "bokeh_strengths": values}
+            npz = io.save_depth_npz(scratch / DEPTH_NAMES[0], depth_m, **known)
+            *view, start = previews.write_depth(npz, opened, colormap, near_bright)
+            yield *[gr.skip()] * 5, *view, *[gr.skip()] * 2, str(npz), gr.skip(), start
             arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
             rest = {"images": images, "depth_m": depth_m, "arguments": arguments, "seed": seed}
             write(folder, opened, camera, values, **rest, focal_length_px=focal_px, timings_s=timings_s)
-        yield *[gr.skip()] * 5, *_show_depth(folder, opened, colormap, near_bright)
+            yield *[gr.skip()] * 8, *previews.pack_result(folder), gr.skip()
         if keep_in is not None and not keep_in.exists():
             with staged(keep_in) as staging:
                 shutil.copytree(folder, staging, dirs_exist_ok=True)
@@ -319,7 +318,7 @@ def _handlers(
         images, _ = io.load_stack([kept / io.bokeh_file_name(k) for k in DEFAULT_STRENGTHS])
         stack = _show_stack(scratch, opened, images, [f"strength {k:g}" for k in DEFAULT_STRENGTHS])
         folder = Path(shutil.copytree(kept, scratch / "result"))
-        yield photo, *stack, *_show_depth(folder, opened, colormap, near_bright)
+        yield photo, *stack, *previews.write_result(folder, opened, colormap, near_bright)
 
     generate, estimate = model_endpoints(make_stack, run_bracket, check, write, usual_steps)
     endpoints = {"generate_bokeh_stack": generate, "estimate_depth": estimate}
@@ -387,7 +386,7 @@ def build_demo(
                     bracket = _plain(gr.File(label="Wider frames", file_count="multiple", height=140))
                     method = gr.Radio([*METHODS], value=METHODS[0], label="Depth by", info=page.METHOD_INFO)
                 with gr.Accordion("More", open=False):
-                    usual = pipeline.config.default_num_inference_steps
+                    usual = pipeline.bokeh_adapter.config.num_inference_steps
                     steps = gr.Slider(1, PAGE.max_steps, usual, step=1, label="Steps", info=page.STEPS_INFO)
                     seed = gr.Number(0, label="Seed", info=page.SEED_INFO)
                     new_seed = gr.Button("New seed", size="sm")

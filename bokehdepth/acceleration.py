@@ -11,7 +11,8 @@ call                  exact     what it saves
 
 Where a process ends before compilation pays, `ahead_of_time` compiles the blocks once and for all.
 
-Order: attach and fold the adapter, bake, quantise, place on the device, set the attention, compile.
+Order: load LoRAs, bake, quantise (which folds the adapter in for good), place on the device, set the attention,
+compile.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class BakedEmbedding(nn.Module):
     def __init__(self, timesteps: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor) -> None:
         super().__init__()
         self.is_baked = True
+        # The layers that were taken out would be missing from what is saved.
+        self.register_state_dict_pre_hook(_refuse_saving)
         self.register_buffer("timesteps", timesteps)
         self.register_buffer("guidance", guidance)
         self.register_buffer("pooled", pooled)
@@ -72,6 +75,10 @@ class BakedEmbedding(nn.Module):
             )
         # Row numbers of a table are small: every floating-point type holds them up to 256 exactly.
         return row[:, None].to(pooled.dtype)
+
+
+def _refuse_saving(embedding: BakedEmbedding, prefix: str, keep_vars: bool) -> None:
+    raise InputError("transformer has its modulation baked; wanted restore_modulation() before its weights are saved.")
 
 
 class BakedLinear(nn.Module):
@@ -101,7 +108,7 @@ def modulation_layers(transformer: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def bake_modulation(
     pipe: BokehDepthPipeline,
-    bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+    bokeh_strengths: Sequence[float] | float | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     token_counts: Iterable[int] | None = None,
@@ -111,11 +118,11 @@ def bake_modulation(
 
     In FLUX.1-Kontext they hold 3.2 of 11.9 billion weights, and for one prompt and ten steps give 21 MB of numbers.
     Frames are the same to rounding. Calls that need another row are refused. K matters only to adapters that condition
-    the modulation; half the largest K, which `shared_steps` uses, is always baked.
+    the modulation.
 
     Args:
         pipe: with transformer, scheduler and adapter.
-        bokeh_strengths: K that will be asked for.
+        bokeh_strengths: K that will be asked for; None is what `generate_stack` takes then.
         num_inference_steps: None takes what suits the weights.
         guidance_scale: None takes what suits the weights.
         token_counts: tokens of a noisy picture, (h / 16) (w / 16), for each size at work, since some schedules depend
@@ -126,20 +133,24 @@ def bake_modulation(
         The layers that were taken out, for `restore_modulation`; without a reference to them their memory is freed.
 
     Raises:
-        InputError: the modulation is baked already, or too many rows are asked for.
+        InputError: the modulation is baked already, LoRAs are on its layers, or too many rows are asked for.
     """
     transformer, adapter = pipe.transformer, pipe.bokeh_adapter
     if isinstance(transformer.time_text_embed, BakedEmbedding):
         raise InputError("modulation is baked already; wanted restore_modulation() first.")
-    strengths = sorted({*pipe.check_bokeh_strengths(bokeh_strengths), pipe.max_bokeh_strength() / 2})
+    strengths = pipe.check_bokeh_strengths(bokeh_strengths, ("bokeh_adapter",))
+    for name, layer in modulation_layers(transformer).items():
+        if type(layer.linear) is not nn.Linear:
+            kind = f"{type(layer.linear).__name__} (unload LoRAs)"
+            raise InputError(f"`{name}.linear` must be a plain torch.nn.Linear to be baked, got {kind}.")
     given = (None, None) if prompt_embeds is None else prompt_embeds
     device, dtype = transformer.device, transformer.dtype
     _, pooled = pipe._prompt(None, *given, device, dtype)
     if token_counts is None:
-        area = pipe.config.default_processing_area_px
+        area = adapter.config.max_area
         token_counts = (round(area**0.5 / (2 * pipe.vae_scale_factor)) ** 2,)
-    steps = int(num_inference_steps or pipe.config.default_num_inference_steps)
-    scale = pipe.config.default_guidance_scale if guidance_scale is None else guidance_scale
+    steps = int(num_inference_steps or adapter.config.num_inference_steps)
+    scale = adapter.config.guidance_scale if guidance_scale is None else guidance_scale
     # As the sampler passes them on, to the last bit.
     levels = sorted({float(t / 1000) for count in token_counts for t in pipe.schedule(steps, count)[1]}, reverse=True)
     modulated = adapter.modulate(pooled.expand(len(strengths), -1), strengths)
@@ -251,3 +262,4 @@ def quantize(pipe: BokehDepthPipeline, kind: str) -> None:
         return isinstance(module, nn.Linear) and name.split(".")[0] in BLOCKS and ".processor." not in name
 
     torchao.quantize_(pipe.transformer, settings, filter_fn=chosen)
+    pipe.bokeh_adapter.seal(kind)

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .acceleration import BLOCKS
 from .errors import InputError
+from .optics import DEFAULT_BOKEH_STRENGTHS
 from .staging import staged
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _weight(block: nn.Module, name: str, path: list[str], device: torch.device) 
 def save_compiled_blocks(
     pipe: BokehDepthPipeline,
     folder: Path | str,
-    bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+    bokeh_strengths: Sequence[float] = DEFAULT_BOKEH_STRENGTHS,
     max_frames: int = 8,
     max_photo_tokens: int = 4608,
     max_text_tokens: int = 512,
@@ -510,7 +511,7 @@ def load_compiled_blocks(pipe: BokehDepthPipeline, folder: Path | str) -> None:
     No GPU is needed yet: a package is opened at its first call, in each process, and a process that is killed leaves
     it unpacked in the temporary folder. Weights are used where they lie at each call, so a change of them changes the
     result, and no second copy is made. Frames are those of the eager blocks to rounding. Gradients do not pass, and
-    calls of another kind, such as those of `reference_refresh`, are refused.
+    calls of another kind are refused.
 
     Args:
         pipe: as it was when they were compiled: with the adapter folded, baked for as many rows, and placed.

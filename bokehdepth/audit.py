@@ -20,6 +20,7 @@ from scipy.stats import kstest
 from .checkpoints import read_checkpoint
 from .convert import convert_state, identify
 from .errors import InputError
+from .optics import DEFAULT_BOKEH_STRENGTHS
 from .released import (
     ReleasedPipeline,
     base_sizes,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from .pipeline_bokehdepth import BokehDepthPipeline
 
-_STRENGTHS = (10.0, 20.0, 30.0)
 _PATCH_PX = 14
 _GENERATION = "which way K reaches the picture"
 
@@ -177,13 +177,13 @@ def _abs_rel(depth: torch.Tensor, scene: Scene) -> float:
 
 def _stack_sensitivity(model: torch.nn.Module, scene: Scene, seed: int) -> Finding:
     """How far the depth moves when the true stack is replaced, at raw K, at K / 30 and at K = 0."""
-    frames = [scene.render(k) for k in _STRENGTHS]
+    frames = [scene.render(k) for k in DEFAULT_BOKEH_STRENGTHS]
     noise = np.random.default_rng(seed).random((len(frames), *scene.image.shape), dtype=np.float32)
     stacks = {"copies": [scene.image] * len(frames), "noise": list(noise)}
     scales = {"raw K": 1.0, "K / 30": 1 / 30, "K = 0": 0.0}
     values = {}
     for label, scale in scales.items():
-        strengths = [k * scale for k in _STRENGTHS]
+        strengths = [k * scale for k in DEFAULT_BOKEH_STRENGTHS]
         true = _depth(model, scene, frames, strengths)
         values[f"AbsRel, {label}"] = _abs_rel(true, scene)
         for name, other in stacks.items():
@@ -197,14 +197,14 @@ def _stack_sensitivity(model: torch.nn.Module, scene: Scene, seed: int) -> Findi
 
 def _attention_scaling(state: Mapping[str, torch.Tensor], scene: Scene, options: Mapping[str, object]) -> Finding:
     """Depth under every reading of the release's `use_sdpa`; the saner one is the one that was trained."""
-    frames = [scene.render(k) for k in _STRENGTHS]
+    frames = [scene.render(k) for k in DEFAULT_BOKEH_STRENGTHS]
     readings: list[dict[str, bool]] = [{"double_scaled_space": False}, {"double_scaled_space": True}]
     if identify(state) == "depth_anything_dsfa":
         readings.append({"double_scaled_space": True, "double_scaled_backbone": True})
     values = {}
     for reading in readings:
         model, _ = convert_state(state, **{**options, **reading})
-        depth = _depth(model, scene, frames, _STRENGTHS)
+        depth = _depth(model, scene, frames, DEFAULT_BOKEH_STRENGTHS)
         label = "once" if not reading["double_scaled_space"] else "twice"
         label += " and the backbone twice" if len(reading) > 1 else ""
         values[f"AbsRel, {label}"], values[f"median m, {label}"] = _abs_rel(depth, scene), float(depth.median())
@@ -281,10 +281,10 @@ def audit_generation(
     def spread(frames: np.ndarray) -> float:
         return float(max(np.abs(frame - frames[0]).mean() for frame in frames[1:]))
 
-    middle = [_STRENGTHS[1]] * len(_STRENGTHS)
+    middle = [DEFAULT_BOKEH_STRENGTHS[1]] * len(DEFAULT_BOKEH_STRENGTHS)
     values = {
-        "K sweeps, prompt held": spread(run(_STRENGTHS, middle)),
-        "prompt sweeps, K held": spread(run(middle, _STRENGTHS)),
+        "K sweeps, prompt held": spread(run(DEFAULT_BOKEH_STRENGTHS, middle)),
+        "prompt sweeps, K held": spread(run(middle, DEFAULT_BOKEH_STRENGTHS)),
         "K = 1 against no bokeh branch": spread(np.concatenate([run((1.0,), (1.0,)), run((1.0,), (1.0,), scale=0.0)])),
     }
     way = "the adapter" if values["K sweeps, prompt held"] >= values["prompt sweeps, K held"] else "the prompt"

@@ -19,6 +19,9 @@ from .optics import REFERENCE_WIDTH_PX, check_number
 from .rendering.disk import disk_kernel
 from .rendering.scatter import GAMMA
 
+LARGEST_SHIFT_PX = 3.0
+"""Shift between frames that is undone, along rows or columns; beyond it a camera moved, and parallax with it."""
+
 _WINDOW_PX = 9  # at 512 px width; wider pictures get a window that covers the same part of the scene
 _CELL_PX = 5  # first averaging, small enough to lie on one side of an edge; then far-off cells are bounded
 _MISFIT = 0.02  # display value from which a misfit no longer counts in full: occlusion, highlights, motion
@@ -29,8 +32,12 @@ _TILE_PX = 512
 _CHANCE = 2.0  # standard deviations by which the least of many costs stands out without any texture
 _DARK = 1e-4  # light that keeps ratios finite
 _VIGNETTING_LEAVES = 0.75  # of the deviations, at most, where it is believed
+_PATCH_PX, _PATCH_MARGIN_PX, _LOW_PASS_PX = 256, 3, 2.0  # of the comparison of places
+_SHIFT_LEAVES = 0.95  # of the differences, at most, where it is believed
 _ROUNDING_NOISE = 1 / 255 / math.sqrt(12)
 _EXPLAINED, _UNEXPLAINED = 0.1, 0.3  # shares of the largest misfit at which it begins to count and rules a radius out
+_SEEN_BLUR = 0.03  # share of the largest misfit, from which blur speaks on the labels
+_IN_PROPORTION, _OUT_OF_PROPORTION = 0.1, 0.25  # contradictions from which labels are doubted, and not believed
 _TOLERANCE_SHARE, _TOLERANCE_PX = 0.1, 0.5
 
 
@@ -40,11 +47,12 @@ class Bracket:
 
     Attributes:
         light: float32 (3, H, W), linear light of the sharp frame.
-        frames: float32 (F, 3, H, W), display values, brought to the sharp frame's exposure.
+        frames: float32 (F, 3, H, W), display values, brought to the sharp frame's exposure and place.
         slopes_px: (F,) pixels of blur radius per dioptre that the sharp frame lacks, ``sqrt(K^2 - K0^2)`` scaled.
         full_slopes_px: (F,) pixels of blur radius per dioptre in the frame, K scaled to the picture's width.
         noise: standard deviation of the noise in display values.
         gains: (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+        shifts_px: (F, 2), pixels down and to the right by which each frame lay beside the sharp one.
         window_px: side of the window.
     """
 
@@ -54,6 +62,7 @@ class Bracket:
     full_slopes_px: np.ndarray
     noise: float
     gains: np.ndarray
+    shifts_px: np.ndarray
     window_px: int
 
 
@@ -105,7 +114,7 @@ def make_bracket(
     sharp_bokeh_strength: float,
     window_px: int | None,
 ) -> Bracket:
-    """Check the frames and bring them to one exposure.
+    """Check the frames and bring them to one exposure and place.
 
     Args:
         sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
@@ -140,13 +149,16 @@ def make_bracket(
     noise = max(min(map(_noise, (reference, *others))), _ROUNDING_NOISE)
     light = reference**GAMMA
     matched, gains = zip(*(_match_exposure(light, other) for other in others), strict=True)
+    shifts_px = [_shift_px(reference, other) for other in matched]
+    placed = [_placed(other, shift_px) for other, shift_px in zip(matched, shifts_px, strict=True)]
     return Bracket(
         light=light,
-        frames=np.stack(matched),
+        frames=np.stack(placed),
         slopes_px=relative * scale,
         full_slopes_px=np.asarray(bokeh_strengths, dtype=np.float64) * scale,
         noise=noise,
         gains=np.array(gains),
+        shifts_px=np.array(shifts_px),
         window_px=window_px,
     )
 
@@ -200,6 +212,61 @@ def _match_exposure(light: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, t
     field = radial(*np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")) @ fit
     matched = frame * np.exp(-field / GAMMA).astype(np.float32)
     return matched, (float(np.exp(fit[0])), float(np.exp(fit.sum())))
+
+
+def _shift_px(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Pixels down and to the right by which a frame lies beside the sharp one, (2,): a mirror slaps, a tripod gives.
+
+    Differences of band-passed patches all over the picture are explained by their slopes with least absolute
+    deviations. Blur is even, a shift is odd, so blur hardly counts; a shift is believed only where it takes away a
+    good part of the differences.
+    """
+    _, height, width = reference.shape
+    rows, columns = min(height // 3, _PATCH_PX), min(width // 3, _PATCH_PX)
+    patches = [
+        np.s_[:, top : top + rows, left : left + columns]
+        for top in np.linspace(0, height - rows, 3).astype(int)
+        for left in np.linspace(0, width - columns, 3).astype(int)
+    ]
+    inner = np.s_[_PATCH_MARGIN_PX:-_PATCH_MARGIN_PX, _PATCH_MARGIN_PX:-_PATCH_MARGIN_PX]
+    pairs = [tuple(_details(picture[patch].mean(axis=0)) for picture in (reference, frame)) for patch in patches]
+
+    def differences(shift_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        errors, slopes = [], []
+        for sharp, other in pairs:
+            moved = ndimage.shift(other, -shift_px, order=1, mode="nearest")
+            errors.append((moved - sharp)[inner].ravel())
+            slopes.append([slope[inner].ravel() for slope in np.gradient((moved + sharp) / 2)])
+        return np.concatenate(errors), np.concatenate(slopes, axis=1)
+
+    shift_px = np.zeros(2)
+    first, slopes = differences(shift_px)
+    error = first
+    for _ in range(12):
+        size = np.abs(error)
+        weighted = slopes / (size + float(size.mean()) + 1e-6)
+        # Where there is nothing to see along a direction, the least shift is taken.
+        shift_px = shift_px - np.linalg.lstsq(weighted @ slopes.T, weighted @ error, rcond=1e-4)[0]
+        if np.abs(shift_px).max() > LARGEST_SHIFT_PX:
+            return np.zeros(2)
+        error, slopes = differences(shift_px)
+    return shift_px if np.abs(error).mean() < _SHIFT_LEAVES * np.abs(first).mean() else np.zeros(2)
+
+
+def _details(grey: np.ndarray) -> np.ndarray:
+    """What noise and slow gradients leave: a gradient that is a little brighter looks like one that has moved."""
+    return ndimage.gaussian_filter(grey, _LOW_PASS_PX) - ndimage.gaussian_filter(grey, 6 * _LOW_PASS_PX)
+
+
+def _placed(frame: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
+    """Move a frame (3, H, W) back over the sharp one, by Lanczos' kernel of three lobes along rows and columns."""
+    for axis, shift in enumerate(shift_px, 1):
+        if shift:
+            reach = math.ceil(LARGEST_SHIFT_PX) + 3
+            places = np.arange(-reach, reach + 1) - shift
+            weights = np.where(np.abs(places) < 3, np.sinc(places) * np.sinc(places / 3), 0)
+            frame = ndimage.correlate1d(frame, weights / weights.sum(), axis=axis, mode="nearest")
+    return frame
 
 
 def _ladder(top_px: float) -> np.ndarray:
@@ -257,12 +324,16 @@ class OffsetFit:
         misfit: float32 (G, H, W), what the best offset leaves unexplained beyond the noise, as a share of the largest
             misfit that counts; at most 1.
         at_end: bool (G, H, W), where the best offset is the largest one tried.
+        contradiction: float64 (G,), share in [0, 1] of the blur in the frames of a group, each taken by itself, that
+            no offset common to them explains: labels that are out of proportion, whatever the scene. 0 for one frame
+            alone and where no blur is seen.
     """
 
     offset_dpt: np.ndarray
     std_dpt: np.ndarray
     misfit: np.ndarray
     at_end: np.ndarray
+    contradiction: np.ndarray
 
 
 def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dpt: float) -> OffsetFit:
@@ -286,7 +357,8 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
     margin_px = _CELL_PX // 2 + bracket.window_px // 2 + 1
     padded = np.pad(bracket.light, ((0, 0), (pad_px, pad_px), (pad_px, pad_px)), mode="edge")
     kinds = (np.float32, np.float32, np.float32, bool)
-    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in kinds))
+    result = OffsetFit(*(np.empty((len(groups), height, width), dtype) for dtype in kinds), np.zeros(len(groups)))
+    blur = np.zeros((len(groups), 2))  # what frames explain by themselves, and what of it they do not together
     for core in _tiles(height, width):
         region = tuple(_widened(part, margin_px, size) for part, size in zip(core, (height, width), strict=True))
         source = padded[
@@ -304,16 +376,41 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
             offsets = radii_px[:count] / slopes.max()
             costs = np.empty((count, *blurred.shape[2:]), dtype=np.float32)
             from_noise = np.empty(count)
+            alone = np.full((len(group), *blurred.shape[2:]), np.inf, dtype=np.float32)
             for step, offset in enumerate(offsets):
-                costs[step], from_noise[step] = _cost(bracket, group, region, offset, radii_px, blurred, energies)
-            parts = _minimum(costs[(slice(None), *inner)], offsets, from_noise, len(group), bracket)
+                each, from_noise[step] = _costs(bracket, group, region, offset, radii_px, blurred, energies)
+                costs[step] = each.sum(axis=0)
+                np.minimum(alone, each, out=alone)
+            costs = costs[(slice(None), *inner)]
+            if len(group) > 1:
+                blur[number] += _contradiction(costs, alone[(slice(None), *inner)].sum(axis=0), len(group), bracket)
+            parts = _minimum(costs, offsets, from_noise, len(group), bracket)
             wholes = result.offset_dpt, result.std_dpt, result.misfit, result.at_end
             for whole, part in zip(wholes, parts, strict=True):
                 whole[(number, *core)] = part
+    np.divide(blur[:, 1], blur[:, 0], out=result.contradiction, where=blur[:, 0] > 0)
     return result
 
 
-def _cost(
+def _contradiction(costs: np.ndarray, alone: np.ndarray, frame_count: int, bracket: Bracket) -> tuple[float, float]:
+    """Sum what the frames' own best offsets take away of the misfit of no blur, and what a common offset leaves of it.
+
+    Args:
+        costs: (M, H, W), misfit of all frames at each step, no blur first.
+        alone: (H, W), the least misfit of each frame at a step of its own, added up.
+        frame_count: number of frames.
+        bracket: the frames.
+
+    Returns:
+        Both sums, over pixels whose blur stands out from the noise.
+    """
+    explained = costs[0] - alone
+    seen = explained > frame_count * max(bracket.noise**2, _SEEN_BLUR * _largest_misfit(bracket))
+    left = np.minimum(costs.min(axis=0) - alone, explained)
+    return float(explained[seen].sum(dtype=np.float64)), float(left[seen].sum(dtype=np.float64))
+
+
+def _costs(
     bracket: Bracket,
     group: Sequence[int],
     region: tuple[slice, slice],
@@ -322,15 +419,15 @@ def _cost(
     blurred: np.ndarray,
     energies: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-    """Windowed misfit of a group of frames at one offset, (H, W): squared display values without those of noise.
+    """Windowed misfit of each frame of a group at one offset, (F, H, W): squared display values, less those of noise.
 
-    The second result is how much of it the noise of the blurred sharp frame was expected to be.
+    The second result is how much of their sum the noise of the blurred sharp frame was expected to be.
     """
-    total = np.zeros(blurred.shape[2:], dtype=np.float32)
+    each = np.empty((len(group), *blurred.shape[2:]), dtype=np.float32)
     from_noise = 0.0
     variance = bracket.noise**2
     bound = _largest_misfit(bracket)
-    for index in group:
+    for number, index in enumerate(group):
         radius_px = max(float(bracket.slopes_px[index]) * offset_dpt, _SHARP_RADIUS_PX)
         place = float(np.interp(radius_px, radii_px, np.arange(radii_px.size)))
         low = min(int(place), radii_px.size - 2)
@@ -344,8 +441,9 @@ def _cost(
         energy = energies[low] * (1 - share) + energies[low + 1] * share
         cells -= np.float32(3 * variance * (1 + energy))
         from_noise += 3 * variance * float(energy)
-        total += cells / (1 + np.maximum(cells, 0) / np.float32(bound))
-    return ndimage.uniform_filter(total, bracket.window_px, mode="nearest"), from_noise
+        cells /= 1 + np.maximum(cells, 0) / np.float32(bound)
+        each[number] = ndimage.uniform_filter(cells, bracket.window_px, mode="nearest")
+    return each, from_noise
 
 
 def _largest_misfit(bracket: Bracket) -> float:
@@ -399,6 +497,18 @@ def radius_tolerance_px(radius_px: np.ndarray) -> np.ndarray:
         Pixels, of the same shape.
     """
     return np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
+
+
+def label_confidence(contradiction: float) -> float:
+    """How far the labels of a bracket are to be believed, by how well one offset explains the blur of all frames.
+
+    Args:
+        contradiction: as in `OffsetFit`.
+
+    Returns:
+        A factor in [0, 1] for the confidence of all pixels: depth scales with the labels where blur is seen, too.
+    """
+    return float(np.clip((_OUT_OF_PROPORTION - contradiction) / (_OUT_OF_PROPORTION - _IN_PROPORTION), 0, 1))
 
 
 def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, misfit: np.ndarray, at_end: np.ndarray) -> np.ndarray:

@@ -56,6 +56,8 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
     if head[8:9] == b"{":
         state = _strip_prefix(_read_safetensors(path), notes)
     elif head.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle of protocol 2 or later
+        if path.suffix == ".safetensors":
+            raise InputError(f"checkpoint is {path.name!r}, a PyTorch file by its content; wanted safetensors.")
         state = _unwrap(_read_pickle(path), notes)
     else:
         raise InputError(f"checkpoint is {path.name!r}, no PyTorch or safetensors file; wanted one of them.")
@@ -121,6 +123,8 @@ def _listed(names: Iterable[Any], most: int = 6) -> str:
 def _averaged(state: dict[str, Any], shadow: Any) -> dict[str, Any]:
     """The weights with their running averages in their place, which are named or stand in the same order."""
     if not isinstance(shadow, Mapping):
+        if not isinstance(shadow, list | tuple):
+            raise InputError(f"checkpoint has ema.shadow_params that is a {type(shadow).__name__}; wanted tensors.")
         if len(shadow) != len(state):
             raise InputError(f"checkpoint has ema.shadow_params of {len(shadow)} tensors; wanted {len(state)}.")
         return dict(zip(state, shadow, strict=True))
@@ -152,9 +156,20 @@ def _strip_prefix(state: Mapping[Any, Any], notes: list[str]) -> dict[str, Any]:
 
 def _check_tensors(state: Mapping[str, Any]) -> None:
     for name, value in state.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        # Of fewer than 16 bits come with scales that the names here have no place for.
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.element_size() < 2:
             kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise InputError(f"checkpoint has {kind} at {name}; wanted floating-point tensors alone.")
+            raise InputError(
+                f"checkpoint has {kind} at {name}; wanted floating-point tensors alone, of 16 bits or more."
+            )
+        if value.layout != torch.strided or value.is_meta:
+            kind = "no values" if value.is_meta else f"the layout {value.layout}"
+            raise InputError(f"checkpoint has a tensor with {kind} at {name}; wanted dense tensors alone.")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"checkpoint has a tensor of {tuple(value.shape)} at {name}, of which the file holds "
+                f"{value.untyped_storage().nbytes()} bytes; wanted all values."
+            )
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"checkpoint has values at {name} that are not finite; download it again.")
     if not state:

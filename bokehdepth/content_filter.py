@@ -6,6 +6,7 @@ The embedded model needs none of it: it blends blurred copies of the visitor's o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline
 
 CLASSIFIER = "Falconsai/nsfw_image_detection"
-"""Hub repository of the classifier that is taken unless another is named: a ViT-B/16, Apache-2.0."""
+"""Hub repository of the classifier that is taken unless another is named: a ViT-B/16, Apache-2.0. No commit of it has
+been audited, so it names none: the newest is loaded, and the run record says which that was."""
 
 FLAGGED_LABEL = "nsfw"
 FLAGGED_SCORE = 0.5
@@ -29,17 +31,23 @@ class ContentFilter:
 
     Args:
         classifier: scores a list of pictures; one of its labels is `nsfw`, in any case.
+        name: what the run record calls it.
+        revision: commit that it was loaded at, where it is known.
+
+    Attributes:
+        weights: for the run record, as `hub.weights_record` returns that of models.
 
     Raises:
         InputError: it has no such label.
     """
 
-    def __init__(self, classifier: ImageClassificationPipeline) -> None:
+    def __init__(self, classifier: ImageClassificationPipeline, name: str, revision: str | None = None) -> None:
         labels = [*classifier.model.config.id2label.values()]
         if FLAGGED_LABEL not in map(str.lower, labels):
             raise InputError(f"its labels are {', '.join(labels)}, wanted one named {FLAGGED_LABEL}.")
         self._classifier = classifier
         self._num_labels = len(labels)
+        self.weights = {"content_filter": {"id": name, "revision": revision}}
 
     def __call__(self, frames: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         """Returns the frames as they are.
@@ -66,25 +74,39 @@ def load_content_filter(pipeline: BokehDepthPipeline, classifier: str = CLASSIFI
 
     Args:
         pipeline: with its base.
-        classifier: Hub repository or folder of an image-classification model with safetensors weights.
+        classifier: folder of an image-classification model with safetensors weights, or its Hub repository, with
+            `@` and a commit where it is to be that one.
 
     Returns:
         A `ContentFilter`, or `list` for a base that can only blend blurred copies of the photo.
 
     Raises:
-        InputError: the classifier cannot be loaded or has no label `nsfw`.
+        InputError: the classifier cannot be loaded, lacks weights, or has no label `nsfw`.
     """
     import transformers
 
     from .loading_bokehdepth import explain_hub_error
     from .modeling_mini_flux import MiniFluxTransformer2DModel
+    from .weights_bokehdepth import check_weights
 
     base = pipeline.transformer
     if isinstance(base, MiniFluxTransformer2DModel) and base.config.head == "disks":
         return list
+    folder = Path(classifier)
+    source, _, revision = (classifier, "", "") if folder.is_dir() else classifier.partition("@")
+    options = {"revision": revision} if revision else {}
     try:
-        options = {"device": pipeline.device, "model_kwargs": {"use_safetensors": True}}
-        return ContentFilter(transformers.pipeline("image-classification", model=classifier, **options))
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, **options
+        )
+        # A head of random numbers would let everything pass, or nothing.
+        check_weights(source, model, info["missing_keys"], info["unexpected_keys"])
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
+        scores = transformers.pipeline(
+            "image-classification", model=model, image_processor=processor, device=pipeline.device
+        )
+        commit = getattr(model.config, "_commit_hash", None) or revision or None
+        return ContentFilter(scores, folder.resolve().name if folder.is_dir() else source, commit)
     except Exception as error:
         reason = explain_hub_error(error, classifier) or (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"Its frames must pass the content filter {classifier!r}, which failed: {reason}") from error

@@ -147,7 +147,7 @@ def convert_adapter(
             own = _ADAPTER_PARTS[part[2]]
             blocks.add(int(part[1]))
             parts.add(own)
-            got = value.shape[0 if part[3] == "down" else -1]
+            got = _sizes(state, name, 2)[0 if part[3] == "down" else -1]
             if got != rank:
                 raise InputError(f"checkpoint has a LoRA of rank {got} at {name}; wanted rank {rank}.")
             ours.put(name, f"blocks.{int(part[1])}.{own}.{part[3]}.weight", value)
@@ -237,11 +237,13 @@ def convert_depth_anything(
 
     from .modeling_bokehdepth_dav2 import BokehDepthAnythingV2Config, BokehDepthAnythingV2ForDepthEstimation
 
-    _need(state, "pretrained.cls_token", "pretrained.pos_embed", "depth_head.scratch.output_conv1.weight")
-    dim = state["pretrained.cls_token"].shape[-1]
+    dim = _sizes(state, "pretrained.cls_token", 3)[-1]
+    positions = _sizes(state, "pretrained.pos_embed", 3)[1]
     count = _count(state, r"pretrained\.blocks\.(\d+)\.")
     projects = _count(state, r"depth_head\.projects\.(\d+)\.")
-    _need(state, *(f"depth_head.projects.{i}.weight" for i in range(4)), "depth_head.scratch.output_conv2.0.weight")
+    neck = [_sizes(state, f"depth_head.projects.{i}.weight", 4)[0] for i in range(4)]
+    fusion = _sizes(state, "depth_head.scratch.output_conv1.weight", 4)[1]
+    head = _sizes(state, "depth_head.scratch.output_conv2.0.weight", 4)[0]
     if dim % _HEAD_DIM or count not in (12, 24) or projects != 4:
         raise InputError(f"checkpoint has {count} blocks of width {dim}; wanted a DINOv2 of size S, B or L.")
     levels = sorted({int(m[1]) for name in state if (m := re.match(r"encoder_fusion\.layers\.(\d+)\.", name))})
@@ -252,7 +254,7 @@ def convert_depth_anything(
                     hidden_size=dim,
                     num_hidden_layers=count,
                     num_attention_heads=dim // _HEAD_DIM,
-                    image_size=14 * math.isqrt(state["pretrained.pos_embed"].shape[1] - 1),
+                    image_size=14 * math.isqrt(max(positions - 1, 0)),
                     patch_size=14,
                     out_indices=[3, 6, 9, 12] if count == 12 else [5, 12, 18, 24],
                     reshape_hidden_states=False,
@@ -260,9 +262,9 @@ def convert_depth_anything(
                 ),
                 patch_size=14,
                 reassemble_hidden_size=dim,
-                neck_hidden_sizes=[state[f"depth_head.projects.{i}.weight"].shape[0] for i in range(4)],
-                fusion_hidden_size=state["depth_head.scratch.output_conv1.weight"].shape[1],
-                head_hidden_size=state["depth_head.scratch.output_conv2.0.weight"].shape[0],
+                neck_hidden_sizes=neck,
+                fusion_hidden_size=fusion,
+                head_hidden_size=head,
                 depth_estimation_type="metric",
                 max_depth=max_depth_m,
                 dsfa_levels=levels,
@@ -358,12 +360,11 @@ def convert_unidepth(
         ours.put(name, own, value)
     first, table = "pixel_encoder.cls_token", "pixel_encoder.pos_embed"
     latents, last = "pixel_decoder.depth_layer.to_latents.weight", "pixel_decoder.depth_layer.confidence_mlp.1.weight"
-    _need(ours.state, first, table, latents, last)
-    dim, width = ours.state[first].shape[-1], ours.state[latents].shape[0]
+    dim, width = _sizes(ours.state, first, 3)[-1], _sizes(ours.state, latents, 2)[0]
     count = _count(ours.state, r"pixel_encoder\.blocks\.(\d+)\.")
     if dim % _HEAD_DIM or count not in (12, 24):
         raise InputError(f"checkpoint has {count} blocks of width {dim}; wanted a DINOv2 of size S, B or L.")
-    out = ours.state[last].shape[0]
+    out, positions = _sizes(ours.state, last, 2)[0], _sizes(ours.state, table, 3)[1]
     depths = [_count(ours.state, rf"pixel_decoder\.depth_layer\.ups\.{i}\.convs\.(\d+)\.") for i in range(3)]
     with torch.device("meta"):
         model = BokehDepthUniDepthForDepthEstimation(
@@ -371,7 +372,7 @@ def convert_unidepth(
                 hidden_size=dim,
                 num_hidden_layers=count,
                 num_attention_heads=dim // _HEAD_DIM,
-                image_size=14 * math.isqrt(ours.state[table].shape[1] - 1),
+                image_size=14 * math.isqrt(max(positions - 1, 0)),
                 out_indices=[count * i // 4 for i in range(1, 5)],
                 decoder_hidden_size=width,
                 decoder_out_channels=width // 8 if out == width // 4 else out,
@@ -390,10 +391,14 @@ def convert_unidepth(
 # --- strictness and writing ------------------------------------------------------------------------------------------
 
 
-def _need(state: Mapping[str, Tensor], *names: str) -> None:
-    for name in names:
-        if name not in state:
-            raise InputError(f"checkpoint lacks {name} among its {len(state)} tensors; wanted the whole file.")
+def _sizes(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """Shape of a tensor that the model's sizes are read from."""
+    if name not in state:
+        raise InputError(f"checkpoint lacks {name} among its {len(state)} tensors; wanted the whole file.")
+    shape = tuple(state[name].shape)
+    if len(shape) != dimensions or not all(shape):
+        raise InputError(f"checkpoint has {name} of shape {shape}; wanted {dimensions} dimensions, none of them 0.")
+    return shape
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -115,7 +115,7 @@ def model_endpoints(
     """The two endpoints that need models.
 
     Args:
-        make_stack: (photo, strengths, steps, seed) to its frames.
+        make_stack: (photo, strengths, steps, seed) to a stack with its `images`.
         run_bracket: runs a `jobs.Job` with the arguments for its record.
         check: refuses (photo, strengths, steps, seed) that the models do not take; steps and seed as whole numbers.
         write: writes the results of (folder, photo, camera, strengths).
@@ -161,7 +161,7 @@ def model_endpoints(
         values, _ = frame_strengths(camera, kind, frames)
         steps, seed = check(opened, values, steps, seed)
         start_s = time.perf_counter()
-        images = make_stack(opened.image, values, steps, seed)
+        images = make_stack(opened.image, values, steps, seed).images
         timings_s = {"stack": time.perf_counter() - start_s}
         folder = new_folder() / "result"
         arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}

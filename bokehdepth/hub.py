@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ def load_pipeline(
 
     from .loading_bokehdepth import HubError
     from .pipeline_bokehdepth import BokehDepthPipeline
+    from .released_files import REVISIONS
+    from .weights_bokehdepth import WeightsError
 
     source = resolve_model(model)
     if source == RELEASED:
@@ -79,7 +82,7 @@ def load_pipeline(
         revisions = None if revision is None else parse_revisions(revision)
         try:
             return load_released(device=device, dtype=dtype, revisions=revisions, with_base=with_base)
-        except HubError as error:
+        except (HubError, WeightsError) as error:
             raise InputError(str(error)) from error
     device = torch.device(device)
     if dtype is None:
@@ -88,9 +91,14 @@ def load_pipeline(
     try:
         pipeline = BokehDepthPipeline.from_pretrained(source, dtype=dtype, **options)
         if with_base and pipeline.transformer is None and pipeline.config.base_model_id is not None:
-            pipeline.load_base_model(dtype=dtype)
-    except HubError as error:
+            pipeline.load_base_model(dtype=dtype, revision=REVISIONS.get(pipeline.config.base_model_id))
+    except (HubError, WeightsError) as error:
         raise InputError(str(error)) from error
+    except Exception as error:  # diffusers, transformers and safetensors each have kinds of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"model is {model}, which cannot be loaded ({reason[:300]}); wanted the folder of a saved pipeline, whole."
+        ) from error
     return pipeline.to(device)
 
 
@@ -102,12 +110,13 @@ def weights_record(
     Args:
         model: as in `resolve_model`.
         revision: that was asked for, as in `load_pipeline`.
-        with_base: that was asked for, of "released".
+        with_base: that was asked for.
 
     Returns:
         `{"pipeline": {"id", "revision"}}`: of a repository its name, and its commit where the cache tells it; of
         local weights the folder's last name, since records are shared, and a checksum of all their safetensors files,
-        or None where these are above 1 GiB. Of "released" the same for `base`, `adapter` and `depth`.
+        or None where these are above 1 GiB. A base that has a repository of its own stands beside it as `base`. Of
+        "released" the same for `base`, `adapter` and `depth`.
     """
     source = resolve_model(model)
     if source == RELEASED:
@@ -116,33 +125,50 @@ def weights_record(
         from huggingface_hub import try_to_load_from_cache
 
         index = try_to_load_from_cache(source, "model_index.json", revision=revision)
-        commit = Path(index).parent.name if isinstance(index, str) else revision
-        return {"pipeline": {"id": source, "revision": commit}}
+        commit = _cached_commit(source, "model_index.json", revision)
+        base = _base_record(Path(index)) if with_base and isinstance(index, str) else {}
+        return {"pipeline": {"id": source, "revision": commit}, **base}
+    base = _base_record(Path(source, "model_index.json")) if with_base else {}
     name = EMBEDDED if str(model) == EMBEDDED else Path(model).resolve().name
     paths = sorted(Path(source).rglob("*.safetensors"))
     if sum(path.stat().st_size for path in paths) > 2**30:
-        return {"pipeline": {"id": name, "revision": None}}
+        return {"pipeline": {"id": name, "revision": None}, **base}
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.relative_to(source).as_posix().encode())
         digest.update(path.read_bytes())
-    return {"pipeline": {"id": name, "revision": f"sha256:{digest.hexdigest()}"}}
+    return {"pipeline": {"id": name, "revision": f"sha256:{digest.hexdigest()}"}, **base}
+
+
+def _base_record(index: Path) -> dict[str, dict[str, str | None]]:
+    """`{"base": {"id", "revision"}}` of the base that a pipeline fetches; empty where it brings its own."""
+    values = json.loads(index.read_text(encoding="utf-8"))
+    base = values.get("base_model_id")
+    if base is None or values.get("transformer", [None])[0] is not None:
+        return {}
+    if Path(base).is_dir():
+        return {"base": {"id": Path(base).resolve().name, "revision": None}}
+    from .released_files import BASE_CONFIG, REVISIONS
+
+    return {"base": {"id": base, "revision": _cached_commit(base, BASE_CONFIG, REVISIONS.get(base))}}
+
+
+def _cached_commit(repository: str, filename: str, revision: str | None) -> str | None:
+    """Commit at which the cache holds a file of a repository; what was asked for where it holds none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, filename, revision=revision)
+    return Path(path).parents[filename.count("/")].name if isinstance(path, str) else revision
 
 
 def _released_record(revision: str | None, with_base: bool) -> dict[str, dict[str, str | None]]:
     """Repository and cached commit of each released part."""
-    from huggingface_hub import try_to_load_from_cache
-
     from .released_files import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
 
     wanted = {**REVISIONS, **({} if revision is None else parse_revisions(revision))}
     parts = {"base": Source(BASE_MODEL, BASE_CONFIG), "adapter": ADAPTER} if with_base else {}
     record = {}
     for name, source in {**parts, "depth": DEPTH_MODELS["unidepth"]}.items():
-        asked = wanted[source.repo_id]
-        path = try_to_load_from_cache(source.repo_id, source.filename, revision=asked)
-        commit = asked
-        if isinstance(path, str):
-            commit = Path(path).parents[source.filename.count("/")].name
+        commit = _cached_commit(source.repo_id, source.filename, wanted[source.repo_id])
         record[name] = {"id": source.repo_id, "revision": commit}
     return record

@@ -26,6 +26,9 @@ from .formats import FORMATS, open_primary
 MIN_SIDE_PX = 32
 """Shortest side that a photo may have."""
 
+MAX_ASPECT = 8
+"""Longest side over shortest that a photo may have: a thin strip becomes many times its area on a network's grid."""
+
 MAX_PIXELS = 100_000_000
 """Most pixels that a photo may have; its header decides."""
 
@@ -99,8 +102,8 @@ def open_photo(
         The photo; its pixels are its own.
 
     Raises:
-        InputError: there is no such file, it is camera RAW or of another format, damaged, cut short, too large, or
-            under 32 px on a side.
+        InputError: there is no such file, it is camera RAW or of another format, damaged, cut short, too large, under
+            32 px on a side, or one side is more than eight times the other.
     """
     if isinstance(source, PIL.Image.Image):
         with _decoding("image", max_pixels):
@@ -187,6 +190,8 @@ def _read(source: PIL.Image.Image, label: str, path: Path | None, max_pixels: in
         raise InputError(f"{label} has {width_px} x {height_px} pixels; at most {max_pixels:,} in all are read.")
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise InputError(f"{label} has {width_px} x {height_px} pixels; each side must have at least {MIN_SIDE_PX}.")
+    if max(width_px, height_px) > MAX_ASPECT * min(width_px, height_px):
+        raise InputError(f"{label} has {width_px} x {height_px} pixels; a side may be {MAX_ASPECT} times the other.")
     notes = list(which_picture)
     with _decoding(label, max_pixels):
         coded = coded_colours(source)

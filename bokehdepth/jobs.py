@@ -6,11 +6,13 @@ The command line makes a ``Job`` of each photo with ``plan_job`` and hands it to
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,19 +23,18 @@ from .camera import Camera, read_camera
 from .errors import InputError
 from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
-from .io import load_stack
+from .io import frame_strengths
 from .limits import COMMAND_LINE, Limits
-from .optics import check_bokeh_strength, check_number
+from .optics import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
     import PIL.Image
 
+    from .bracket_checks import Exposure
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput
 
-DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
-"""K of the frames where none is asked for."""
 
 SweepSide = Literal["auto", "behind", "front"]
 
@@ -84,6 +85,9 @@ class Job:
         record_name: name of the run record.
         overwrite: whether files of the same name are replaced.
         sweep: how depth is read off the frames' blur; None where a model estimates it.
+        photo: the photo as it was opened to be checked; None where its pixels were given up, to be read again.
+        decode_s: seconds that took.
+        warnings: half sentences on what is odd about the caller's frames; each names the frame.
     """
 
     photo_path: Path
@@ -97,6 +101,9 @@ class Job:
     record_name: str = "run.json"
     overwrite: bool = False
     sweep: Sweep | None = None
+    photo: Photo | None = dataclasses.field(default=None, compare=False, repr=False)
+    decode_s: float = dataclasses.field(default=0.0, compare=False, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -120,7 +127,7 @@ class JobResult:
         files: paths written: frames, depth, record.
         timings_s: step to seconds.
         depth_range_m: least and greatest depth in metres; None without depth.
-        depth_details: what the record says under ``depth``; None where it says nothing.
+        depth_details: what the record says under ``depth``: of a sweep, and warnings; None where it says nothing.
     """
 
     job: Job
@@ -199,7 +206,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
 
 
 def plan_job(
-    photo_path: Path | str,
+    photo: Photo | Path | str,
     folder: Path | str,
     *,
     makes_stack: bool = True,
@@ -218,10 +225,10 @@ def plan_job(
     fill_low_confidence: bool = False,
     limits: Limits = COMMAND_LINE,
 ) -> Job:
-    """Check all of one photo's job that needs no model. The pixels are decoded to find damage, then dropped.
+    """Check all of one photo's job that needs no model.
 
     Args:
-        photo_path: the photo.
+        photo: path of the photo, which is decoded here, once; or what ``open_photo`` made of one.
         folder: where its files go.
         makes_stack: whether frames are generated.
         makes_depth: whether depth is estimated.
@@ -246,7 +253,8 @@ def plan_job(
         The job, with K ascending.
 
     Raises:
-        InputError: the photo or a frame cannot be read, sizes or numbers do not fit, or ``folder`` cannot be used.
+        InputError: the photo or a frame cannot be read, sizes or numbers do not fit, frames contradict each other or
+            their labels (``bracket_checks``), or ``folder`` cannot be used.
     """
     if bokeh_strengths is not None and f_numbers is not None:
         raise InputError("bokeh_strengths and f_numbers were both given, wanted one of them.")
@@ -268,7 +276,10 @@ def plan_job(
     is_bounded = sweep_side is None
     if bokeh_strengths is not None:
         _check_strengths(bokeh_strengths, is_bounded)
-    photo = limits.open_photo(photo_path)
+    started = time.perf_counter()
+    if not isinstance(photo, Photo):
+        photo = limits.open_photo(photo)
+    decode_s = time.perf_counter() - started
     camera = read_camera(
         photo,
         focal_length_mm=focal_length_mm,
@@ -277,11 +288,12 @@ def plan_job(
         focus_distance_m=focus_distance_m,
     )
     paths = tuple(map(Path, frame_paths))
+    exposures: tuple[Exposure, ...] = ()
     if paths:
         given = bokeh_strengths, f_numbers, is_bounded, limits
-        strengths, f_numbers, paths = _plan_frames(photo, camera, paths, *given)
+        strengths, f_numbers, paths, exposures = _plan_frames(photo, camera, paths, *given)
     elif f_numbers is not None:
-        name = f"f_numbers for photo {Path(photo_path).name!r}"
+        name = f"f_numbers for photo {photo.path.name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
     else:
         default = DEFAULT_BOKEH_STRENGTHS if makes_stack else ()
@@ -289,12 +301,16 @@ def plan_job(
     sweep = None
     if sweep_side is not None:
         sweep = _plan_sweep(camera, strengths, sweep_side, photo_f_number, f_numbers is not None, fill_low_confidence)
+    warnings = ()
+    if paths:
+        is_saved = bokeh_strengths is None and f_numbers is None  # the files tell their K
+        warnings = _check_bracket(photo, camera, exposures, strengths, f_numbers, photo_f_number, sweep, is_saved)
     names = result_names(
         strengths if makes_stack else (), depth=makes_depth, confidence=sweep is not None, record_name=record_name
     )
     check_folder(folder, names, overwrite=overwrite)
     return Job(
-        photo_path=Path(photo_path),
+        photo_path=photo.path,
         folder=Path(folder),
         camera=camera,
         makes_stack=makes_stack,
@@ -305,6 +321,9 @@ def plan_job(
         record_name=record_name,
         overwrite=overwrite,
         sweep=sweep,
+        photo=photo,
+        decode_s=decode_s,
+        warnings=warnings,
     )
 
 
@@ -348,15 +367,15 @@ def _plan_frames(
     f_numbers: Sequence[float] | None,
     is_bounded: bool,
     limits: Limits,
-) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...]]:
-    """Check the caller's frames; K ascending, f-numbers if K came from them, and paths, all in one order."""
+) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...], tuple[Exposure, ...]]:
+    """Read the caller's frames; K ascending, f-numbers if K came from them, paths and facts, all in one order."""
     for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
         if values is not None and len(values) != len(paths):
             raise InputError(f"{name} has {len(values)} values for {len(paths)} frames, wanted one for each.")
-    exif_f_numbers = [_check_frame(limits.open_photo(path), photo) for path in paths]
+    exposures = [_read_frame(limits.open_photo(path), photo) for path in paths]
     if bokeh_strengths is None and f_numbers is None:
-        bokeh_strengths = load_stack(paths)[1]
-        f_numbers = exif_f_numbers if bokeh_strengths is None else None
+        bokeh_strengths = frame_strengths(paths)
+        f_numbers = [frame.f_number for frame in exposures] if bokeh_strengths is None else None
     if f_numbers is not None:
         if None in f_numbers:
             raise InputError(
@@ -370,21 +389,67 @@ def _plan_frames(
             ordered = tuple(sorted((check_number(f_number, name) for f_number in f_numbers), reverse=True))
             strengths = tuple(map(camera.bokeh_strength, ordered))
             _check_strengths(strengths, is_bounded)
-        return strengths, ordered, tuple(paths[f_numbers.index(f_number)] for f_number in ordered)
-    by_strength = dict(zip(_check_strengths(bokeh_strengths, is_bounded), paths, strict=True))
-    strengths = tuple(sorted(by_strength))
-    return strengths, None, tuple(by_strength[strength] for strength in strengths)
+        places = [f_numbers.index(f_number) for f_number in ordered]
+    else:
+        values, ordered = _check_strengths(bokeh_strengths, is_bounded), None
+        places = sorted(range(len(values)), key=values.__getitem__)
+        strengths = tuple(values[place] for place in places)
+    return strengths, ordered, tuple(paths[place] for place in places), tuple(exposures[place] for place in places)
 
 
-def _check_frame(frame: Photo, photo: Photo) -> float | None:
-    """Check one frame of the caller's; returns the f-number that its EXIF tells."""
+def _read_frame(frame: Photo, photo: Photo) -> Exposure:
+    """What one frame of the caller's tells, read as any photo."""
+    from .bracket_checks import read_exposure
+
     if frame.image.size != photo.image.size:
         raise InputError(
             f"stack has the frame {frame.path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted "
             f"the photo's {photo.image.width} x {photo.image.height}."
         )
-    f_number = read_camera(frame).f_number
-    return None if f_number.source == "assumed" else f_number.value
+    return read_exposure(frame, frame.path.name)
+
+
+def _check_bracket(
+    photo: Photo,
+    camera: Camera,
+    frames: Sequence[Exposure],
+    strengths: Sequence[float],
+    f_numbers: Sequence[float] | None,
+    photo_f_number: float | None,
+    sweep: Sweep | None,
+    is_saved: bool,
+) -> tuple[str, ...]:
+    """Hold the caller's frames against their labels, the photo and each other; half sentences on what is odd."""
+    from .bracket_checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
+
+    own = read_exposure(photo, photo.path.name)
+    if f_numbers is not None:
+        check_labels(frames, f_numbers)
+    notes = []
+    if photo_f_number is not None:
+        # A correction of the photo's EXIF, as of its lens, is the caller's to make.
+        if own.f_number is not None and not math.isclose(own.f_number, photo_f_number, rel_tol=0.06):
+            notes.append(f"photo {own.name!r} counts as f/{photo_f_number:g}, but its EXIF says f/{own.f_number:.3g}")
+        own = dataclasses.replace(own, f_number=photo_f_number)
+    notes += check_settings(own, frames, depends_on_blur=sweep is not None)
+    if f_numbers is None:
+        is_known = "assumed" not in {
+            value.source for value in (camera.focal_length_mm, camera.sensor_width_mm, camera.focus_distance_m)
+        }
+        by_lens = [camera.bokeh_strength(frame.f_number) if is_known and frame.f_number else None for frame in frames]
+        notes += check_strengths(frames, strengths, by_lens)
+    own_strength = 0.0
+    if sweep is not None:
+        own_strength = sweep.photo_bokeh_strength
+    elif f_numbers is not None and own.f_number is not None and own.f_number > max(f_numbers):
+        own_strength = camera.bokeh_strength(own.f_number)
+    labels = (
+        [f"K = {strength:.3g}" for strength in strengths] if f_numbers is None else [f"f/{n:g}" for n in f_numbers]
+    )
+    if is_saved and sweep is None:  # how well a network blurred is not for this to say
+        return tuple(notes)
+    notes += check_pictures(own, frames, strengths, own_strength, labels=labels, depends_on_blur=sweep is not None)
+    return tuple(notes)
 
 
 def run_job(
@@ -408,7 +473,8 @@ def run_job(
         num_inference_steps: None takes what suits the weights.
         arguments: arguments of the command, for the record.
         weights: as ``hub.weights_record`` returns it, for the record.
-        timings_s: steps done before, for the record.
+        timings_s: steps done before, for the record; the seconds of each step here are added to them, and ``rest``,
+            what no step names.
 
     Returns:
         What was written.
@@ -416,36 +482,40 @@ def run_job(
     Raises:
         ValueError: an argument, the photo or the folder cannot be used (any more).
     """
-    photo = open_photo(job.photo_path)
-    frames = [open_photo(path).image for path in job.frame_paths]
-    timings, images, depth_m, confidence, details = dict(timings_s or {}), None, None, None, None
-    focal_px = None
+    timings = {**(timings_s or {}), "decode": job.decode_s}
+    started = time.perf_counter() - sum(timings.values())
+    images, depth_m, confidence, details, focal_px, made = None, None, None, None, None, None
+    with _timed(timings, "decode"):
+        photo = job.photo or open_photo(job.photo_path)
+        frames = [open_photo(path).image for path in job.frame_paths]
     if job.makes_stack:
         import torch
 
-        started = time.perf_counter()
-        images = frames = pipeline.generate_stack(
+        began = time.perf_counter()
+        made = pipeline.generate_stack(
             photo.image,
             bokeh_strengths=job.bokeh_strengths,
             num_inference_steps=num_inference_steps,
             generator=torch.Generator("cpu").manual_seed(seed),
-        ).images
-        timings["stack"] = round(time.perf_counter() - started, 3)
+            for_depth=job.makes_depth,
+        )
+        images = made.images
+        _add(timings, made.timings_s or {"stack": time.perf_counter() - began})
     if job.sweep is not None:
-        started = time.perf_counter()
-        depth_m, confidence, details = _depth_from_sweep(pipeline, job, photo.image, frames)
-        timings["depth"] = round(time.perf_counter() - started, 3)
+        with _timed(timings, "depth"):
+            depth_m, confidence, details = _depth_from_sweep(pipeline, job, photo.image, frames)
     elif job.makes_depth:
-        started = time.perf_counter()
         output = pipeline.estimate_depth(
             photo.image,
-            stack=frames or None,
+            stack=made or frames or None,
             bokeh_strengths=job.bokeh_strengths or None,
             intrinsics=job.camera.known_intrinsics,
         )
         depth_m = output.depth_m
         focal_px = predicted_focal_px(output, job.camera.known_intrinsics)
-        timings["depth"] = round(time.perf_counter() - started, 3)
+        _add(timings, output.timings_s)
+    if job.warnings:
+        details = (details or {}) | {"warnings": list(job.warnings)}
     files = write_results(
         job.folder,
         photo=photo,
@@ -460,11 +530,26 @@ def run_job(
         seed=seed if job.makes_stack else None,
         weights=weights,
         timings_s=timings,
+        started_s=started,
         record_name=job.record_name,
         overwrite=job.overwrite,
     )
     depth_range_m = None if depth_m is None else (float(np.nanmin(depth_m)), float(np.nanmax(depth_m)))
-    return JobResult(job, tuple(files), timings, depth_range_m, details)
+    rounded = {part: round(seconds, 3) for part, seconds in timings.items()}
+    return JobResult(dataclasses.replace(job, photo=None), tuple(files), rounded, depth_range_m, details)
+
+
+@contextmanager
+def _timed(timings_s: dict[str, float], part: str) -> Iterator[None]:
+    """Add the seconds of the body to those of a part."""
+    started = time.perf_counter()
+    yield
+    _add(timings_s, {part: time.perf_counter() - started})
+
+
+def _add(timings_s: dict[str, float], parts: Mapping[str, float]) -> None:
+    for part, seconds in parts.items():
+        timings_s[part] = timings_s.get(part, 0.0) + seconds
 
 
 def predicted_focal_px(output: BokehDepthOutput, intrinsics: np.ndarray | None) -> float | None:

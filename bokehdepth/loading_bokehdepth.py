@@ -1,4 +1,4 @@
-"""How `BokehDepthPipeline` comes from a repository and goes into a folder.
+"""How `BokehDepthPipeline` comes from a repository, goes into a folder, and lets its weights be changed and moved.
 
 The file stands alone, since a Hub repository carries it verbatim.
 """
@@ -12,8 +12,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,23 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-_PIPELINE_NAMES = ("pipeline_bokehdepth", "sampling_bokehdepth", "processing_bokehdepth", "loading_bokehdepth")
+_PIPELINE_NAMES = (
+    "pipeline_bokehdepth",
+    "inputs_bokehdepth",
+    "sampling_bokehdepth",
+    "processing_bokehdepth",
+    "loading_bokehdepth",
+    "weights_bokehdepth",
+)
 """The pipeline's code, of which the first file imports the others."""
 
-_EXPORTS = ("BokehDepthPipeline", "PhotoMemory", "BokehDepthOutput", "HubLoading")
+_EXPORTS = ("BokehDepthPipeline", "InputChecks", "PhotoMemory", "BokehDepthOutput", "HubLoading", "CheckedPipeline")
+_MOVED = {
+    "default_num_inference_steps": "num_inference_steps",
+    "default_guidance_scale": "guidance_scale",
+    "default_processing_area_px": "max_area",
+}
+"""What stood in model_index.json, by its name in the adapter's configuration."""
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 _SUFFIX = re.compile(r"_[0-9a-f]{8}$")
 
@@ -197,7 +210,8 @@ def joined_source(source: Path) -> str:
                 continue
             lines[span] = [""] * len(lines[span])
         bodies.append("\n".join(lines).strip("\n"))
-    return "\n\n\n".join([docstring + "\n\n" + "\n".join(imports.values()), *bodies]) + "\n"
+    heads = sorted(imports.values(), key=lambda text: not text.startswith("from __future__"))
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n"
 
 
 def write_code(folder: Path, pipeline_source: Path, components: dict[str, Path], unique: bool = False) -> str:
@@ -257,14 +271,22 @@ class HubLoading:
         Args:
             base_model_id: None takes the configured one.
             with_text_encoders: also load the text encoders, which only other prompts need.
-            **kwargs: for `FluxKontextPipeline.from_pretrained`, such as `dtype`, `revision`, `token`.
+            **kwargs: for `FluxKontextPipeline.from_pretrained`, such as `dtype` (the pipeline's own unless given),
+                `revision`, `token`. Without a `device_map` what is loaded goes to the pipeline's device.
 
         Raises:
             ValueError: no base is named.
             HubError: the Hub does not give it.
+            WeightsError: its weights are not whole and finite.
+
+        Example:
+            >>> pipe.load_base_model(dtype=torch.bfloat16)
         """
         from diffusers import FluxKontextPipeline
 
+        modules = [part for part in self.components.values() if hasattr(part, "parameters")]
+        if modules and not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = self.dtype
         base_model_id = base_model_id or self.config.base_model_id
         if base_model_id is None:
             raise ValueError("base_model_id is None; wanted a Hub repository or a folder of a FluxKontextPipeline.")
@@ -278,7 +300,105 @@ class HubLoading:
             if sentence is None:
                 raise
             raise HubError(sentence) from error
+        device, fetched = self._execution_device, [name for name in self._base_components if name not in present]
         self.register_modules(**{name: getattr(base, name) for name in self._base_components})
+        self.check_parts(fetched)
+        for name in fetched:
+            if hasattr(getattr(self, name), "parameters") and "device_map" not in kwargs:
+                getattr(self, name).to(device)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Makes a pipeline on another one's components, each in its own precision.
+
+        Args:
+            pipeline: a `FluxKontextPipeline`, or a pipeline of ours.
+            **kwargs: components in place of the other pipeline's, `base_model_id`, and `dtype` to convert all.
+
+        Raises:
+            TypeError: there is no such component.
+
+        Example:
+            >>> pipe = BokehDepthPipeline.from_pipe(kontext, bokeh_adapter=adapter, depth_estimator=depth_model)
+        """
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        parts = {name: kwargs.pop(name, getattr(pipeline, name, None)) for name in cls._optional_components}
+        base_model_id = kwargs.pop("base_model_id", pipeline.config.get("base_model_id"))
+        made = cls(**parts, base_model_id=base_model_id, **kwargs)
+        if dtype is not None:
+            made.to(dtype=dtype)
+        return made
+
+    # ------------------------------------------------------------------ what changes weights, or where they lie
+
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, into the base's own weights.
+
+        Raises:
+            ValueError: modulation is baked, or the folded base was quantised.
+        """
+        self._open_weights("load_lora_weights")
+        super().load_lora_weights(*args, **kwargs)
+
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, into the base's own weights.
+
+        Raises:
+            ValueError: modulation is baked, or the folded base was quantised.
+        """
+        self._open_weights("fuse_lora")
+        super().fuse_lora(*args, **kwargs)
+
+    def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, out of the base's own weights.
+
+        Raises:
+            ValueError: modulation is baked, or the folded base was quantised.
+        """
+        self._open_weights("unfuse_lora")
+        super().unfuse_lora(*args, **kwargs)
+
+    def _open_weights(self, method: str) -> None:
+        """Brings the base's own weights back before a method of diffusers changes them."""
+        if getattr(getattr(self.transformer, "time_text_embed", None), "is_baked", False):
+            raise ValueError(f"transformer has its modulation baked; wanted restore_modulation() before {method}().")
+        if self.bokeh_adapter is not None and self.bokeh_adapter.transformer is self.transformer:
+            self.bokeh_adapter.unfold()
+
+    @contextmanager
+    def _base_alone(self) -> Iterator[None]:
+        """The transformer folded, since it cannot be while its weights lie elsewhere, and without the processors.
+
+        These stay on the device with their adapter, which no hook moves.
+        """
+        both = self.transformer is not None and self.bokeh_adapter is not None
+        if both:
+            self.bokeh_adapter.prepare(self.transformer)
+        with self.bokeh_adapter.lent_back() if both else nullcontext():
+            yield
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, with the adapter folded first."""
+        with self._base_alone():
+            super().enable_model_cpu_offload(*args, **kwargs)
+
+    def _residents(self) -> list[str]:
+        """Components that read weights of their layers themselves, which no hook would bring."""
+        return ["bokeh_adapter", *(["depth_estimator"] if hasattr(self.depth_estimator, "infer") else [])]
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, with the adapter folded first, which stays on the device, as some depth models do."""
+        self._exclude_from_cpu_offload = self._residents()
+        with self._base_alone():
+            super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, *args: Any, exclude_modules: Any = None, **kwargs: Any) -> None:
+        """As in diffusers, with the adapter folded first, which stays on the device, as some depth models do."""
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or ())
+        with self._base_alone():
+            super().enable_group_offload(*args, exclude_modules=[*excluded, *self._residents()], **kwargs)
+
+    # ------------------------------------------------------------------ folders
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -296,6 +416,12 @@ class HubLoading:
         """Reads model_index.json with the file names of custom classes turned into installed modules."""
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for old, new in _MOVED.items():
+            if old in config:
+                raise ValueError(
+                    f"model_index.json of {pretrained_model_name_or_path} has {old}, which bokeh_adapter/config.json "
+                    f"must hold as {new}; move it, or load the folder with the version that wrote it."
+                )
         package = __name__.rpartition(".")[0]
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][1]
@@ -318,15 +444,17 @@ class HubLoading:
             **kwargs: as in diffusers.
 
         Raises:
-            ValueError: push_to_hub is True, or weights were dropped by `bokehdepth.acceleration.bake_modulation`.
+            ValueError: push_to_hub is True, or the base's weights are gone: dropped by
+                `bokehdepth.acceleration.bake_modulation`, or quantised with the adapter folded in.
         """
         if push_to_hub:
             raise ValueError("push_to_hub is True; wanted False, then `bokehdepth publish` on the saved folder.")
         if getattr(getattr(self.transformer, "time_text_embed", None), "is_baked", False):
             raise ValueError("transformer has its modulation baked; wanted restore_modulation() before saving.")
-        attached = self.bokeh_adapter is not None and self.bokeh_adapter.transformer is not None
-        with self.bokeh_adapter.detached() if attached else nullcontext():
-            super().save_pretrained(save_directory, **kwargs)
+        sealed = None if self.bokeh_adapter is None else self.bokeh_adapter.sealed
+        if sealed is not None:
+            raise ValueError(f"`transformer` must hold the base's own weights to be saved, got {sealed} folded ones.")
+        super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         index = json.loads((folder / self.config_name).read_text())
         own = Path(inspect.getsourcefile(type(self)))

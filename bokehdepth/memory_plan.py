@@ -219,7 +219,6 @@ def apply_plan(pipe: BokehDepthPipeline, plan: MemoryPlan, device: str | torch.d
     if plan.name == "float8" and pipe.transformer is not None:
         store_transformer_float8(pipe)
     if plan.name == "stream":
-        pipe.bokeh_adapter.to(device) if pipe.bokeh_adapter is not None else None
         pipe.enable_group_offload(
             device,
             offload_type="leaf_level",

@@ -1,8 +1,8 @@
 """Stage-1: the bokeh adapter, which makes a FLUX.1-Kontext transformer obey a scalar bokeh strength K.
 
-The file stands alone (a Hub repository carries it verbatim) and touches no diffusers class: the adapter owns one
-attention processor for each adapted block, lends them to the transformer with `attach`, takes them back with `detach`,
-and is saved without the base. Equation numbers are those of arXiv 2512.12425.
+It touches no diffusers class: the adapter owns one attention processor for each adapted block, lends them to the
+transformer with `attach`, takes them back with `detach`, and is saved without the base. A Hub repository carries the
+file with those of ours that it imports joined in front of it. Equation numbers are those of arXiv 2512.12425.
 
 Shape letters: `B` batch (photos x frames), `T` context tokens, `N` sequence tokens, `C` context width, `D` hidden
 width.
@@ -22,6 +22,9 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+
+from .modeling_bokeh_attachment import ATTACHING, BokehAttachment, attachment_of, sample_of
+from .weights_bokehdepth import CheckedLoading
 
 
 class LowRankProjection(nn.Module):
@@ -43,8 +46,11 @@ class LowRankProjection(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps (..., in_features) to (..., out_features)."""
-        return self.up(self.down(hidden_states)) * self.scaling
+        """Maps (..., in_features) to (..., out_features), calculated in the weights' precision."""
+        dtype = self.down.weight.dtype
+        # Weights of one byte are only stored so: who stores them brings them to the input's precision for a call.
+        wide = hidden_states.to(dtype) if dtype.itemsize > 1 else hidden_states
+        return (self.up(self.down(wide)) * self.scaling).to(hidden_states.dtype)
 
 
 class BokehAttnProcessor(nn.Module):
@@ -112,7 +118,7 @@ class BokehAttnProcessor(nn.Module):
         bokeh_values: torch.Tensor | None = None,
         reference_keys: torch.Tensor | None = None,
         reference_values: torch.Tensor | None = None,
-        record: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        record: Any = None,
         record_tokens: int = 0,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attends over text, noisy and reference tokens.
@@ -133,8 +139,8 @@ class BokehAttnProcessor(nn.Module):
             reference_keys: (L, B or 1, N_ref, heads, head_dim) keys of a photo's tokens, rotated, that all tokens
                 attend to beside their own.
             reference_values: their values.
-            record: list that gets the rotated keys and the values (B, record_tokens, heads, head_dim) of this block;
-                the low-rank change then applies without a K too.
+            record: has `append`, which gets the rotated keys and the values (B, record_tokens, heads, head_dim) of
+                this block; the low-rank change then applies without a K too. No list, which offloading hooks copy.
             record_tokens: that many last tokens are recorded.
 
         Returns:
@@ -260,7 +266,7 @@ class BokehAttnProcessor(nn.Module):
         return torch.einsum("bnht,bthd->bnhd", weights, value).flatten(2, 3)
 
 
-class BokehAdapter(ModelMixin, ConfigMixin):
+class BokehAdapter(CheckedLoading, ModelMixin, ConfigMixin):
     """Everything that Stage-1 adds to a FLUX.1-Kontext transformer, with the prompt embeddings that it was trained on.
 
     K reaches the transformer by two ways, each of which can be switched off: context tokens that every adapted block
@@ -294,6 +300,9 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         reference_timestep: noise level in [0, 1] that AdaLN tells causal reference tokens, with the prompt unshifted
             by K: keys and values of the photo are then the same at every step and for every K, so they are
             computed once. None tells them what it tells the noisy tokens.
+        num_inference_steps: denoising steps that suit the weights, as do the next two.
+        guidance_scale: distilled guidance.
+        max_area: pixels at work.
     """
 
     _supports_gradient_checkpointing = False
@@ -323,16 +332,19 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         prompt_length: int = 0,
         reference_attention: str = "full",
         reference_timestep: float | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 3.5,
+        max_area: int = 512 * 512,
     ) -> None:
         super().__init__()
         total = num_double_blocks + num_single_blocks
         indices = list(range(total)) if block_indices is None else list(block_indices)
         if not indices or sorted(set(indices)) != sorted(indices) or min(indices) < 0 or max(indices) >= total:
             raise ValueError(f"block_indices is {block_indices}; wanted distinct indices from 0 to {total - 1}.")
-        if num_tokens < 1:
-            raise ValueError(f"num_tokens is {num_tokens}; wanted 1 or more.")
-        if rank < 1:
-            raise ValueError(f"rank is {rank}; wanted 1 or more.")
+        counts = {"num_tokens": num_tokens, "rank": rank, "num_inference_steps": num_inference_steps}
+        for name, value in {**counts, "max_area": max_area}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1.")
         if reference_attention not in ("full", "causal"):
             raise ValueError(f"reference_attention is {reference_attention!r}; wanted 'full' or 'causal'.")
         if reference_attention == "causal" and len(indices) != total:
@@ -379,8 +391,6 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         self.register_buffer("pooled_prompt_embeds", pooled)
 
         self._transformer: weakref.ref | None = None
-        self._displaced: dict[str, Any] = {}
-        self._unmerged: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     # ------------------------------------------------------------------ conditioning
 
@@ -431,12 +441,18 @@ class BokehAdapter(ModelMixin, ConfigMixin):
             condition["reference_tokens"] = reference_tokens
         return condition
 
+    def fingerprint(self, *modules: nn.Module) -> torch.Tensor:
+        """Some of the weights of modules (n,), which tells whether others came into them."""
+        return sample_of(weight for module in modules for weight in [*module.parameters(), *module.buffers()])
+
     def constant_branch(self, condition: dict[str, Any]) -> dict[str, Any]:
         """The condition with `bokeh_values` of all blocks, where the branch depends on K alone, so computed once."""
         processors = list(self.blocks.values())
         if self.config.num_tokens != 1 or processors[0].to_v_bokeh is None or processors[0].null_key is not None:
             return condition
-        values = torch.stack([processor.to_v_bokeh(condition["bokeh_embeds"]) for processor in processors])
+        embeds = condition["bokeh_embeds"]
+        layers = [processor.to_v_bokeh for processor in processors]  # of an offloaded base on another device
+        values = torch.stack([to_v(embeds.to(to_v.down.weight.device)).to(embeds.device) for to_v in layers])
         return {key: value for key, value in condition.items() if key != "bokeh_embeds"} | {"bokeh_values": values}
 
     def modulate(
@@ -457,128 +473,127 @@ class BokehAdapter(ModelMixin, ConfigMixin):
     @property
     def transformer(self) -> nn.Module | None:
         """The transformer that carries the adapter now, or None."""
-        return self._transformer() if self._transformer is not None else None
+        transformer = self._transformer() if self._transformer is not None else None
+        return transformer if transformer is not None and self._attachment(transformer) is not None else None
+
+    def _attachment(self, transformer: nn.Module | None) -> BokehAttachment | None:
+        found = None if transformer is None else attachment_of(transformer)
+        return found if found is not None and found.belongs_to(self) else None
 
     def attach(self, transformer: nn.Module) -> None:
-        """Puts the adapter's processors into the transformer; a second call with the same one does nothing.
+        """Puts the adapter's processors into the transformer, also where others were set since the last time.
 
         Raises:
-            ValueError: the transformer's sizes differ from the configuration, it carries another bokeh adapter, or
-                this adapter is attached elsewhere.
+            ValueError: the transformer's sizes differ from the configuration, it carries another bokeh adapter or
+                processors that are not diffusers' own, or this adapter is attached elsewhere; nothing is changed then.
         """
-        if self.transformer is transformer:
-            return
-        if self.transformer is not None:
-            raise ValueError("The adapter is attached to another transformer; call detach() first.")
-        wanted = {
-            "num_layers": self.config.num_double_blocks,
-            "num_single_layers": self.config.num_single_blocks,
-            "num_attention_heads": self.config.num_attention_heads,
-            "attention_head_dim": self.config.attention_head_dim,
-        }
-        for name, value in wanted.items():
-            if transformer.config[name] != value:
-                raise ValueError(f"transformer has {name}={transformer.config[name]}; the adapter wants {value}.")
-        names = self._attention_names(transformer)
-        for name in names.values():
-            if hasattr(transformer.get_submodule(name).processor, "to_v_bokeh"):
-                raise ValueError("transformer already carries a bokeh adapter; call detach() on that one first.")
-        for index, name in names.items():
-            attention = transformer.get_submodule(name)
-            self._displaced[name] = attention.processor
-            attention.set_processor(self.blocks[str(index)])
-        self._transformer = weakref.ref(transformer)
+        with ATTACHING:
+            if self.transformer not in (None, transformer):
+                raise ValueError("The adapter is attached to another transformer; call detach() first.")
+            wanted = {
+                "num_layers": self.config.num_double_blocks,
+                "num_single_layers": self.config.num_single_blocks,
+                "num_attention_heads": self.config.num_attention_heads,
+                "attention_head_dim": self.config.attention_head_dim,
+            }
+            for name, value in wanted.items():
+                if transformer.config[name] != value:
+                    raise ValueError(f"transformer has {name}={transformer.config[name]}; the adapter wants {value}.")
+            found = attachment_of(transformer)
+            if found is not None and not found.belongs_to(self):
+                if found.belongs_to(found.owner()):
+                    raise ValueError("transformer already carries a bokeh adapter; call detach() on that one first.")
+                found.remove()  # of an adapter that is gone, or of the transformer that this one is a copy of
+                found = None
+            fresh = found is None
+            found = BokehAttachment(self, transformer) if fresh else found
+            try:
+                found.put()
+            except ValueError:
+                if fresh:
+                    found.remove()
+                raise
+            found.owner, self._transformer = weakref.ref(self), weakref.ref(transformer)
 
     def detach(self) -> None:
         """Gives the transformer back the processors and weights that it had before."""
-        transformer = self.transformer
-        if transformer is not None:
-            self.unfold()
-            for name, processor in self._displaced.items():
-                transformer.get_submodule(name).set_processor(processor)
-        self._displaced = {}
-        self._transformer = None
+        with ATTACHING:
+            attachment = self._attachment(self.transformer)
+            if attachment is not None:
+                attachment.remove()
+            self._transformer = None
 
     @contextmanager
-    def detached(self) -> Iterator[None]:
-        """Takes the adapter off for as long as the context lasts, for saving the base without it."""
-        transformer = self.transformer
-        folded = bool(self._unmerged)
-        self.detach()
+    def lent_back(self) -> Iterator[None]:
+        """The transformer without the adapter's processors, but folded if it was: for hooks on the base alone."""
+        attachment = self._attachment(self.transformer)
+        if attachment is not None:
+            attachment.lend()
         try:
             yield
         finally:
-            if transformer is not None:
-                self.attach(transformer)
-                if folded:
-                    self.fold()
-
-    def _attention_names(self, transformer: nn.Module) -> dict[int, str]:
-        doubles = len(transformer.transformer_blocks)
-        return {
-            index: f"transformer_blocks.{index}.attn"
-            if index < doubles
-            else f"single_transformer_blocks.{index - doubles}.attn"
-            for index in map(int, self.blocks)
-        }
+            if attachment is not None:
+                attachment.put()
 
     # ------------------------------------------------------------------ folding
 
     @property
     def is_folded(self) -> bool:
         """Whether the low-rank change of queries and keys is merged into the transformer's weights."""
-        return bool(self._unmerged)
+        attachment = self._attachment(self.transformer)
+        return attachment is not None and bool(attachment.merges)
+
+    def prepare(self, transformer: nn.Module) -> None:
+        """Makes a transformer ready for a stack: attached, and folded where nothing stands in the way.
+
+        What changed since the last time is noticed: LoRAs, other processors, another precision, trained weights.
+
+        Raises:
+            ValueError: as `attach` and `unfold`.
+        """
+        with ATTACHING:
+            self.attach(transformer)
+            attachment = attachment_of(transformer)
+            attachment.refresh()
+            if self.config.query_key_lora and not attachment.merges and attachment.obstacle() is None:
+                attachment.merge()
 
     def fold(self) -> None:
         """Merges the q/k change into the base: `W <- (I + s U D) W`, `b <- (I + s U D) b`, in float32 or wider.
 
         With one context token and no null token the branch is a constant vector for each K, so a folded adapter costs
-        one addition for each block. While folded, calls without a condition also see the merged queries and keys.
+        one addition for each block. A pass without a condition, of another pipeline on the same transformer say, finds
+        the base's own weights; the next stack folds again.
 
         Raises:
             ValueError: the adapter is not attached, or a projection is not a plain linear layer (unload LoRAs, unfuse
-                projections, and fold before quantising).
+                projections, and fold before quantising and offloading).
         """
         transformer = self.transformer
         if transformer is None:
             raise ValueError("The adapter is not attached; call attach(transformer) before fold().")
-        if self.is_folded or not self.config.query_key_lora:
-            return
-        names = self._attention_names(transformer)
-        for name in names.values():
-            attention = transformer.get_submodule(name)
-            for linear in ("to_q", "to_k"):
-                kind = type(getattr(attention, linear, None))
-                if attention.fused_projections or kind is not nn.Linear:
-                    raise ValueError(
-                        f"{name}.{linear} is {kind.__name__}; wanted an unfused, unquantised torch.nn.Linear."
-                    )
-        for index, name in names.items():
-            attention, processor = transformer.get_submodule(name), self.blocks[str(index)]
-            for linear_name, change in (("to_q", processor.to_q_lora), ("to_k", processor.to_k_lora)):
-                linear = getattr(attention, linear_name)
-                bias = None if linear.bias is None else linear.bias.detach().cpu().clone()
-                self._unmerged[f"{name}.{linear_name}"] = (linear.weight.detach().cpu().clone(), bias)
-                wide = torch.promote_types(linear.weight.dtype, torch.float32)
-                up, down = change.up.weight.detach().to(wide), change.down.weight.detach().to(wide)
-                with torch.no_grad():
-                    for parameter in (linear.weight, linear.bias):
-                        if parameter is not None:
-                            base = parameter.to(wide)
-                            parameter.copy_(base + change.scaling * (up @ (down @ base)))
-            processor.merged = True
+        obstacle = None if self.is_folded or not self.config.query_key_lora else attachment_of(transformer).obstacle()
+        if obstacle is not None:
+            raise ValueError(obstacle)
+        self.prepare(transformer)
 
     def unfold(self) -> None:
-        """Undoes `fold`: the base gets back its own weights, to the last bit."""
-        transformer = self.transformer
-        if transformer is None:
-            return
-        with torch.no_grad():
-            for name, (weight, bias) in self._unmerged.items():
-                linear = transformer.get_submodule(name)
-                linear.weight.copy_(weight)
-                if bias is not None:
-                    linear.bias.copy_(bias)
-        for processor in self.blocks.values():
-            processor.merged = False
-        self._unmerged = {}
+        """Undoes `fold`: the base gets back its own weights, to the last bit.
+
+        Raises:
+            ValueError: the base was quantised, offloaded or changed since.
+        """
+        with ATTACHING:
+            attachment = self._attachment(self.transformer)
+            if attachment is not None:
+                attachment.unmerge()
+
+    @property
+    def sealed(self) -> str | None:
+        """What the folded base was quantised to, after which it cannot be unfolded or saved; None otherwise."""
+        attachment = self._attachment(self.transformer)
+        return None if attachment is None else attachment.sealed
+
+    def seal(self, kind: str) -> None:
+        """Notes that the attached base is quantised from now on."""
+        attachment_of(self.transformer).sealed = kind

@@ -1,8 +1,7 @@
 """Stage-2: Divided Space Focus Attention (DSFA, Sec. 4.2, Eq. 6-9) and Depth Anything with DSFA.
 
-This file stands alone: Hub repositories carry it verbatim, so it imports nothing of its package and raises plain
-``ValueError``. ``B`` batch, ``F`` frames with the sharp reference first, ``N`` patch tokens, ``D`` channels, ``H W``
-pixels. A bokeh strength ``K`` is the blur disk's radius in pixels per dioptre of disparity offset at 512 px width.
+Hub repositories carry this file behind the one of ours that it imports. ``B`` batch, ``F`` frames, the sharp reference
+first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk radius in px per dioptre at 512 px width.
 """
 
 import math
@@ -17,6 +16,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.modeling_utils import PreTrainedModel  # noqa: F401 - diffusers looks here for a base that it can load
+
+from .weights_bokehdepth import CheckedLoading
 
 _LAYER_NORM_EPS = 1e-5
 _MEASURE_SCALES_PX = (1, 2, 4)
@@ -345,8 +346,8 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Size of the DSFA blocks.
     dsfa_layerscale_init (`float`, *optional*, defaults to 0.0):
         Starting value of DSFA's LayerScale; at 0 a fresh model equals Depth Anything to the last bit.
-    bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0):
-        Divisor of K inside the network, and the largest K that `forward` accepts.
+    bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0), processing_resolution (`int`):
+        Divisor of K inside the network, the largest K that `forward` accepts, and photos' shorter side at work in px.
     dsfa_focus_bias_slope (`float`, *optional*, defaults to 1.0), dsfa_learn_focus_bias (`bool`, defaults to `True`):
         Slope of the focus attention's bias, and whether it is learned from there on.
     use_space, use_focus, use_film, use_bokeh (`bool`, *optional*, default to `True`):
@@ -355,8 +356,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
         Whether the blocks also see explicit sharpness measures of the pixels.
     space_attention_scale (`float`, *optional*):
         Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
-    stack_scale (`float`, *optional*, defaults to 1.0):
-        Side at which stack frames are encoded over the reference's; below 1 faster, and an approximation.
+    stack_scale (`float`, *optional*, defaults to 1.0): side of stack frames over the reference's, an approximation.
     """
 
     model_type = "bokehdepth_depth_anything"
@@ -367,6 +367,7 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
     dsfa_layerscale_init: float | int = 0.0
     bokeh_strength_scale: float | int = 30.0
     bokeh_strength_max: float | int = 30.0
+    processing_resolution: int = 518
     dsfa_focus_bias_slope: float | int = 1.0
     dsfa_learn_focus_bias: bool = True
     use_space: bool = True
@@ -394,13 +395,12 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
             raise ValueError(f"patch_size is {self.patch_size}; wanted an even number with focus_measure.")
 
 
-class BokehDepthAnythingForDepthEstimation(DepthAnythingForDepthEstimation):
+class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepthEstimation):
     """Depth Anything (V1/V2, relative or metric) that also looks at a bokeh stack of the photo.
 
     Backbone, neck and head are transformers' own classes and keep their weight names; for each chosen feature map a
     `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's patch tokens between backbone and
-    neck. A folder of a plain Depth Anything model loads with only the `dsfa.*` keys missing, and the result equals the
-    plain model until it is trained.
+    neck. A plain model's folder loads with `fresh_parts=["dsfa"]`, and equals that model until it is trained.
     """
 
     config: BokehDepthAnythingConfig

@@ -31,6 +31,7 @@ from .modeling_bokehdepth import (
     FocusMeasureEmbedding,
 )
 from .modeling_efficientnet_lite import EfficientNetLiteEncoder
+from .weights_bokehdepth import CheckedLoading
 
 _FINEST = 1  # the encoder's map at 1/4 of the photo, the first that is read
 _GUIDE_PX = 4
@@ -162,7 +163,7 @@ class _GuidedUpsampling(nn.Module):
         return fn.pixel_shuffle((weights * around).sum(dim=1), _GUIDE_PX)[:, 0]
 
 
-class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
+class BokehDepthEfficientNetForDepthEstimation(CheckedLoading, PreTrainedModel):
     """EfficientNet-Lite with a feature pyramid that also looks at a bokeh stack of the photo.
 
     For each chosen feature map a `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's values
@@ -307,7 +308,11 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
 
     @torch.no_grad()
     def infer(
-        self, pixels: Tensor, bokeh_strengths: Tensor | None = None, intrinsics: Tensor | None = None
+        self,
+        pixels: Tensor,
+        bokeh_strengths: Tensor | None = None,
+        intrinsics: Tensor | None = None,
+        photo_size: tuple[int, int] | None = None,
     ) -> EfficientNetDepthOutput:
         """Estimate depth of photos of any size.
 
@@ -315,9 +320,11 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
             pixels: display values in [0, 1], (B, 3, H, W) or with a stack (B, F, 3, H, W).
             bokeh_strengths: as in `forward`.
             intrinsics: (B, 3, 3) in px of the photo.
+            photo_size: (H, W) of the photo where ``pixels`` have been brought to its `working_size` already; depth
+                then stays at that size too.
 
         Returns:
-            `EfficientNetDepthOutput` at the photo's size; ``intrinsics`` are in px of the photo.
+            `EfficientNetDepthOutput` at the size of ``pixels``; ``intrinsics`` are in px of the photo.
 
         Raises:
             ValueError: if an argument does not fit.
@@ -326,18 +333,23 @@ class BokehDepthEfficientNetForDepthEstimation(PreTrainedModel):
             raise ValueError(f"`pixels` must be (B, 3, H, W) or (B, F, 3, H, W), got {tuple(pixels.shape)}.")
         if not pixels.is_floating_point() or not bool((pixels >= 0).all() & (pixels <= 1).all()):
             raise ValueError(f"`pixels` must be display values in [0, 1], got {pixels.dtype} or values outside.")
-        height_px, width_px = pixels.shape[-2:]
+        height_px, width_px = photo_size or pixels.shape[-2:]
         size = self.working_size(height_px, width_px)
+        if photo_size is not None and pixels.shape[-2:] != size:
+            raise ValueError(f"`pixels` must be {size} for a photo of {photo_size}, got {tuple(pixels.shape[-2:])}.")
         factors = pixels.new_tensor([size[1] / width_px, size[0] / height_px, 1.0], dtype=torch.float32)
         flat = pixels.to(self.device, torch.float32).reshape(-1, *pixels.shape[-3:])
-        flat = fn.interpolate(flat, size, mode="bicubic", antialias=True).clamp(0, 1)
+        if photo_size is None:
+            flat = fn.interpolate(flat, size, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (flat.new_tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
         values = ((flat - mean) / std).to(self.dtype).unflatten(0, pixels.shape[:-3])
         camera = None if intrinsics is None else intrinsics.float().cpu() * factors.cpu()[:, None]
         output = self(values, bokeh_strengths, None if camera is None else camera.to(self.device))
-        depth = fn.interpolate(output.predicted_depth[:, None], (height_px, width_px), mode="bilinear")
+        depth = output.predicted_depth
+        if photo_size is None:
+            depth = fn.interpolate(depth[:, None], (height_px, width_px), mode="bilinear")[:, 0]
         guessed = output.intrinsics / factors.to(output.intrinsics)[:, None]
-        return EfficientNetDepthOutput(predicted_depth=depth[:, 0], intrinsics=guessed)
+        return EfficientNetDepthOutput(predicted_depth=depth, intrinsics=guessed)
 
 
 def check_intrinsics(intrinsics: Tensor, batch: int) -> None:

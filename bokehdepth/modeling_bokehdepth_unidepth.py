@@ -31,6 +31,7 @@ from .modeling_bokehdepth import (
     FocusMeasureEmbedding,
 )
 from .modeling_unidepth_parts import ResidualUnit, Scale, UniDepthDecoder, UniDepthEncoder, pinhole_rays
+from .weights_bokehdepth import CheckedLoading
 
 UNIDEPTH_LICENCE = "CC BY-NC 4.0"
 """Licence of the published UniDepthV2 weights, and so of all that is fine-tuned from them."""
@@ -162,7 +163,7 @@ class _FloatLinear(nn.Linear):
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-class BokehDepthUniDepthForDepthEstimation(PreTrainedModel):
+class BokehDepthUniDepthForDepthEstimation(CheckedLoading, PreTrainedModel):
     """UniDepthV2 that also looks at a bokeh stack of the photo.
 
     For each chosen level a `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's patch tokens

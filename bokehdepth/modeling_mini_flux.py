@@ -24,9 +24,11 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from .modeling_efficientnet_lite import EfficientNetLiteEncoder
+from .weights_bokehdepth import CheckedLoading
 
 REFERENCE_WIDTH_PX = 512
 GAMMA = 2.2
@@ -47,7 +49,7 @@ class PointDistribution:
         return self.latents
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(CheckedLoading, ModelMixin, ConfigMixin):
     """An autoencoder without loss or weights: 8x8 pixels of an RGB picture become 192 channels of one latent position.
 
     It has the interface of `AutoencoderKL` as far as Flux pipelines use it.
@@ -75,8 +77,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
                 f"patch_px is {patch_px} with {latent_channels} latent_channels and {len(block_out_channels)} "
                 "block_out_channels; wanted 2 ** (blocks - 1) pixels and 3 * patch_px ** 2 channels."
             )
-        # ModelMixin reads dtype and device from a tensor.
-        self.register_buffer("anchor", torch.zeros(()))
+        # ModelMixin reads dtype and device from a tensor, and offloading hooks from a parameter.
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """(B, 3, H, W) in [-1, 1] to latents (B, 3 * p^2, H/p, W/p)."""
@@ -252,7 +254,7 @@ def quantile_offset(weights: torch.Tensor, levels_dpt: torch.Tensor, quantile: f
     return torch.where(level > 0, offset, offset.new_zeros(()))
 
 
-class MiniFluxTransformer2DModel(FluxTransformer2DModel):
+class MiniFluxTransformer2DModel(CheckedLoading, FluxTransformer2DModel):
     """A small Flux transformer in Kontext form whose output is a blend of disk-blurred copies of the reference.
 
     Arguments that are not listed are those of `FluxTransformer2DModel`.
@@ -334,6 +336,7 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         # The blend decoder takes the place of the projection to latents.
         self.proj_out = nn.Identity()
 
+    @apply_lora_scale("joint_attention_kwargs")
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -362,8 +365,8 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
             joint_attention_kwargs: for the attention processors. With `bokeh_strengths` (B,) for the head: K. Beside
                 noisy tokens alone, `reference_photo` (B or 1, N, in_channels), `reference_keys` and
                 `reference_values` of all blocks, and `reference_features`; both of these have the photo's mirror image
-                behind it where that is looked at. Beside reference tokens alone, `reference_features` is a list that
-                gets the stem's levels.
+                behind it where that is looked at. Beside reference tokens alone, the list `features` of `record` gets
+                the stem's levels.
             return_dict: return the dataclass instead of a tuple.
             return_weights: append the blend weights' logits (B, J, H/2, W/2), for training; None with a picture head.
             blended: how many samples, the first ones, become pictures, of which blending disks is a third of the cost
@@ -378,7 +381,8 @@ class MiniFluxTransformer2DModel(FluxTransformer2DModel):
         attention_kwargs = dict(joint_attention_kwargs or {})
         bokeh_strengths = attention_kwargs.pop("bokeh_strengths", None)
         photo = attention_kwargs.pop("reference_photo", None)
-        features = attention_kwargs.pop("reference_features", [])
+        record = attention_kwargs.get("record")
+        features = attention_kwargs.pop("reference_features", getattr(record, "features", []))
         length = hidden_states.shape[1]
         count = int((img_ids[:, 0] == 1).sum())
         own = length - count

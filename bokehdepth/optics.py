@@ -27,6 +27,7 @@ REFERENCE_WIDTH_PX = 512
 """Image width, in pixels, at which every bokeh strength is stated."""
 
 MAX_BOKEH_STRENGTH = 30.0
+DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 """Upper end of the range of K that the networks are trained on (section 8.3)."""
 
 LEAST_BOKEH_STRENGTH = 1e-6

@@ -17,7 +17,6 @@ generated frames. Their f-numbers are read from EXIF."""
 NO_PHOTO = "Read from the photo once there is one."
 DEPTH_HINT = "Click a point to read its distance, and a second one to measure between them."
 REFOCUS_HINT = "Click what should be sharp; everything nearer and farther is blurred by its depth."
-WRITING = "The files are being written; then a click reads the distance."
 
 KIND_INFO = "Strength: 30 is the most. f-number: the aperture of your lens, smaller blurs more."
 FRAMES_INFO = "Each frame is two stops narrower than the one before, which halves its blur."

@@ -5,13 +5,15 @@ The downloads have the photo's own size; what is shown is smaller, and JPEG wher
 
 from __future__ import annotations
 
-import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from . import io, viewing
+from .depth_files import load_depth_npz
+from .imaging import Photo
 from .results import DEPTH_NAMES
 
 SHOWN_SIDE_PX = 1600
@@ -69,6 +71,32 @@ def write_depth_view(
     return str(path), words
 
 
+def write_depth(
+    npz: Path, photo: Photo, colormap: str, near_bright: bool, folder: Path | None = None
+) -> tuple[str, str, list, str]:
+    """Write what the page shows of a depth map, and the photo before it is refocused.
+
+    Args:
+        npz: the depth map.
+        photo: its photo.
+        colormap: as in `write_depth_view`.
+        near_bright: likewise.
+        folder: where they go; None takes that of the depth map.
+
+    Returns:
+        Path of the PNG, sentences on the depth, no points on it, and the path of the photo's JPEG.
+    """
+    folder = npz.parent if folder is None else folder
+    view = write_depth_view(folder, load_depth_npz(npz), colormap, near_bright)
+    return *view, [], write_preview(folder, "start", photo.image, REFOCUSED_SIDE_PX)
+
+
+def write_result(folder: Path, photo: Photo, colormap: str, near_bright: bool) -> tuple:
+    """Write what the page shows of a result's folder beside its stack: `write_depth`'s with `pack_result`'s files."""
+    *view, start = write_depth(folder / DEPTH_NAMES[0], photo, colormap, near_bright, folder.parent)
+    return *view, *pack_result(folder), start
+
+
 def pack_result(folder: Path) -> tuple[str, str, str, str]:
     """Pack a result's folder beside it, and name the files that are offered one by one.
 
@@ -78,6 +106,9 @@ def pack_result(folder: Path) -> tuple[str, str, str, str]:
     Returns:
         Paths of the ZIP, the 16-bit PNG, the NPZ and the run record.
     """
-    archive = shutil.make_archive(str(folder.parent / "bokehdepth"), "zip", folder)
+    archive = folder.parent / "bokehdepth.zip"
+    with zipfile.ZipFile(archive, "w") as packed:  # stored, since pictures are compressed and depth hardly can be
+        for path in sorted(folder.iterdir()):
+            packed.write(path, path.name)
     npz, png, _ = (str(folder / name) for name in DEPTH_NAMES)
-    return archive, png, npz, str(folder / "run.json")
+    return str(archive), png, npz, str(folder / "run.json")

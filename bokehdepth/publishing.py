@@ -64,6 +64,37 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def check_links(folder: Path) -> None:
+    """Refuses a folder to be published that has symbolic links to what lies outside of it.
+
+    Args:
+        folder: all of it is looked at.
+
+    Raises:
+        InputError: a link leads out of the folder, or nowhere.
+    """
+    home = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(home)):
+            raise InputError(
+                f"model has {path.relative_to(folder).as_posix()!r}, a symbolic link that leaves the folder; wanted "
+                "the file itself."
+            )
+
+
+def _check_is_finished(model: Path) -> None:
+    """Refuses a model whose training left a record that says that it is not the one of its end."""
+    path = model / "training.json"
+    record = _read_json(path) if path.is_file() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"model has a training.json that is a {type(record).__name__}; wanted a record.")
+    if record.get("step") != record.get("of") and "held_out_loss" not in record:
+        raise InputError(
+            f"model is {str(model)!r}, of step {record.get('step')} of {record.get('of')} of its training; wanted "
+            "that of the end, which --resume latest writes."
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"model is {str(path.parent)!r}, a folder without {path.name}; wanted a saved model.")
@@ -111,10 +142,10 @@ def _module_file(name: str) -> Path:
     return path
 
 
-def _working_side_px(index: dict[str, Any], config: dict[str, Any]) -> int:
-    """Shorter side at which a depth model works: what its pipeline says, or the middle of the areas that it takes."""
+def _working_side_px(config: dict[str, Any]) -> int:
+    """Shorter side at which a depth model works: what it says, or the middle of the areas that it takes."""
     if not _sizes_itself(config):
-        return index["depth_processing_px"]
+        return config["processing_resolution"]
     # Any side in between keeps photos of every aspect in the range of areas; a photo of 3 : 2 has the one area.
     low, high = config.get("pixels_min"), config.get("pixels_max")
     area = config["area_px"] / 1.5 if low is None else (low * high / config["aspect_max"]) ** 0.5
@@ -170,7 +201,7 @@ def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
         (part / "config.json").unlink()
         _write_json(part / "config.json", _plain_auto_map(config))
         if not (part / "preprocessor_config.json").exists():
-            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
+            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
     adapter = _read_json(folder / "bokeh_adapter" / "config.json") if "bokeh_adapter" in sources else {}
     return _pipeline_facts(index, adapter)
 
@@ -190,7 +221,7 @@ def _build_adapter(model: Path, folder: Path) -> dict[str, Any]:
     (folder / "config.json").unlink()
     source = _module_file("modeling_bokeh_adapter")
     _write_json(folder / "config.json", {**config, "auto_map": {"AutoModel": f"{source.stem}.BokehAdapter"}})
-    shutil.copyfile(source, folder / source.name)
+    (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     return {"max_bokeh_strength": f"{config['max_bokeh_strength']:g}"}
 
 
@@ -208,13 +239,12 @@ def _build_depth(model: Path, folder: Path) -> dict[str, Any]:
     source = _module_file(loader.partition(".")[0])
     (folder / source.name).write_text(joined_source(source), encoding="utf-8")
     if not (folder / "preprocessor_config.json").exists():
-        if not in_pipeline and not _sizes_itself(config):
+        if not _sizes_itself(config) and "processing_resolution" not in config:
             raise InputError(
-                f"model is {str(part)!r} without preprocessor_config.json; wanted it, or the pipeline's folder, which "
-                "says at what size the model works."
+                f"model is {str(part)!r} without preprocessor_config.json; wanted it, or processing_resolution in "
+                "config.json, which says at what size the model works."
             )
-        index = _read_json(model / "model_index.json") if in_pipeline else {}
-        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(index, config), config))
+        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
     unit = "metres along the optical axis" if config["depth_estimation_type"] == "metric" else "relative disparity"
     return {"max_bokeh_strength": f"{config['bokeh_strength_max']:g}", "depth_unit": unit}
 
@@ -233,6 +263,7 @@ def _build_space(project: Path, folder: Path) -> None:
     for name in _SPACE_FILES:
         _place(_project_file(project, name), folder / name)
     package = _project_file(project, "bokehdepth/__init__.py").parent
+    check_links(package)
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
             _place(path, folder / path.relative_to(project))
@@ -288,6 +319,8 @@ def _fill(
         raise InputError(f"repository is {repository!r}; wanted user/name.")
     if (kind == "space") != (model is None):
         raise InputError(f"model is {model}; wanted a model or data set, and none for a Space.")
+    if model is not None and str(model) != EMBEDDED and Path(model).is_dir():
+        check_links(Path(model))
     if kind not in ("dataset", "space"):
         return _build_model(kind, model, folder, repository, facts, project)
     if facts is not None:
@@ -306,6 +339,7 @@ def _build_model(
     home = EMBEDDED_FOLDER if str(model) == EMBEDDED else Path(model)
     if not home.is_dir():
         raise InputError(f"model is {str(model)!r}, which is no folder; wanted a saved model.")
+    _check_is_finished(home)
     template = _project_file(project, f"model_cards/{kind}.md")
     stated = read_facts(home / FACTS_NAME if facts is None else facts)
     if not _TAG.fullmatch(str(stated.get("version"))):

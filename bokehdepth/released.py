@@ -7,6 +7,7 @@ those of fogradio/BokehDepth at 0b5a790; the method is arXiv 2512.12425. `memory
 
 from __future__ import annotations
 
+import inspect
 import json
 import types
 import warnings
@@ -24,14 +25,18 @@ from .convert import convert_state
 from .errors import InputError
 from .imaging import lab_to_srgb, srgb_to_lab
 from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
+from .optics import DEFAULT_BOKEH_STRENGTHS
 from .pipeline_bokehdepth import BokehDepthPipeline
 from .processing_bokehdepth import (
     BokehDepthOutput,
     BokehStackOutput,
+    DetailRestorer,
+    Frames,
     PhotoInput,
+    PhotoRows,
     list_photos,
-    resize,
-    restore_detail,
+    photo_size,
+    restored_stack,
     to_output,
     to_pixels,
 )
@@ -114,7 +119,7 @@ def transfer_color_8bit(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def generate_released_stack(
     pipe: BokehDepthPipeline,
     image: PIL.Image.Image,
-    bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+    bokeh_strengths: Sequence[float] = DEFAULT_BOKEH_STRENGTHS,
     *,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.0,
@@ -173,7 +178,7 @@ def generate_released_stack(
     if min(width_px, height_px) < _MULTIPLE_PX:
         raise InputError(f"size_px is {size_px or image.size}; wanted sides of {_MULTIPLE_PX} px or more.")
 
-    pipe.bokeh_adapter.attach(pipe.transformer)
+    pipe.bokeh_adapter.prepare(pipe.transformer)
     device, dtype = pipe._execution_device, pipe.transformer.dtype
     if prompt_embeds is None:
         prompt_embeds, pooled_prompt_embeds = encode_released_prompts(pipe, strengths)
@@ -199,8 +204,6 @@ def generate_released_stack(
         pooled=pooled_prompt_embeds.to(device, dtype),
         steps=num_inference_steps,
         guidance_scale=guidance_scale,
-        bokeh_scale=None,
-        callback=None,
     )
     frames = torch.cat([pipe._decode(frame[None], height_px, width_px) for frame in latents])
     pipe.maybe_free_model_hooks()
@@ -278,9 +281,13 @@ class ReleasedPipeline(BokehDepthPipeline):
     notes: Sequence[str] = ()
     assume_camera: bool = False
 
-    def check_bokeh_strengths(self, bokeh_strengths: Sequence[float]) -> tuple[float, ...]:
+    def check_bokeh_strengths(
+        self,
+        bokeh_strengths: Sequence[float] | float | None = None,
+        parts: Sequence[str] = ("bokeh_adapter", "depth_estimator"),
+    ) -> tuple[float, ...]:
         """Returns K as floats; ValueError unless ascending, each 0 or from 1 to 30: the release clamps the rest."""
-        values = super().check_bokeh_strengths(bokeh_strengths)
+        values = super().check_bokeh_strengths(bokeh_strengths, parts)
         if any(0 < k < _MIN_STRENGTH for k in values):
             raise ValueError(f"bokeh_strengths is {list(values)}; wanted 0 or values from 1 to {_MAX_STRENGTH:g}.")
         return values
@@ -289,7 +296,7 @@ class ReleasedPipeline(BokehDepthPipeline):
     def generate_stack(
         self,
         image: PhotoInput | Sequence[PhotoInput],
-        bokeh_strengths: Sequence[float] = (10.0, 20.0, 30.0),
+        bokeh_strengths: Sequence[float] | float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         prompt: str | None = None,
@@ -298,6 +305,8 @@ class ReleasedPipeline(BokehDepthPipeline):
         restore: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
+        for_depth: bool = False,
+        processing_resolution: int | None = None,
         **arguments: Any,
     ) -> BokehStackOutput | tuple:
         """As `BokehDepthPipeline.generate_stack`, sampled by `preset`, with K in the prompt unless one is given.
@@ -313,6 +322,8 @@ class ReleasedPipeline(BokehDepthPipeline):
             restore: As there.
             output_type: As there.
             return_dict: As there.
+            for_depth: As there.
+            processing_resolution: As there.
             **arguments: As there; the preset "released" takes ``generator`` alone and of it the seed, 42 without one.
 
         Returns:
@@ -324,7 +335,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         preset = PRESETS[self.preset]
         steps = preset.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = preset.guidance_scale if guidance_scale is None else guidance_scale
-        strengths = self.check_bokeh_strengths(bokeh_strengths)
+        strengths = self.check_bokeh_strengths(bokeh_strengths, ("bokeh_adapter",))
         own = prompt is None and prompt_embeds is None and pooled_prompt_embeds is None
         if not preset.exact or not own:
             self.check_inputs(image, bokeh_strengths, num_inference_steps=steps, output_type=output_type)
@@ -341,9 +352,17 @@ class ReleasedPipeline(BokehDepthPipeline):
                 restore=restore,
                 output_type=output_type,
                 return_dict=return_dict,
+                for_depth=for_depth,
+                processing_resolution=processing_resolution,
                 **arguments,
             )
-        unknown = sorted(name for name, value in arguments.items() if name != "generator" and value is not None)
+        usual = inspect.signature(BokehDepthPipeline.generate_stack).parameters
+        unknown = sorted(
+            name
+            for name, value in arguments.items()
+            if name != "generator" and value is not None
+            if torch.is_tensor(value) or value != usual[name].default
+        )
         if unknown:
             raise ValueError(f"{unknown[0]} is given with the preset {self.preset!r}, which has no use for it.")
         photos, is_list = list_photos(image)
@@ -352,13 +371,19 @@ class ReleasedPipeline(BokehDepthPipeline):
         if len(sources) != len(photos):
             raise ValueError(f"generator has {len(sources)} entries; wanted one for each of {len(photos)} photos.")
         seeds = [RELEASED_SEED if source is None else source.initial_seed() for source in sources]
-        stacks = [
-            self._exact_stack(photo, strengths, steps, guidance, restore, seed)
-            for photo, seed in zip(photos, seeds, strict=True)
+        sizes = [
+            self.depth_working_size(*photo_size(photo, "image"), processing_resolution) if for_depth else None
+            for photo in photos
         ]
-        images = [to_output(stack, output_type) for stack in stacks]
-        images = images if is_list else images[0]
-        return BokehStackOutput(images=images, bokeh_strengths=strengths) if return_dict else (images, strengths)
+        stacks = [
+            self._exact_stack(photo, strengths, steps, guidance, restore, seed, output_type, size)
+            for photo, seed, size in zip(photos, seeds, sizes, strict=True)
+        ]
+        images, reduced = map(list, zip(*stacks, strict=True)) if is_list else stacks[0]
+        output = BokehStackOutput(
+            images=images, bokeh_strengths=strengths, depth_frames=reduced if for_depth else None
+        )
+        return output if return_dict else output.to_tuple()
 
     def _exact_stack(
         self,
@@ -368,10 +393,12 @@ class ReleasedPipeline(BokehDepthPipeline):
         guidance: float,
         restore: bool,
         seed: int,
-    ) -> torch.Tensor:
-        """Frames (F, 3, H, W) of one photo, the photo itself in the place of K = 0."""
-        pixels, side = to_pixels(photo, "image"), 512
-        frames, blurred = [], [k for k in strengths if k]
+        output_type: str,
+        depth_size: tuple[int, int] | None,
+    ) -> tuple[Frames, torch.Tensor | None]:
+        """Frames of one photo, the photo itself in the place of K = 0, and what the depth model takes of them."""
+        side, blurred = 512, [k for k in strengths if k]
+        made = torch.empty(0, 3, side, side)
         if blurred:
             embeds, pooled = self._released_prompts(blurred)
             made = generate_released_stack(
@@ -385,13 +412,12 @@ class ReleasedPipeline(BokehDepthPipeline):
                 pooled_prompt_embeds=pooled,
                 output_type="pt",
             ).images
-            frames = list(made.split(1))
         reference = to_pixels(photo.resize((side, side), PIL.Image.Resampling.LANCZOS), "image")
-        if restore:
-            frames = [restore_detail(pixels, reference, frame) for frame in frames]
-        if strengths[0] == 0:
-            frames.insert(0, pixels if restore else resize(reference, side, side))
-        return torch.cat(frames)
+        with_photo = strengths[0] == 0
+        if not restore:
+            return to_output(torch.cat([reference[: int(with_photo)], made]), output_type), None
+        restorer = DetailRestorer(PhotoRows(photo), reference, self._execution_device)
+        return restored_stack(restorer, made, with_photo, output_type, depth_size)
 
     def _released_prompts(self, strengths: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of the released prompts, each encoded once for this pipeline and kept on the CPU."""
@@ -410,7 +436,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         """As `BokehDepthPipeline.estimate_depth`, with the made-up camera where `assume_camera` asks for it."""
         if self.assume_camera and keywords.get("intrinsics") is None and len(arguments) < 3:
             photos, is_list = list_photos(image)
-            sizes = {to_pixels(photo, "image").shape[-2:] for photo in photos}
+            sizes = {photo_size(photo, "image") for photo in photos}
             if len(sizes) > 1:
                 raise ValueError(f"image has photos of {len(sizes)} sizes; wanted one size with assume_camera.")
             keywords["intrinsics"] = made_up_camera(*sizes.pop())
@@ -516,10 +542,10 @@ def load_released(
         bokeh_adapter=bokeh_adapter,
         depth_estimator=depth_model,
         base_model_id=base_model_id,
-        default_num_inference_steps=PRESETS[preset].num_inference_steps,
-        default_guidance_scale=PRESETS[preset].guidance_scale,
     )
     if with_base:
+        suited = {name: getattr(PRESETS[preset], name) for name in ("num_inference_steps", "guidance_scale")}
+        bokeh_adapter.register_to_config(**suited)
         revision = {} if is_local else {"revision": found[base_model_id]}
         pipe.load_base_model(with_text_encoders=True, dtype=dtype, **revision, **options)
     pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, types.MappingProxyType(found)

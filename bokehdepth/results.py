@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from . import io
 from .camera import Camera
 from .errors import InputError
 from .imaging import Photo
-from .staging import staged
+from .staging import in_parallel, staged
 from .visualization import depth_preview
 
 DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
@@ -27,6 +29,9 @@ DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
 
 _RECORD_NAMES = ("run.json", "stack.json", "depth.json")
 """Names that the commands give their records."""
+
+PREVIEW_SIDE_PX = 2048
+"""Longest side of the colours of ``depth_preview.png``: it is there to look at, and colours cost more than depth."""
 
 CONFIDENCE_NAME = "confidence.png"
 """How far the depth is to be believed, 8-bit grey: 255 is 1. Only methods that can say it write it."""
@@ -148,7 +153,8 @@ def write_results(
     arguments: Mapping[str, Any],
     seed: int | None,
     weights: Mapping[str, Mapping[str, str | None]],
-    timings_s: Mapping[str, float],
+    timings_s: MutableMapping[str, float],
+    started_s: float | None = None,
     record_name: str = "run.json",
     overwrite: bool = False,
 ) -> list[Path]:
@@ -168,7 +174,9 @@ def write_results(
         arguments: arguments of the command or call, for the record.
         seed: seed of the noise; None if there was none.
         weights: as ``hub.weights_record`` returns it.
-        timings_s: step to seconds.
+        timings_s: step to seconds; ``write_preview``, ``write_files``, ``rest`` and ``total`` are added to it.
+        started_s: ``time.perf_counter()`` when the first of these steps began, so that ``rest`` is what none of them
+            names; None where nothing but them has happened.
         record_name: name of the run record.
         overwrite: whether an earlier result in the folder is replaced (``files_replaced``).
 
@@ -203,6 +211,8 @@ def write_results(
         record_name=record_name,
     )
     check_folder(folder, names, overwrite=overwrite)
+    if started_s is None:
+        started_s = time.perf_counter() - sum(timings_s.values())
     record = io.run_record(
         arguments=arguments,
         seed=seed,
@@ -222,29 +232,43 @@ def write_results(
     record["files"] = names
     replaced = files_replaced(folder, names) if overwrite else ()
     with staged(folder, names=names, overwrite=overwrite, replaced=replaced) as staging:
+        tasks = []
         if images is not None:
             origin = {"seed": str(seed), "weights": ", ".join(map(_weights_text, weights.values()))}
-            io.save_stack(staging, images, bokeh_strengths, origin)
+            tasks.append(partial(io.save_stack, staging, images, bokeh_strengths, origin))
         if depth_m is not None:
-            io.save_depth_npz(
-                staging / DEPTH_NAMES[0],
-                depth_m,
-                focal_length_px=focal_length_px or camera.focal_length_px.value,
-                bokeh_strengths=bokeh_strengths,
-            )
-            io.save_depth_png(staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m))
-            io.save_image(staging / DEPTH_NAMES[2], depth_preview(depth_m), ai_generated=False)
+            began_s = time.perf_counter()
+            preview = depth_preview(depth_m, max_side_px=PREVIEW_SIDE_PX)
+            io.save_image(staging / DEPTH_NAMES[2], preview, ai_generated=False)
+            timings_s["write_preview"] = time.perf_counter() - began_s
+            tasks += [
+                partial(io.save_depth_png, staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m)),
+                partial(
+                    io.save_depth_npz,
+                    staging / DEPTH_NAMES[0],
+                    depth_m,
+                    focal_length_px=focal_length_px or camera.focal_length_px.value,
+                    bokeh_strengths=bokeh_strengths,
+                ),
+            ]
         if confidence is not None:
             grey = Image.fromarray(np.rint(np.asarray(confidence) * 255).astype(np.uint8))
-            io.save_image(staging / CONFIDENCE_NAME, grey, ai_generated=False)
+            tasks.append(partial(io.save_image, staging / CONFIDENCE_NAME, grey, ai_generated=False))
+        began_s = time.perf_counter()
+        in_parallel(tasks)
+        now_s = time.perf_counter()
+        timings_s["write_files"] = now_s - began_s
+        timings_s["rest"] = now_s - started_s - sum(timings_s.values())
+        timings_s["total"] = now_s - started_s
+        record["timings_s"] = io.to_json_value({part: round(value, 3) for part, value in timings_s.items()})
         io.save_json(staging / record_name, record)
     return [Path(folder) / name for name in names]
 
 
 def _depth_encoding(depth_m: np.ndarray) -> str:
     """``"linear"``, which other programs read, unless the nearest depth would vanish in its first half step."""
-    finite = depth_m[np.isfinite(depth_m)]
-    return "log" if finite.size and finite.min() < finite.max() / 65534 else "linear"
+    ends = io.finite_range(depth_m)
+    return "log" if ends is not None and ends[0] < ends[1] / 65534 else "linear"
 
 
 def _weights_text(entry: Mapping[str, str | None]) -> str:

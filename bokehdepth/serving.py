@@ -35,8 +35,8 @@ MAX_SEED = 2**63 - 1
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
 METHODS = NETWORK, BLUR_BEHIND = "Network", "Measured blur"
+DEFAULT_STRENGTHS = optics.DEFAULT_BOKEH_STRENGTHS
 STRENGTHS = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
-DEFAULT_STRENGTHS = (10.0, 20.0, 30.0)
 F_STOPS = [*THIRD_STOPS]
 """What the page's aperture slider runs over."""
 
@@ -217,7 +217,7 @@ def plan_bracket(
     side = "behind" if method == BLUR_BEHIND else None
     own = lens.pop("f_number", None)
     job = plan_job(
-        photo,
+        opened,
         folder,
         makes_stack=False,
         frame_paths=frames,

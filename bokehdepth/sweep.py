@@ -15,7 +15,7 @@ Blur is the same on both sides of the focus (Eq. 33): 1.2 m and 6 m look alike t
 depth, from a network, say, tells the sides apart where it is good enough; where nothing does, the confidence is low.
 
 What this cannot do: see blur below half a pixel, find an offset where there is no texture, or follow a camera that
-moved between the frames. No torch import.
+moved between the frames, beyond a shift of the picture by three pixels. No torch import.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from typing import Literal, get_args
 import numpy as np
 from scipy import special
 
-from .blur_fit import Bracket, fit_confidence, fit_offsets, make_bracket, radius_tolerance_px
+from .blur_fit import (
+    Bracket,
+    OffsetFit,
+    fit_confidence,
+    fit_offsets,
+    label_confidence,
+    make_bracket,
+    radius_tolerance_px,
+)
 from .errors import InputError
 from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
 from .rendering.scatter import GAMMA
@@ -82,8 +90,8 @@ class SweepDepth:
         radii_px: float32 (F, H, W), blur radius of each frame: measured (``"per_frame"``) or ``K * scale * offset``.
         std_dpt: float32 (H, W), standard error of the offset in dioptres, ``inf`` where there is no texture. It is
             that of the measurement, for filled pixels too.
-        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side; 0 where the search ended
-            at its bound.
+        confidence: float32 (H, W) in [0, 1], that of the measurement times that of the side and of the labels; 0 where
+            the search ended at its bound.
         behind_focus: bool (H, W), the side that was taken (Eq. 33).
         side_confidence: float32 (H, W) in [0, 1], how much likelier that side is than the other one, the difference of
             their probabilities; 1 where the caller said it or so little is out of focus that it does not matter.
@@ -97,6 +105,10 @@ class SweepDepth:
         rough_depth_scale: factor by which the rough depth fits the measured offsets best; None without one.
         noise: standard deviation of the noise that was found, in display values.
         gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
+        shifts_px: float (F, 2), pixels down and to the right by which each frame lay beside the sharp one and was
+            moved back.
+        contradiction: share in [0, 1] of the blur in the frames that no offset common to them explains, as when a K is
+            another frame's. From 0.1 on it lowers the confidence of all pixels, to 0 at 0.25.
     """
 
     depth_m: np.ndarray
@@ -115,14 +127,16 @@ class SweepDepth:
     rough_depth_scale: float | None
     noise: float
     gains: np.ndarray
+    shifts_px: np.ndarray
+    contradiction: float
 
     def summary(self) -> dict[str, object]:
         """What a record says of the method: plain numbers and shares of the pixels.
 
         Returns:
             ``method``, ``estimator``, ``side``, ``side_told_by``, ``rough_depth_scale``, ``noise``, ``gains``,
-            ``low_confidence``, and the shares ``low_confidence_share``, ``filled_share``, ``beyond_share``,
-            ``invalid_share``, ``front_share``, ``side_unknown_share``.
+            ``shifts_px``, ``contradiction``, ``low_confidence``, and the shares ``low_confidence_share``,
+            ``filled_share``, ``beyond_share``, ``invalid_share``, ``front_share``, ``side_unknown_share``.
         """
         return {
             "method": "sweep",
@@ -132,6 +146,8 @@ class SweepDepth:
             "rough_depth_scale": self.rough_depth_scale,
             "noise": self.noise,
             "gains": self.gains.tolist(),
+            "shifts_px": self.shifts_px.tolist(),
+            "contradiction": self.contradiction,
             "low_confidence": LOW_CONFIDENCE,
             "low_confidence_share": float((self.confidence < LOW_CONFIDENCE).mean()),
             "filled_share": float(self.filled.mean()),
@@ -154,8 +170,9 @@ def measure_blur_radii(
     """Measure the blur radius of each frame at each pixel by fitting the disk of Eq. 19, frame by frame (Eq. 27).
 
     The sharp frame is blurred in linear light by a ladder of disks and compared with the frame in display values,
-    whose noise is about the same everywhere. Differences of exposure and vignetting are taken out first, the squares
-    that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the minimum.
+    whose noise is about the same everywhere. Differences of exposure, vignetting and place are taken out first, the
+    squares that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the
+    minimum.
 
     The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
     tenth of it or half a pixel, whichever is more, and less where no radius explains the frame: near 0 in flat areas,
@@ -178,19 +195,26 @@ def measure_blur_radii(
     """
     max_offset_dpt = check_number(max_offset_dpt, "max_offset_dpt", "dioptres")
     bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
-    return _measured_radii(bracket, max_offset_dpt)
+    return _measured_radii(bracket, fit_offsets(bracket, _singly(bracket), max_offset_dpt))
 
 
-def _measured_radii(bracket: Bracket, max_offset_dpt: float) -> BlurRadii:
-    fit = fit_offsets(bracket, [[index] for index in range(len(bracket.frames))], max_offset_dpt)
+def _singly(bracket: Bracket) -> list[list[int]]:
+    return [[index] for index in range(len(bracket.frames))]
+
+
+def _measured_radii(bracket: Bracket, fit: OffsetFit) -> BlurRadii:
+    """Radii from a fit whose first groups are the frames one by one."""
     slopes_px = bracket.full_slopes_px[:, None, None].astype(np.float32)
-    radii_px, std_px = fit.offset_dpt * slopes_px, fit.std_dpt * slopes_px
+    offset_dpt, std_dpt, misfit, at_end = (
+        values[: slopes_px.size] for values in (fit.offset_dpt, fit.std_dpt, fit.misfit, fit.at_end)
+    )
+    radii_px, std_px = offset_dpt * slopes_px, std_dpt * slopes_px
     return BlurRadii(
         radii_px=radii_px,
         std_px=std_px,
-        confidence=fit_confidence(std_px, radii_px, fit.misfit, fit.at_end),
-        at_end=fit.at_end,
-        misfit=fit.misfit,
+        confidence=fit_confidence(std_px, radii_px, misfit, at_end),
+        at_end=at_end,
+        misfit=misfit,
         noise=bracket.noise,
         gains=bracket.gains,
     )
@@ -255,12 +279,14 @@ def depth_from_sweep(
     has_behind, has_front = (math.isfinite(focus_m), True) if mask is None else (mask.any(), not mask.all())
     max_offset = _largest_offset_dpt(focus_m, min_depth_m, max_depth_m, has_behind, has_front)
 
+    together = range(len(bracket.frames))
     if estimator == "joint":
-        fit = fit_offsets(bracket, [range(len(bracket.frames))], max_offset)
+        fit = fit_offsets(bracket, [together], max_offset)
         offset, std, misfit, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.misfit[0], fit.at_end[0]
         radii_px = None
     else:
-        measured = _measured_radii(bracket, max_offset)
+        fit = fit_offsets(bracket, [*_singly(bracket), together], max_offset)
+        measured = _measured_radii(bracket, fit)
         radii_px, misfit, at_end = measured.radii_px, measured.misfit.mean(axis=0), measured.at_end.any(axis=0)
         strengths = np.asarray(bokeh_strengths, dtype=np.float64)
         offset = disparity_offset_from_sweep(strengths, radii_px, size[1])
@@ -268,6 +294,7 @@ def depth_from_sweep(
         std = np.sqrt(np.sum((slopes * measured.std_px) ** 2, axis=0)) / np.sum(slopes**2)  # Eq. 32
 
     widest_px = bracket.full_slopes_px.max()
+    contradiction = float(fit.contradiction[-1])
     confidence = fit_confidence(std * widest_px, offset * widest_px, misfit, at_end)
     confident, filled = confidence >= LOW_CONFIDENCE, np.zeros(size, dtype=bool)
     if fill_low_confidence and confident.any():
@@ -285,6 +312,7 @@ def depth_from_sweep(
         matters = 2 * offset * widest_px > radius_tolerance_px(offset * widest_px)
         side_confidence = np.where(matters, side_confidence, np.float32(1))
         confidence = confidence * side_confidence
+    confidence = confidence * np.float32(label_confidence(contradiction))
     depth = np.asarray(depth_from_disparity_offset_m(offset, focus_m, mask), dtype=np.float32)
     beyond = depth > max_depth_m
     valid = ~beyond & ~at_end
@@ -305,6 +333,8 @@ def depth_from_sweep(
         rough_depth_scale=scale,
         noise=bracket.noise,
         gains=bracket.gains,
+        shifts_px=bracket.shifts_px,
+        contradiction=contradiction,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import check_depth
+from bokehdepth.io import check_depth, finite_range
 
 DepthScale = Literal["linear", "log", "disparity"]
 
@@ -227,6 +227,7 @@ def depth_preview(
     scale: DepthScale = "log",
     near_m: float | None = None,
     far_m: float | None = None,
+    max_side_px: int | None = None,
 ) -> Image.Image:
     """Draw a depth map in colours beside a legend in metres.
 
@@ -239,18 +240,25 @@ def depth_preview(
         scale: As in ``colorize_depth``.
         near_m: As in ``colorize_depth``.
         far_m: As in ``colorize_depth``.
+        max_side_px: Longest side of the colours, 1 or more: of a larger map every second, third ... pixel is shown.
+            The end colours are then those of what is shown; the numbers of the legend are of the whole map.
 
     Returns:
-        RGB picture: the ``W x H`` colours at its upper left, unscaled, the legend at their right. It is higher than
+        RGB picture: the colours at its upper left, the legend at their right. It is higher than
         ``H`` only where the legend needs it.
 
     Raises:
         InputError: As ``colorize_depth`` says.
     """
-    ends = _depth_range(check_depth(depth_m), near_m, far_m)
+    check_depth(depth_m)
+    step = 1 if max_side_px is None else math.ceil(max(depth_m.shape) / max_side_px)
+    shown = depth_m[step // 2 :: step, step // 2 :: step]
+    ends = _depth_range(shown, near_m, far_m)
+    if step > 1 and (whole := finite_range(depth_m)) is not None:
+        ends = (ends or _depth_range(depth_m, near_m, far_m))._replace(least_m=whole[0], most_m=whole[1])
     table = _lookup_table(colormap)
-    colors = _paint(depth_m, table, ends, scale)
-    height, width = depth_m.shape
+    colors = _paint(shown, table, ends, scale)
+    height, width = shown.shape
 
     size = max(10, math.floor(min(0.034 * math.sqrt(width * height), height / 28)))
     font = ImageFont.load_default(size)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bokehdepth.cards import check_card, fill_card
 from bokehdepth.errors import InputError
+from bokehdepth.publishing import check_links
 from bokehdepth.staging import write_file
 from datasets_scripts.scenes300 import DEPTH_SCALE_M, JPEG_QUALITY, STRENGTHS, Settings, scene_files
 
@@ -201,11 +202,12 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
         Address of the commit.
 
     Raises:
-        InputError: If the Hub refuses, or the name is none.
+        InputError: If the Hub refuses, the name is none, or a link leaves the folder.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    check_links(folder)
     api = HfApi()
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)

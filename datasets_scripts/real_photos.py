@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from bokehdepth.errors import InputError
 from bokehdepth.extras import load_extra
 from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
-from bokehdepth.staging import write_file
+from bokehdepth.staging import remove_stale, write_file
 
 STEPPED_SOURCE = "nyuv2_labeled"
 """Source whose depth has the steps of 8 bits: value = 2 * level + 1."""
@@ -195,11 +195,10 @@ def _open_build(raw: Path, output: Path) -> None:
         "without_steps": [ROUNDS, DIAMETER_PX, SIGMA_VALUE, SIGMA_PX, FINENESS],
     }
     path = output / _RECORD
+    remove_stale(output, recursive=True)
     if path.is_file():
         if json.loads(path.read_text()) != record:
             raise InputError(f"`--output` must be a new folder or one made from this index, got {str(output)!r}.")
-        for part in output.rglob(".*.part"):
-            part.unlink()
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"`--output` must be a new or empty folder, got {str(output)!r}.")

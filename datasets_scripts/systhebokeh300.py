@@ -9,14 +9,13 @@ and the same arguments give the same bytes whatever the number of workers. Every
 import argparse
 import multiprocessing
 import os
-import shutil
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import staged, write_file
+from bokehdepth.staging import remove_stale, staged, write_file
 from datasets_scripts.published300 import check_tables, push_to_hub, write_card, write_tables
 from datasets_scripts.scenes300 import Settings, list_files, scene_files, write_scene
 from datasets_scripts.validation300 import validate
@@ -39,8 +38,8 @@ def _stop_with_parent() -> None:
 
 def _build_scene(job: tuple[Settings, int, tuple[Path | None, Path | None], Path]) -> int:
     settings, index, folders, output = job
-    # Published in the order of scene_files: the records come last, and a scene with all its files is a finished one.
-    with staged(output, overwrite=True) as part:
+    # Many processes put scenes into the one folder; a scene with all its files is a finished one.
+    with staged(output, overwrite=True, at_once=False) as part:
         write_scene(settings, index, folders, part)
     return index
 
@@ -53,6 +52,7 @@ def _open_build(output: Path, settings: Settings) -> None:
     """Make the folder or go on with it; what a killed process left half-written is removed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output is {str(output)!r}, which is a file, wanted a folder")
+    remove_stale(output, recursive=True)
     record = output / "build.json"
     if record.is_file():
         if record.read_text() != settings.to_json():
@@ -60,11 +60,8 @@ def _open_build(output: Path, settings: Settings) -> None:
                 f"--output is {str(output)!r}, which holds a build with other settings (build.json), wanted a new "
                 "folder or the same arguments and files"
             )
-    elif output.exists() and any(not path.name.endswith(".part") for path in output.iterdir()):
+    elif output.exists() and any(output.iterdir()):
         raise InputError(f"--output is {str(output)!r}, which holds other files, wanted a new or empty folder")
-    if output.exists():
-        for path in output.rglob(".*.part"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_file(record, lambda file: file.write(settings.to_json().encode()), overwrite=True)
 
 

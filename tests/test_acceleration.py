@@ -55,7 +55,7 @@ def test_baking_is_exact_smaller_and_undone_to_the_last_bit(adapter):
     torch.testing.assert_close(latents["baked"], latents["plain"], rtol=1e-11, atol=1e-11)
     assert torch.equal(latents["restored"], latents["plain"])
     # Two steps' rows of the tables stay: at FLUX's size a thousandth, here more.
-    rows = 2 * (4 if "modulation_conditioning" in adapter else 1) + ("reference_timestep" in adapter)
+    rows = 2 * (3 if "modulation_conditioning" in adapter else 1) + ("reference_timestep" in adapter)
     embedding = module_bytes(removed["time_text_embed"])
     width = tiny.HEADS * tiny.HEAD_DIM
     tables = rows * 8 * width * (2 * 12 + 2 * 3 + 2)
@@ -63,11 +63,11 @@ def test_baking_is_exact_smaller_and_undone_to_the_last_bit(adapter):
     assert before - after == dropped + embedding - tables - keys
 
 
-def test_shared_steps_and_memory_find_their_rows_too():
+def test_a_remembered_photo_finds_its_rows_too():
     pipe = tiny.pipeline(bokeh_adapter=tiny.adapter(modulation_conditioning=True, **FIXED))
-    wanted = frames(pipe, shared_steps=1)
+    wanted = frames(pipe)
     bake_modulation(pipe)
-    torch.testing.assert_close(frames(pipe, shared_steps=1), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(frames(pipe), wanted, atol=1e-5, rtol=0)
     memory = pipe.remember_photo(PHOTO, generator=torch.Generator().manual_seed(0))
     got = pipe.generate_stack(memory, (20,), restore=False, output_type="pt").images
     torch.testing.assert_close(got, frames(pipe, (20,)), atol=1e-5, rtol=0)
@@ -102,6 +102,10 @@ def test_a_baked_pipeline_is_not_saved_without_its_weights(tmp_path):
     with pytest.raises(ValueError, match="restore_modulation"):
         pipe.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+    with pytest.raises(InputError, match="restore_modulation"):
+        pipe.transformer.save_pretrained(tmp_path / "part")
+    with pytest.raises(ValueError, match="restore_modulation"):
+        pipe.load_lora_weights({})
     restore_modulation(pipe.transformer, removed)
     pipe.save_pretrained(tmp_path / "model")
 

@@ -70,7 +70,7 @@ def blocks(pipe, number):
 @pytest.mark.parametrize("kind", ["full", "fixed"])
 def test_frames_are_the_eager_ones_at_any_size_and_number(packages, kind, monkeypatch):
     pipe, folder = make(kind), packages(kind)
-    calls = [{}, {"strengths": (20,)}, {"processing_area_px": 96 * 96}, {"bokeh_scale": 0.3}, {"shared_steps": 1}]
+    calls = [{}, {"strengths": (20,)}, {"max_area": 96 * 96}, {"bokeh_scale": 0.3}]
     wanted = [frames(pipe, **call) for call in calls]
     load_compiled_blocks(pipe, folder)
     eager = []
@@ -107,7 +107,7 @@ def test_each_block_runs_with_its_own_weights_and_rows(packages, kind):
     for block in blocks(pipe, 0):  # while compiled: within a weight, and in another weight's place
         with torch.no_grad():
             block.attn.to_v.bias.add_(1)
-        block.attn.to_k.weight = torch.nn.Parameter(block.attn.to_k.weight.flip(0))
+        block.attn.to_v.weight = torch.nn.Parameter(block.attn.to_v.weight.flip(0))
     changed = frames(pipe)
     restore_blocks(pipe.transformer)
     close(changed, frames(pipe))
@@ -165,14 +165,15 @@ def test_calls_that_the_packages_do_not_fit_are_refused(packages):
     load_compiled_blocks(pipe, packages("full"))
     with pytest.raises(InputError, match="hidden_states is float32 .9, 32, 32.*frames from 1 to 8"):
         frames(pipe, range(1, 10))
-    with pytest.raises(InputError, match="joint_attention_kwargs has .*reference_keys.* want bokeh_values"):
-        frames(pipe, reference_refresh=2)
     call = {
         name: x for name, x in ahead_of_time._captured(pipe, (10, 20), {})[BLOCKS[0]].items() if name != "condition"
     }
     with pytest.raises(InputError, match="joint_attention_kwargs has nothing"):
         blocks(pipe, 0)[0](**call)
     condition = {"bokeh_values": torch.zeros(4, 2, 1, 32)}
+    keys = dict.fromkeys(("reference_keys", "reference_values"), torch.zeros(4, 2, 16, tiny.HEADS, tiny.HEAD_DIM))
+    with pytest.raises(InputError, match="joint_attention_kwargs has .*reference_keys.* want bokeh_values"):
+        blocks(pipe, 0)[0](**call, joint_attention_kwargs={**condition, **keys})
     for change, message in (
         ({"hidden_states": call["hidden_states"].double()}, "hidden_states is float64"),
         ({"temb": call["temb"][:1]}, r"temb is float32 \(1, 32\)"),
@@ -183,11 +184,12 @@ def test_calls_that_the_packages_do_not_fit_are_refused(packages):
     with pytest.raises(InputError, match="compiled already"):
         load_compiled_blocks(pipe, packages("full"))
     pipe.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
-    with pytest.raises(InputError, match="no plain weight attn.to_q.bias"):
-        frames(pipe)
-    pipe.transformer.delete_adapters("default")
-    pipe.bokeh_adapter.unfold()
     with pytest.raises(InputError, match="not folded"):
+        frames(pipe)
+    pipe.transformer.unload_lora()
+    frames(pipe)  # folds again
+    pipe.transformer.add_adapter(LoraConfig(target_modules=["to_v"]))
+    with pytest.raises(InputError, match="no plain weight attn.to_v.bias"):
         frames(pipe)
 
 

@@ -98,7 +98,6 @@ def test_counted_work_is_what_each_saving_leaves_out(networks):
     stack, one = contender_rows(networks["stage1"], "stack"), contender_rows(networks["stage1"], "pass")
     assert stack[stage1.KEPT]["gflop"] < 0.75 * stack[stage1.SHORT]["gflop"]
     assert stack[stage1.SECOND]["gflop"] < stack[stage1.FIRST]["gflop"] < stack[stage1.ALONE]["gflop"]
-    assert stack[stage1.SHARED]["gflop"] < stack[stage1.KEPT]["gflop"]
     assert one[stage1.BAKED]["gflop"] < one[stage1.FOLDED]["gflop"] < one[stage1.TRAINED]["gflop"]
     fifty = stack[f"{stage1.RELEASED}, 50 steps"]["gflop"] / stack[stage1.RELEASED]["gflop"]
     assert 15 < fifty < 25

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import piexif
@@ -20,11 +21,9 @@ FILES = ["confidence.png", "depth.json", "depth.npz", "depth.png", "depth_previe
 
 
 def exif(f_number):
-    tags = {
-        piexif.ExifIFD.FNumber: (round(10 * f_number), 10),
-        piexif.ExifIFD.FocalLength: (50, 1),
-        piexif.ExifIFD.FocalLengthIn35mmFilm: 50,
-    }
+    tags = {piexif.ExifIFD.FocalLength: (50, 1), piexif.ExifIFD.FocalLengthIn35mmFilm: 50}
+    if f_number is not None:
+        tags[piexif.ExifIFD.FNumber] = (round(10 * f_number), 10)
     return piexif.dump({"Exif": tags})
 
 
@@ -93,11 +92,21 @@ def test_a_bracket_becomes_metres_without_a_model(bracket, tmp_path):
     assert about["invalid_share"] == np.mean(np.isnan(depth.depth_m))
 
 
+def without_f_numbers(bracket, folder):
+    """The same files with a lens, but no f-number, in their EXIF."""
+    folder.mkdir()
+    paths = [folder / Path(path).name for path in bracket]
+    for path, source in zip(paths, bracket, strict=True):
+        piexif.insert(exif(None), source, str(path))
+    return [str(path) for path in paths]
+
+
 def test_the_photos_own_blur_counts(bracket, tmp_path):
     """With its f-number forgotten the photo passes for free of blur, and the plane comes out too near."""
     medians = {}
-    for name, options in (("read", ()), ("forgotten", ("--photo-f-number", "1000"))):
-        assert sweep(bracket, tmp_path / name, "--focus-distance", "0.6", *options) == 0
+    forgotten = [without_f_numbers(bracket, tmp_path / "bare")[0], *bracket[1:]]
+    for name, files in (("read", bracket), ("forgotten", forgotten)):
+        assert sweep(files, tmp_path / name, "--focus-distance", "0.6") == 0
         medians[name] = np.nanmedian(load_depth_npz(tmp_path / name / "f11" / "depth.npz").depth_m)
     assert abs(medians["read"] - DEPTH_M) < abs(medians["forgotten"] - DEPTH_M)
     assert medians["forgotten"] < medians["read"]
@@ -140,6 +149,7 @@ def test_strengths_and_filling(bracket, tmp_path):
         (["--bokeh-strengths", "10", "10", "20"], "10 twice"),
         (["--f-numbers", "4", "4", "2"], "wanted each value once"),
         (["--f-numbers", "4", "nan", "2"], "f_numbers of the stack must be finite"),
+        (["--f-numbers", "1.8", "2.8", "5.6"], "'f1.8.jpg' labelled f/5.6, but its EXIF says f/1.8"),
     ],
 )
 def test_wrong_options_are_refused(bracket, tmp_path, capsys, options, words):
@@ -158,7 +168,19 @@ def test_options_that_belong_to_the_other_method_are_refused(bracket, tmp_path, 
         assert "--method sweep" in only_error(capsys)
 
 
+def test_what_is_odd_is_said_before_the_work_and_in_the_record(bracket, tmp_path, capsys):
+    options = ["--focus-distance", "0.6", "--bokeh-strengths", "10", "20", "31", "--json"]
+    assert sweep(bracket, tmp_path, *options) == 0
+    out, err = capsys.readouterr()
+    said = "frame 'f5.6.jpg' is labelled K = 10, but its EXIF f/5.6 gives "
+    assert err.startswith(f"bokehdepth: warning: photo 'f11.jpg': {said}") and err.splitlines()[0].endswith(".")
+    (warning,) = json.loads(out)["photos"][0]["depth"]["warnings"]
+    assert warning.startswith(said)
+    assert json.loads((tmp_path / "f11" / "depth.json").read_text())["depth"]["warnings"] == [warning]
+
+
 def test_frames_without_enough_blur_fail_in_one_sentence(bracket, tmp_path, capsys):
-    assert sweep(bracket, tmp_path / "out", "--focus-distance", "0.6", "--bokeh-strengths", "0.1", "0.2", "0.3") == 1
+    bare = without_f_numbers(bracket, tmp_path / "bare")
+    assert sweep(bare, tmp_path / "out", "--focus-distance", "0.6", "--bokeh-strengths", "0.1", "0.2", "0.3") == 1
     assert "wider apertures" in only_error(capsys)
     assert not (tmp_path / "out").exists()

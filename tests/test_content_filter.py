@@ -68,6 +68,22 @@ def test_the_label_decides_among_many(tmp_path: Path) -> None:
     assert screened([DARK]) == [DARK]
 
 
+def test_the_run_record_names_the_filter(tmp_path: Path) -> None:
+    screened = load_content_filter(tiny.pipeline(), write_classifier(tmp_path / "mine", bias=-5))
+    assert screened.weights == {"content_filter": {"id": "mine", "revision": None}}
+
+
+def test_a_classifier_with_a_head_of_random_numbers_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_classifier(tmp_path, bias=-5)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["classifier.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 of its tensors \(classifier.weight\)"):
+        load_content_filter(tiny.pipeline(), folder)
+
+
 def test_the_embedded_model_needs_no_filter() -> None:
     pipeline = hub.load_pipeline()
     assert load_content_filter(pipeline, "no/such") is list

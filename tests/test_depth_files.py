@@ -314,10 +314,10 @@ def test_hostile_archives_are_refused_at_once_with_flat_memory(tmp_path: Path) -
     assert load_depth(paths["bomb_beside"], max_pixels=10**6).shape == (2, 2)  # what is not wanted is not inflated
     tracemalloc.start()
     for name, path in paths.items():
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(InputError) as refusal:
             load_depth_npz(path, max_pixels=10**6)
-        assert time.perf_counter() - started < 1, name
+        assert time.process_time() - started < 1, name
         sentence = str(refusal.value)
         assert path.name in sentence and str(tmp_path) not in sentence and "pickle" not in sentence, name
         assert len(sentence) < 250 and "\n" not in sentence, sentence

@@ -234,7 +234,7 @@ def test_a_tiff_of_reduced_pictures_alone_is_refused(tmp_path):
 @pytest.mark.parametrize("tags", [{}, THUMBNAIL])
 def test_pages_are_not_counted(tmp_path, tags):
     count = 100_000
-    entries = {256: 600, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 278: 64, 279: 600 * 64} | tags
+    entries = {256: 500, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 278: 64, 279: 500 * 64} | tags
     size = 2 + 12 * (len(entries) + 1) + 4
     content = bytearray(b"II*\0\x08\0\0\0")
     for number in range(count):
@@ -242,15 +242,15 @@ def test_pages_are_not_counted(tmp_path, tags):
         for tag, value in sorted((entries | {273: 8 + count * size}).items()):
             content += struct.pack("<HHII", tag, 4, 1, value)
         content += struct.pack("<I", 8 + (number + 1) * size if number < count - 1 else 0)
-    path = written(tmp_path / "a.tif", bytes(content) + bytes(600 * 64))
+    path = written(tmp_path / "a.tif", bytes(content) + bytes(500 * 64))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     if tags:
         with pytest.raises(InputError, match="only reduced pictures"):
             open_photo(path)
     else:
         assert open_photo(path).notes[0] == "the first of several pages was taken"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
@@ -268,10 +268,10 @@ def test_many_tags_that_name_the_same_bytes_are_not_read(tmp_path):
     blob, count = 1_000_000, 5000
     entries = b"".join(struct.pack("<HHII", tag, 7, blob, 8) for tag in range(1000, 1000 + count))
     content = b"II*\0" + struct.pack("<I", 8 + blob) + bytes(blob) + struct.pack("<H", count) + entries + bytes(4)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match="damaged .* more values than its file holds"):
         open_photo(written(tmp_path / "a.tif", content))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 # ---------------------------------------------------------------------- HEIC

@@ -80,8 +80,8 @@ def models(home):
     # A repository whose code differs: an older or newer release.
     package = shutil.copytree(publishing.PACKAGE, home / "package", ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in (
-        ("processing_bokehdepth.py", "array = frames.permute", "array = 1 - frames.permute"),
-        ("pipeline_bokehdepth.py", "m[0].float().cpu() for m", "2 * m[0].float().cpu() for m"),
+        ("processing_bokehdepth.py", "rows = strips.unflatten", "rows = 1 - strips.unflatten"),
+        ("pipeline_bokehdepth.py", "values = values.float()", "values = 2 * values.float()"),
     ):
         text = (package / name).read_text()
         assert old in text
@@ -186,17 +186,13 @@ base = FluxKontextPipeline.from_pretrained("tester/base", text_encoder=None, tok
                                            tokenizer_2=None)
 adapter_scope = {}
 exec(Path("example_adapter.py").read_text(), adapter_scope)
-settings = dict(default_num_inference_steps=2, default_processing_area_px=64 * 64, depth_processing_px=56)
 made = DiffusionPipeline.from_pretrained(
     "tester/base", custom_pipeline="tester/second", trust_remote_code=True, bokeh_adapter=adapter_scope["adapter"],
     depth_estimator=second.depth_estimator, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-    **settings,
 )
 keep("custom_pipeline", call(made))
 second.bokeh_adapter.detach()
-joined = type(second).from_pipe(
-    base, bokeh_adapter=second.bokeh_adapter, depth_estimator=second.depth_estimator, **settings
-)
+joined = type(second).from_pipe(base, bokeh_adapter=second.bokeh_adapter, depth_estimator=second.depth_estimator)
 keep("from_pipe", call(joined))
 
 switched = DiffusionPipeline.from_pretrained("tester/second", trust_remote_code=True, transformer=None, vae=None)
@@ -348,8 +344,7 @@ adapter_scope = {}
 exec(Path("example_adapter.py").read_text(), adapter_scope)
 adapter = adapter_scope["adapter"]
 assert type(adapter) is BokehAdapter
-settings = dict(default_num_inference_steps=2, default_processing_area_px=64 * 64, depth_processing_px=56)
-joined = BokehDepthPipeline.from_pipe(base, bokeh_adapter=adapter, depth_estimator=light.depth_estimator, **settings)
+joined = BokehDepthPipeline.from_pipe(base, bokeh_adapter=adapter, depth_estimator=light.depth_estimator)
 keep("package_from_pipe", call(joined))
 joined.save_pretrained("saved_joined")
 """

@@ -216,8 +216,8 @@ def test_command_runs_the_whole_release_and_names_its_commits(did, hub, home):
         **{name: part for name, part in base().components.items() if name in ReleasedPipeline._base_components},
         bokeh_adapter=adapter,
         depth_estimator=convert_state(files[DEPTH_MODELS["unidepth"].filename])[0],
-        default_guidance_scale=PRESETS["paper"].guidance_scale,
     )
+    pipe.bokeh_adapter.register_to_config(guidance_scale=PRESETS["paper"].guidance_scale)
     pipe.set_progress_bar_config(disable=True)
     photo = Image.open(home / "photo.png")
     wanted = pipe(photo, (10, 20), num_inference_steps=2, generator=torch.Generator().manual_seed(3))

@@ -212,6 +212,19 @@ def test_too_small_is_refused(size):
     assert open_photo(PIL.Image.new("RGB", (32, 32))).image.size == (32, 32)
 
 
+@pytest.mark.parametrize("size", [(8000, 32), (40, 20000), (257, 32)])
+def test_a_strip_is_refused_from_its_header(size, tmp_path, monkeypatch):
+    path = tmp_path / "strip.png"
+    PIL.Image.new("RGB", size).save(path)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
+    with pytest.raises(InputError, match=f"{size[0]} x {size[1]} pixels; a side may be 8 times the other"):
+        open_photo(path)
+
+
+def test_eight_times_the_other_side_is_no_strip():
+    assert open_photo(PIL.Image.new("RGB", (256, 32))).image.size == (256, 32)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.gif", "a.bmp"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_truncated_files_are_refused(tmp_path, name, share):

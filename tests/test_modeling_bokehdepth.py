@@ -277,7 +277,8 @@ def test_from_base_shares_and_leaves_the_base_alone(base, frames):
 def test_plain_folder_loads_with_only_dsfa_missing(base, frames, tmp_path):
     base.save_pretrained(tmp_path)
     torch.manual_seed(5)
-    model, info = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path, output_loading_info=True)
+    options = {"output_loading_info": True, "fresh_parts": ["dsfa"]}
+    model, info = BokehDepthAnythingForDepthEstimation.from_pretrained(tmp_path, **options)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("dsfa.")}
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     block = model.dsfa["2"]
@@ -361,7 +362,8 @@ def test_folder_loads_as_remote_code_without_the_package(base, frames, tmp_path)
 def test_file_stands_alone():
     source = Path(importlib.util.find_spec("bokehdepth.modeling_bokehdepth").origin).read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not any(getattr(node, "level", 0) for node in imports)
+    assert {node.module for node in imports if getattr(node, "level", 0)} == {"weights_bokehdepth"}
+    imports = [node for node in imports if not getattr(node, "level", 0)]
     names = {getattr(node, "module", None) or node.names[0].name for node in imports}
     assert {name.split(".")[0] for name in names} == {"huggingface_hub", "math", "torch", "transformers", "typing"}
     assert len(source.splitlines()) < 600

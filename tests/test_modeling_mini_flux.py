@@ -309,8 +309,9 @@ def test_a_further_k_of_a_remembered_photo_needs_the_photo_no_more():
     others = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "depth_estimator"))
     pipe = BokehDepthPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(), vae=PatchAutoencoder(), transformer=model, bokeh_adapter=adapter,
-        **others, default_processing_area_px=32 * 48, default_num_inference_steps=2,
+        **others,
     )  # fmt: skip
+    adapter.register_to_config(max_area=32 * 48, num_inference_steps=2)
     pipe.set_progress_bar_config(disable=True)
     photo = (picture()[0] / 2 + 0.5).permute(1, 2, 0).numpy()
     together = pipe.generate_stack(photo, [10.0, 30.0], generator=torch.Generator().manual_seed(0)).images

@@ -232,7 +232,7 @@ def test_fresh_dsfa_changes_no_bit_and_learns(tmp_path):
     plain.save_pretrained(tmp_path)
     torch.manual_seed(0)
     model, info = BokehDepthUniDepthForDepthEstimation.from_pretrained(
-        tmp_path, dsfa_levels=[1, 3], dsfa_num_heads=4, output_loading_info=True
+        tmp_path, dsfa_levels=[1, 3], dsfa_num_heads=4, output_loading_info=True, fresh_parts=["dsfa"]
     )
     assert info["missing_keys"] and all(name.startswith("dsfa.") for name in info["missing_keys"])
     expected = plain(frames()[:, :1].expand(-1, 3, -1, -1, -1), STRENGTHS).predicted_depth

@@ -10,7 +10,7 @@ from PIL import Image
 
 import tiny
 from bokehdepth import BokehDepthOutput, BokehDepthPipeline, BokehStackOutput
-from bokehdepth.processing_bokehdepth import restore_detail, working_size
+from bokehdepth.processing_bokehdepth import DetailRestorer, PhotoRows, working_size
 from doors import assert_same_bits, call_local, run_remote_door
 
 
@@ -90,12 +90,31 @@ def test_list_of_photos_of_different_size(pipe):
 
 def test_call_is_both_stages(pipe):
     out = pipe(photo(), (10, 30), generator=noise(), intrinsics=np.eye(3))
-    stack = pipe.generate_stack(photo(), (10, 30), generator=noise())
-    depth = pipe.estimate_depth(photo(), stack.images, stack.bokeh_strengths)
+    stack = pipe.generate_stack(photo(), (10, 30), generator=noise(), for_depth=True)
+    depth = pipe.estimate_depth(photo(), stack)
     assert np.array_equal(out.depth_m, depth.depth_m)
+    assert set(out.timings_s) == {"to_network_size", "stack", "restore", "depth", "depth_to_photo_size"}
     assert out.depth_m.dtype == np.float32 and out.depth_m.shape == (50, 80) and (out.depth_m > 0).all()
     assert out.bokeh_strengths == (10.0, 30.0)
     assert np.array_equal(out.intrinsics, np.eye(3))
+
+
+def test_depth_does_not_depend_on_the_output_type(pipe):
+    depths = [pipe(photo(), (0, 10, 30), generator=noise(), output_type=kind).depth_m for kind in ("pil", "np", "pt")]
+    assert np.array_equal(depths[0], depths[1]) and np.array_equal(depths[0], depths[2].numpy())
+    frames = pipe.generate_stack(photo(), (0, 10, 30), generator=noise(), output_type="pt").images
+    whole = pipe.estimate_depth(photo(), frames, (0, 10, 30)).depth_m
+    np.testing.assert_allclose(depths[0], whole, rtol=1e-3)
+
+
+def test_a_stack_that_is_not_the_photos_is_refused(pipe):
+    made = pipe.generate_stack(photo(), (10, 30), generator=noise(), for_depth=True)
+    with pytest.raises(ValueError, match="stack has depth_frames of shape"):
+        pipe.estimate_depth(photo(50, 80), made)
+    with pytest.raises(ValueError, match="wanted the stack's own"):
+        pipe.estimate_depth(photo(), made, (10, 20))
+    with pytest.raises(ValueError, match="restore is False"):
+        pipe.generate_stack(photo(), (10,), restore=False, for_depth=True)
 
 
 def test_depth_uses_the_stack_and_works_without_one(pipe):
@@ -115,7 +134,7 @@ def test_depth_is_the_models_own_brought_to_the_photos_size(pipe):
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         wanted = pipe.depth_estimator(pixel_values=((pixels - mean) / std)[None]).predicted_depth[0]
-    depth = pipe.estimate_depth(image, output_type="pt", processing_px=56).depth_m
+    depth = pipe.estimate_depth(image, output_type="pt", processing_resolution=56).depth_m
     assert isinstance(depth, torch.Tensor)
     torch.testing.assert_close(depth, wanted)
 
@@ -180,9 +199,20 @@ REFUSED = {
     "K of 31": ({"bokeh_strengths": (10, 31)}, "bokeh_strengths"),
     "no K": ({"bokeh_strengths": ()}, "bokeh_strengths"),
     "descending": ({"bokeh_strengths": (20, 10)}, "ascending"),
-    "a number": ({"bokeh_strengths": 10}, "wanted a sequence"),
+    "a word": ({"bokeh_strengths": "strong"}, "wanted a number or a sequence"),
+    "LoRA's name": ({"joint_attention_kwargs": {"ip_hidden_states": 1}}, "must hold the LoRAs' `scale` alone"),
+    "tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be of .*latents.*got 'noise'"),
+    "latents": (
+        {"latents": torch.zeros(1, 3, 16)},
+        r"\(B, N, C\) = \(1, \d+, 16\) .*got shape \(1, 3, 16\)",
+    ),
+    "sigmas": ({"sigmas": [1.0], "num_inference_steps": 2}, "`sigmas` must be one or more, without"),
+    "prompt rows": (
+        {"prompt_embeds": torch.zeros(2, 5, 32), "pooled_prompt_embeds": torch.zeros(2, 24)},
+        "rows, got 2",
+    ),
     "steps": ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-    "area": ({"processing_area_px": 5}, "processing_area_px is 5"),
+    "area": ({"max_area": 5}, "max_area is 5"),
     "output": ({"output_type": "jpg"}, "output_type is 'jpg'"),
     "prompt": ({"prompt": "a cat"}, "text encoders are None"),
     "half an embedding": ({"prompt_embeds": torch.zeros(1, 5, 32)}, "go together"),
@@ -262,12 +292,13 @@ def test_restoring_keeps_the_photo_where_nothing_changed():
     torch.manual_seed(0)
     full = torch.rand(1, 3, 96, 128)
     small = torch.nn.functional.interpolate(full, (48, 64), mode="bicubic", antialias=True).clamp(0, 1)
-    assert torch.allclose(restore_detail(full, small, small), full, atol=1e-6)
+    restorer = DetailRestorer(PhotoRows(full[0]), small)
+    assert torch.allclose(restorer(small), full, atol=1e-6)
     kernel = torch.ones(3, 1, 9, 9) / 81
     blurred = torch.nn.functional.conv2d(torch.nn.functional.pad(small, (4,) * 4, mode="replicate"), kernel, groups=3)
     half = small.clone()
     half[..., 32:] = blurred[..., 32:]
-    out = restore_detail(full, small, half)
+    out = restorer(half)
     assert torch.allclose(out[..., :40], full[..., :40], atol=1e-6)
     detail = lambda x: (x[..., 1:] - x[..., :-1]).abs().mean()  # noqa: E731
     assert detail(out[..., 96:]) < 0.15 * detail(full[..., 96:])
@@ -359,9 +390,6 @@ def test_from_pipe_shares_weights_both_ways(pipe):
         kontext,
         bokeh_adapter=pipe.bokeh_adapter,
         depth_estimator=pipe.depth_estimator,
-        default_num_inference_steps=2,
-        default_processing_area_px=64 * 64,
-        depth_processing_px=56,
     )
     made.set_progress_bar_config(disable=True)
     assert made.transformer is pipe.transformer

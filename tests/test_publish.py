@@ -64,6 +64,18 @@ def test_parts_alone(tmp_path):
     assert json.loads((EMBEDDED_FOLDER / "depth_estimator" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def _link(model):
+    (model / "bokeh_adapter" / "notes.txt").symlink_to("/etc/hostname")
+
+
+def _link_to_a_folder(model):
+    (model / "examples" / "more").symlink_to(model.parent)
+
+
+def _unfinished(model):
+    (model / "training.json").write_text(json.dumps({"step": 6, "of": 8}))
+
+
 def _pickle(model):
     (model / "transformer" / "weights.bin").write_bytes(b"x")
 
@@ -86,6 +98,9 @@ def _unknown_base(model):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_link, "'bokeh_adapter/notes.txt', a symbolic link that leaves the folder"),
+        (_link_to_a_folder, "'examples/more', a symbolic link that leaves the folder"),
+        (_unfinished, "of step 6 of 8 of its training; wanted that of the end"),
         (_pickle, "weights.bin'; wanted safetensors"),
         (_truncate, "damaged weights"),
         (_stranger, "no module of bokehdepth"),
@@ -118,6 +133,24 @@ def test_wrong_arguments_are_refused(arguments, message):
         publish(*arguments, dry_run=True)
     with pytest.raises(InputError, match="tag is 'latest'"):
         publish("pipeline", "embedded", "me/model", tag="latest", dry_run=True)
+
+
+def test_links_inside_the_folder_and_finished_models_are_published(model, tmp_path):
+    weights = min((model / "vae").glob("*.safetensors"))
+    weights.rename(model / "weights.bin")
+    weights.symlink_to(model / "weights.bin")
+    for record in ({"step": 8, "of": 8}, {"step": 2, "of": 8, "held_out_loss": 0.5}):
+        (model / "training.json").write_text(json.dumps(record))
+        folder = build_folder("pipeline", model, tmp_path / str(record["step"]), repository="me/model")
+        published = folder / weights.relative_to(model)
+        assert not published.is_symlink() and published.read_bytes() == (model / "weights.bin").read_bytes()
+
+
+def test_a_data_set_with_links_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").symlink_to(PROJECT / "README.md")
+    with pytest.raises(InputError, match="'README.md', a symbolic link that leaves"):
+        publish("dataset", tmp_path / "data", "me/data", dry_run=True)
 
 
 def test_without_a_checkout_the_sentence_says_so(tmp_path):

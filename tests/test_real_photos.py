@@ -92,7 +92,7 @@ def test_a_cut_off_build_goes_on_and_keeps_what_is_there(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(raw, output)
     monkeypatch.undo()
-    (output / "tum/.0123.part").write_bytes(b"half")
+    (output / "tum/.0123456789abcdef.part").write_bytes(b"half")
     monkeypatch.setattr(real_photos, "without_steps", lambda _: pytest.fail("done twice"))
     build(raw, output)
     assert len(read_manifest(output / "train.jsonl")) == 2 and not list(output.rglob("*.part"))

@@ -56,7 +56,8 @@ def tiny_pipeline(adapter_state, transformer_state=None, vae_state=None, depth=N
     )
     parts = {"scheduler": tiny.scheduler(), "vae": vae, "transformer": transformer, "bokeh_adapter": adapter}
     text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    pipe = ReleasedPipeline(**parts, **text, depth_estimator=depth, default_processing_area_px=64 * 64)
+    adapter.register_to_config(max_area=64 * 64)
+    pipe = ReleasedPipeline(**parts, **text, depth_estimator=depth)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -177,7 +178,6 @@ def test_color_transfer_is_opencvs():
 @pytest.mark.parametrize("preset", ["paper", "fast", "released"])
 def test_pipeline_writes_k_into_the_prompt(preset, monkeypatch):
     pipe = random_pipeline(tiny.depth_model())
-    pipe.register_to_config(depth_processing_px=56)
     pipe.preset = preset
     asked = []
     monkeypatch.setattr(released, "encode_released_prompts", lambda p, ks: asked.append(list(ks)) or encoded(ks))
@@ -230,8 +230,8 @@ def test_pipeline_reads_depth_camera_and_confidence_from_unidepth():
     assert given.intrinsics is camera and not np.allclose(given.depth_m, alone.depth_m, rtol=1e-3)
     pipe.assume_camera = True
     assert np.array_equal(pipe.estimate_depth(image).depth_m, given.depth_m)
-    with pytest.raises(ValueError, match="processing_px is 56"):
-        pipe.estimate_depth(image, processing_px=56)
+    with pytest.raises(ValueError, match="processing_resolution is 56"):
+        pipe.estimate_depth(image, processing_resolution=56)
     with pytest.raises(InputError, match="width_px is 0"):
         made_up_camera(50, 0)
 

@@ -126,6 +126,21 @@ def test_exposure_and_vignetting_between_frames_do_not_count(texture):
     assert other.gains[:, 0] == pytest.approx(0.8, rel=0.03) and other.gains[:, 1] == pytest.approx(0.485, rel=0.06)
 
 
+@pytest.mark.parametrize(("shift_px", "share"), [((0.5, -0.4), 0.7), ((-0.7, 1.1), 0.7), ((2.4, 0.6), 0.5)])
+def test_a_camera_that_moved_by_a_little_does_not_count(texture, shift_px, share):
+    """The more the shift, the worse it is found beside the blur of the widest frame, and the fewer pixels are sure."""
+    frames = [
+        taken(np.clip(ndimage.shift(frame, (*shift_px, 0), order=3, mode="nearest"), 0, 1), 0.003, seed)
+        for seed, frame in enumerate(stack_of(texture, 0.5))
+    ]
+    found = depth_from_sweep(taken(texture, 0.003, 9), frames, STRENGTHS, 1.5, side="behind")
+    assert np.abs(found.shifts_px - shift_px).max() < 0.25
+    assert np.median(np.abs(found.disparity_offset_dpt - 0.5)[INNER]) < 0.02
+    assert np.mean(found.confidence[INNER] >= LOW_CONFIDENCE) > share
+    still = depth_from_sweep(texture, stack_of(texture, 0.5), STRENGTHS, 1.5, side="behind")
+    assert np.abs(still.shifts_px).max() == 0
+
+
 @pytest.mark.parametrize(("noise", "share"), [(0.01, 0.8), (0.02, 0.5), (0.04, 0.05)])
 def test_confident_pixels_are_right_and_noise_makes_them_fewer(texture, noise, share):
     sharp, frames = taken(texture, noise), stack_of(texture, 0.4, noise=noise)

@@ -137,14 +137,34 @@ def test_a_focus_at_infinity_has_one_side(texture):
         assert np.median(found.depth_m[INNER]) == pytest.approx(2.5, rel=0.03)
 
 
-@pytest.mark.parametrize(("order", "share"), [((2, 1, 0), 0.05), ((0, 2, 1), 0.3), ((1, 0, 2), 0.3)])
-def test_frames_whose_strengths_are_false_are_not_confident(texture, order, share):
-    """A bracket whose frames bear each other's K: the best of the radii explains them badly."""
-    sharp, frames = taken(texture, 0.005), stack_of(texture, 0.4, noise=0.005)
-    right = depth_from_sweep(sharp, frames, STRENGTHS, 1.5, side="behind")
-    false = depth_from_sweep(sharp, [frames[n] for n in order], STRENGTHS, 1.5, side="behind")
-    assert np.mean(right.confidence[INNER] >= LOW_CONFIDENCE) > 0.99
-    assert np.mean(false.confidence[INNER] >= LOW_CONFIDENCE) < share
+@pytest.mark.parametrize("estimator", ["joint", "per_frame"])
+@pytest.mark.parametrize("order", [(2, 1, 0), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)])
+def test_frames_whose_strengths_are_false_are_confident_nowhere(texture, order, estimator):
+    """A bracket whose frames bear each other's K: not even what is in focus is sure."""
+    sharp, frames = on_both_halves(texture, 1.8, 3.0, 1.8)
+    options = {"side": "behind", "estimator": estimator}
+    right = depth_from_sweep(sharp, frames, STRENGTHS, 1.8, **options)
+    false = depth_from_sweep(sharp, [frames[n] for n in order], STRENGTHS, 1.8, **options)
+    assert np.mean(right.confidence[INNER] >= LOW_CONFIDENCE) > 0.9 and right.contradiction < 0.02
+    assert false.confidence.max() < LOW_CONFIDENCE and false.summary()["contradiction"] > 0.25
+
+
+@pytest.mark.parametrize("strengths", [(10, 20, 60), (10, 20, 45), (20, 20.5, 30)])
+def test_one_strength_that_is_false_lowers_the_confidence(texture, strengths):
+    sharp, frames = on_both_halves(texture, 2.5, 4.0, 1.8)
+    right = depth_from_sweep(sharp, frames, STRENGTHS, 1.8, side="behind")
+    false = depth_from_sweep(sharp, frames, strengths, 1.8, side="behind")
+    assert right.contradiction < 0.02 and 0.1 < false.contradiction
+    assert false.confidence[INNER].mean() < 0.6 * right.confidence[INNER].mean()
+
+
+def test_labels_of_one_frame_and_of_flat_pictures_contradict_nothing(texture):
+    sharp, frames = on_both_halves(texture, 2.5, 4.0, 1.8)
+    assert depth_from_sweep(sharp, frames[:1], (60,), 1.8, side="behind").contradiction == 0
+    flat = np.full((128, 128, 3), 0.5, dtype=np.float32)
+    pictures = [taken(flat, 0.01, seed) for seed in range(4)]
+    found = depth_from_sweep(pictures[0], pictures[1:], STRENGTHS, 1.8, side="behind")
+    assert found.contradiction < 0.05 and np.mean(found.confidence >= LOW_CONFIDENCE) < 0.1
 
 
 def test_frames_of_another_scene_are_not_confident(texture):

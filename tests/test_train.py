@@ -320,9 +320,7 @@ def test_samples_without_a_stack_are_those_of_the_base_path(root):
         mixed = network({**batch, "lone": lone})["silog"]
         parts = {kind: stage2.predict(network.model, batch, kind) for kind in ("none", "frames")}
         depth = torch.where(lone[:, None, None], parts["none"], parts["frames"]).clamp(min=cfg.min_depth_m)
-        each = losses.scale_invariant_log_loss(
-            depth, batch["depth_m"][:, 0], cfg.variance_share, batch["valid"][:, 0]
-        )
+        each = losses.scale_invariant_log_loss(depth, batch["depth_m"][:, 0], cfg.variance_share, batch["valid"][:, 0])
     torch.testing.assert_close(mixed, each)
     assert (parts["none"] / parts["frames"]).log().abs().max() > 0.01
 

@@ -91,8 +91,7 @@ def home(tmp_path_factory):
     made["zip_depth"] = replace(made["zip_depth"], depth_path=folder / "zip_depth.npz")
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "empty_mask_mask.png")
     mixed = sorted(made.values(), key=lambda row: zlib.crc32(row.row_id.encode()))
-    for name, left in (("all", ()), ("stage1", ("nearest", "beyond")),
-                       ("stage2", ("nearest", "near", "no_middle"))):
+    for name, left in (("all", ()), ("stage1", ("nearest", "beyond")), ("stage2", ("nearest", "near", "no_middle"))):
         write_manifest(folder / f"{name}.jsonl", [row for row in mixed if row.row_id not in left])
     write_manifest(folder / "good.jsonl", [row for row in mixed if row.row_id.startswith("good")])
     return folder

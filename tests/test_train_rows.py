@@ -279,7 +279,7 @@ def test_stacks_of_a_data_set_survive_a_bad_photo_and_go_on(home, tmp_path):
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     pipe, settings = tiny.pipeline(), {"seed": 3, "model": "tiny"}
-    options = {"num_inference_steps": 1, "processing_area_px": 64 * 64}
+    options = {"num_inference_steps": 1, "max_area": 64 * 64}
     count = stacks.stack_manifest(pipe, tmp_path / "photos.jsonl", "made", (5.0, 25.0), settings, **options)
     assert count == (2, 1)
     failed = [json.loads(line) for line in (tmp_path / "made" / "failures_0.jsonl").read_text().splitlines()]

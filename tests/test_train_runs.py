@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 import train_runs
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bokehdepth.errors import InputError
 from train import checkpointing, loop, stage1
@@ -175,6 +176,54 @@ def test_a_checkpoint_of_another_run_is_refused(unbroken, tmp_path):
     with pytest.raises(InputError, match="which is no checkpoint"):
         stage1.run(cfg, tmp_path)
     assert checkpointing.latest(unbroken / "one").name == "step_00000004"
+
+
+def _poisoned(path):
+    state = load_file(path)
+    save_file({name: value * torch.nan for name, value in state.items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "state.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda folder: (folder / "state.json").write_text("[1]"), "lacks one of step, ema_steps"),
+        (lambda folder: (folder / "state.json").write_text(json.dumps({"step": "4"})), "lacks one of step, ema_steps"),
+        (lambda folder: (folder / "trained.safetensors").write_bytes(b"x"), "damaged or missing"),
+        (lambda folder: (folder / "average.safetensors").unlink(), "damaged or missing"),
+        (lambda folder: _poisoned(folder / "trained.safetensors"), "wanted finite values"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(unbroken, tmp_path, damage, words):
+    cfg = train_runs.configs(unbroken)["two"]
+    folder = shutil.copytree(unbroken / "two/checkpoints/step_00000004", tmp_path / "step_00000004")
+    damage(folder)
+    with pytest.raises(InputError, match=words) as caught:
+        train_runs.run("two", cfg, folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_whose_model_is_not_of_its_end_writes_it(unbroken, tmp_path):
+    shutil.copytree(unbroken / "two", tmp_path / "two")
+    cfg = replace(train_runs.configs(unbroken)["two"], output=str(tmp_path / "two"))
+    model = tmp_path / "two" / "model"
+    wanted = (model / "model.safetensors").read_bytes()
+    kept = (model / "model.safetensors").stat().st_ino
+    train_runs.run("two", cfg, "latest")
+    assert kept == (model / "model.safetensors").stat().st_ino
+    for change in (lambda: shutil.rmtree(model), lambda: _of_step_two(model)):
+        change()
+        train_runs.run("two", cfg, "latest")
+        record = json.loads((model / "training.json").read_text())
+        assert record["step"] == record["of"] == 4 and (model / "model.safetensors").read_bytes() == wanted
+
+
+def _of_step_two(model):
+    record = json.loads((model / "training.json").read_text())
+    (model / "training.json").write_text(json.dumps(record | {"step": 2}))
+    (model / "model.safetensors").write_bytes(b"of step two")
+    (model / "config.json").unlink()
 
 
 def test_accelerate_reads_every_launch_configuration():

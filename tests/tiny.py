@@ -49,6 +49,8 @@ def adapter(seed: int = 1, trained: bool = True, **changes) -> BokehAdapter:
         "joint_attention_dim": 32,
         "pooled_projection_dim": 24,
         "prompt_length": 5,
+        "num_inference_steps": 2,
+        "max_area": 64 * 64,
     }
     model = BokehAdapter(**{**settings, **changes}).eval()
     if trained:
@@ -102,6 +104,7 @@ def depth_model(seed: int = 3) -> BokehDepthAnythingForDepthEstimation:
         max_depth=20,
         dsfa_num_heads=3,
         dsfa_layerscale_init=0.1,
+        processing_resolution=56,
     )
     model = BokehDepthAnythingForDepthEstimation(config).eval()
     # The library's own start is so small that depth would be one number everywhere.
@@ -129,13 +132,22 @@ def pipeline(**changes) -> BokehDepthPipeline:
         "transformer": transformer(),
         "bokeh_adapter": adapter(),
         "depth_estimator": depth_model(),
-        "default_num_inference_steps": 2,
-        "default_processing_area_px": 64 * 64,
-        "depth_processing_px": 56,
     }
     pipe = BokehDepthPipeline(**{**parts, **changes})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def lora(seed: int = 6, layers=("attn.to_q", "attn.to_v")) -> dict[str, torch.Tensor]:
+    """A LoRA for `transformer`, as files hold it."""
+    source, width, state = torch.Generator().manual_seed(seed), HEADS * HEAD_DIM, {}
+    for group in ("transformer_blocks", "single_transformer_blocks"):
+        for index in range(2):
+            for layer in layers:
+                name = f"transformer.{group}.{index}.{layer}"
+                state[f"{name}.lora_A.weight"] = torch.randn(2, width, generator=source)
+                state[f"{name}.lora_B.weight"] = 0.3 * torch.randn(width, 2, generator=source)
+    return state
 
 
 def kontext(seed: int = 4, **parts) -> FluxKontextPipeline:

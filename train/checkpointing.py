@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,10 +18,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bokehdepth.errors import InputError
+from bokehdepth.staging import remove_folder, remove_stale, replace_folder
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")
@@ -104,16 +105,13 @@ class Checkpoints:
         weights.clear()  # nothing frozen is written
 
     def _read_weights(self, models: list[nn.Module], folder: str) -> None:
-        stored = load_file(Path(folder) / "trained.safetensors")
         trained = trained_parameters(self.network)
-        if stored.keys() != trained.keys():
-            odd = sorted(stored.keys() ^ trained.keys())[0]
-            raise InputError(f"{folder} and the network differ in the trained tensor {odd}; wanted the same ones.")
+        stored = _read_tensors(Path(folder) / "trained.safetensors", trained)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
             if self.ema is not None:
-                average = load_file(Path(folder) / "average.safetensors")
+                average = _read_tensors(Path(folder) / "average.safetensors", trained)
                 for name, shadow in zip(trained, self.ema.shadow_params, strict=True):
                     shadow.copy_(average[name])
         models.clear()
@@ -124,8 +122,7 @@ class Checkpoints:
         staging = self.folder / f".step_{step:08d}.part"
         main = self.accelerator.is_main_process
         if main:
-            for rest in self.folder.glob(".step_*.part"):  # of a run that was killed while it wrote
-                shutil.rmtree(rest)
+            self._remove_rests()
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(staging))
@@ -138,14 +135,18 @@ class Checkpoints:
                 "config": _setting(self.config),
             }
             (staging / "state.json").write_text(json.dumps(state, indent=2))
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.rename(staging, folder)
+            replace_folder(staging, folder)
             kept = sorted(p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name))
             for old in kept[: -self.config.loop.keep]:
-                shutil.rmtree(old)
+                remove_folder(old)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _remove_rests(self) -> None:
+        """Removes what a run left that was killed while it wrote; all processes of a run know the one name."""
+        for rest in self.folder.glob(".step_*.part"):
+            shutil.rmtree(rest)
+        remove_stale(self.folder)
 
     def load(self, resume: str | Path | None) -> int:
         """Takes up a checkpoint.
@@ -160,6 +161,8 @@ class Checkpoints:
             InputError: there is no such checkpoint, it is of another configuration, or a run that begins would
                 write over one.
         """
+        if self.accelerator.is_main_process:
+            self._remove_rests()
         newest = latest(Path(self.config.output))
         if resume is None:
             if newest is not None:
@@ -173,7 +176,7 @@ class Checkpoints:
             return 0
         if not (folder / "state.json").is_file():
             raise InputError(f"resume is {str(resume)!r}, which is no checkpoint; wanted latest or a step_ folder.")
-        state = json.loads((folder / "state.json").read_text())
+        state = _read_state(folder / "state.json")
         ours = _setting(self.config)
         if state["effective_batch"] != self.effective_batch:
             raise InputError(
@@ -187,6 +190,36 @@ class Checkpoints:
         if self.ema is not None:
             self.ema.optimization_step = state["ema_steps"]
         return state["step"]
+
+
+def _read_tensors(path: Path, trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint, of the names and shapes of what is trained, all finite."""
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or missing ({error}); wanted a whole checkpoint.") from error
+    if stored.keys() != trained.keys():
+        odd = sorted(stored.keys() ^ trained.keys())[0]
+        raise InputError(f"{path} and the network differ in the trained tensor {odd}; wanted the same ones.")
+    for name, value in stored.items():
+        if value.shape != trained[name].shape or not value.isfinite().all():
+            got, wanted = tuple(value.shape), tuple(trained[name].shape)
+            raise InputError(f"{path} has {name} of shape {got}; wanted finite values of shape {wanted}.")
+    return stored
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint."""
+    kinds = {"step": int, "ema_steps": int, "effective_batch": list, "config": dict}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); wanted the record of a checkpoint.") from error
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise InputError(f"{path} lacks one of {', '.join(kinds)}; wanted the record of a checkpoint.")
+    if state["step"] < 0 or not isinstance(state["config"].get("loop"), dict):
+        raise InputError(f"{path} has step {state['step']} or no loop; wanted the record of a checkpoint.")
+    return state
 
 
 def _shared(setting: dict[str, Any]) -> dict[str, Any]:

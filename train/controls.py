@@ -97,7 +97,7 @@ class Scenes:
             list(strengths),
             num_inference_steps=self.steps,
             generator=torch.Generator().manual_seed(number),
-            processing_area_px=self.size_px**2,
+            max_area=self.size_px**2,
             restore=False,
             output_type="np",
         ).images

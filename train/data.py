@@ -25,6 +25,7 @@ from bokehdepth.modeling_mini_flux import GAMMA
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.materials import hue_chroma_matrix
 from bokehdepth.rendering.scenes import SceneGenerator
+from bokehdepth.staging import write_file
 from train import config as configuration
 from train.checkpointing import step_rng
 from train.config import (
@@ -94,10 +95,8 @@ def render_shard(pool: PoolConfig, split: str, index: int) -> None:
         rows["focal_px"].append(np.float32(scene.focal_length_px))
         rows["depth_known"].append(scene.depth_known)
         rows["kind"].append(scene.kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    np.savez(temporary, **{k: np.stack(v) if k != "kind" else np.asarray(v) for k, v in rows.items()})
-    temporary.rename(path)
+    arrays = {k: np.stack(v) if k != "kind" else np.asarray(v) for k, v in rows.items()}
+    write_file(path, lambda file: np.savez(file, **arrays), overwrite=True)
 
 
 def build_pool(pool: PoolConfig, workers: int) -> None:
@@ -344,7 +343,7 @@ class PoolPairs:
         if text:
             frames = torch.from_numpy(numbers % self.group) - 1  # -1 is the sharp photo
         batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames.clamp(min=0)[:, None])
-        sharp = (frames < 0)
+        sharp = frames < 0
         return {
             "text_to_image": text,
             "image": batch["image"],

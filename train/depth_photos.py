@@ -167,7 +167,7 @@ def frames_of(pipeline: Any) -> Stage1:
     def make(photos: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
         area = photos.shape[-1] * photos.shape[-2]
         stacks = pipeline.generate_stack(
-            list(photos), strengths.tolist(), processing_area_px=area, restore=False, output_type="pt"
+            list(photos), strengths.tolist(), max_area=area, restore=False, output_type="pt"
         ).images
         frames = torch.stack([frames.to(photos.device) for frames in stacks])
         if frames.shape[-2:] != photos.shape[-2:]:

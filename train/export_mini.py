@@ -49,10 +49,10 @@ def export(
         text_encoder_2=None,
         tokenizer_2=None,
         transformer=MiniFluxTransformer2DModel.from_pretrained(stage1 / "transformer", **decision),
-        bokeh_adapter=BokehAdapter.from_pretrained(stage1 / "bokeh_adapter"),
+        bokeh_adapter=BokehAdapter.from_pretrained(
+            stage1 / "bokeh_adapter", num_inference_steps=steps, max_area=area_px
+        ),
         depth_estimator=BokehDepthEfficientNetForDepthEstimation.from_pretrained(stage2, **area),
-        default_num_inference_steps=steps,
-        default_processing_area_px=area_px,
     )
     # Weights of an earlier export in another number of shards would be loaded in place of the new ones.
     for stale in output.glob("*/*.safetensors*"):

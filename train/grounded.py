@@ -65,14 +65,14 @@ def generate_scene(
         InputError: sizes or pivot cannot be used.
         ValueError: as `BokehDepthPipeline.check_bokeh_strengths` says, or a component is missing.
     """
-    strengths = pipeline.check_bokeh_strengths(bokeh_strengths)
+    strengths = pipeline.check_bokeh_strengths(bokeh_strengths, ("bokeh_adapter",))
     multiple = 2 * pipeline.vae_scale_factor
     if not 0 <= pivot < len(strengths):
         raise InputError(f"pivot is {pivot}; wanted 0 to {len(strengths) - 1}.")
     for name, side in (("height", height), ("width", width)):
         if side < multiple or side % multiple:
             raise InputError(f"{name} is {side}; wanted a multiple of {multiple} px.")
-    pipeline.bokeh_adapter.attach(pipeline.transformer)
+    pipeline.bokeh_adapter.prepare(pipeline.transformer)
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     embeds, pooled = pipeline._prompt(prompt, None, None, device, dtype)
     count, rows, columns = len(strengths), height // multiple, width // multiple
@@ -87,10 +87,8 @@ def generate_scene(
         strengths,
         embeds.expand(count, -1, -1),
         pooled.expand(count, -1),
-        steps or pipeline.config.default_num_inference_steps,
-        pipeline.config.default_guidance_scale,
-        None,
-        None,
+        steps or pipeline.bokeh_adapter.config.num_inference_steps,
+        pipeline.bokeh_adapter.config.guidance_scale,
         **extra,
     )
     frames = [pipeline._decode(frame[None], height, width)[0].permute(1, 2, 0).numpy() for frame in latents]

@@ -22,6 +22,7 @@ from PIL import Image
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
+from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS as STACK
 from bokehdepth.visualization import contact_sheet, depth_preview
 from train.methods.stage1 import load_stage1
 from train.sources import Prepared, Sample, Source
@@ -29,7 +30,6 @@ from train.sources import Prepared, Sample, Source
 if TYPE_CHECKING:
     from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
-STACK = (10.0, 20.0, 30.0)
 LONGER_SIDE_PX = 512
 
 

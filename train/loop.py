@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bokehdepth.errors import InputError
 from bokehdepth.io import save_image
-from bokehdepth.staging import staged
+from bokehdepth.staging import remove_stale, staged, write_file
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
 from train.losses import SummedNetwork, Sums, total, within
@@ -258,10 +257,10 @@ def held_out_loss(network: SummedNetwork, batches: Iterable[Batch], device: torc
     return network.terms(total(network(send_to_device(batch, device), part=True) for batch in batches))["loss"].item()
 
 
-def _best_so_far(model: Path) -> float:
-    """The loss on held-out data of the model that a run has left; infinite where there is none."""
+def _exported(model: Path) -> dict[str, Any]:
+    """The record of the model that a run has left; empty where there is none."""
     record = model / "training.json"
-    return json.loads(record.read_text()).get("held_out_loss", math.inf) if record.is_file() else math.inf
+    return json.loads(record.read_text()) if record.is_file() else {}
 
 
 def derived_numbers(cfg: Stage1Config | Stage2Config, stage: Stage, processes: int, idle: list[str]) -> dict[str, Any]:
@@ -328,7 +327,9 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     begin = checkpoints.load(resume)
     log = _Log(accelerator, output / "log.jsonl", begin)
     scored = cfg.loop.held_out_every if stage.held_out is not None else 0
-    best = _best_so_far(output / "model") if begin else math.inf
+    if main:
+        remove_stale(output)  # also where no step is left that would write there
+    best = _exported(output / "model").get("held_out_loss", math.inf) if begin else math.inf
     attention = partial(sdpa_kernel, SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext
     if main:
         logger.info("%s", "\n".join(f"{name}: {value}" for name, value in numbers.items()))
@@ -400,13 +401,24 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                 with averaged(ema, trainable):
                     export(stage, output / "model", {"step": done, "of": last, **numbers})
             accelerator.wait_for_everyone()
+    if main:
+        # A run that is killed behind its last checkpoint has no step left when it goes on, and may lack its model.
+        left = _exported(output / "model")
+        if not left if scored else left.get("step") != last:
+            with averaged(ema, trainable):
+                record = {"step": last, "of": last}
+                if scored:
+                    with bf16, attention():
+                        record["held_out_loss"] = held_out_loss(network, stage.held_out(), accelerator.device)
+                export(stage, output / "model", {**record, **numbers})
+    accelerator.wait_for_everyone()
     log.close()
     return output / "model"
 
 
 def export(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
-    """Writes the model and `training.json`, whole or not at all."""
-    with staged(folder, overwrite=True) as place:
+    """Writes the model and `training.json` in the place of an earlier model, whole or not at all."""
+    with staged(folder, overwrite=True, replaced=None) as place:
         stage.export(place)
         (place / "training.json").write_text(json.dumps(record, indent=2))
 
@@ -422,11 +434,10 @@ class _Log:
         self.pictures = 0  # of all processes since the last line
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
-            lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= begin]
-            temporary = file.with_name(f".{os.getpid()}_{file.name}")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.rename(file)
+            # Behind the last end of a line stands what a killed run began to write.
+            lines = file.read_text().split("\n")[:-1] if file.exists() else []
+            kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= begin)
+            write_file(file, lambda new: new.write(kept.encode()), overwrite=True)
         if accelerator.log_with:
             accelerator.init_trackers("bokehdepth")
 

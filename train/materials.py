@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
+from bokehdepth.staging import staged
 from datasets_scripts.foregrounds import FIGURES, draw_foreground
 from train import config
 
@@ -167,15 +168,14 @@ def main() -> None:
         raise InputError(f"marks names {sorted(unknown)[0]!r}, which is no photograph of its patterns.")
     if arguments.output.exists():
         raise InputError(f"output is {str(arguments.output)!r}, which exists; wanted a new folder.")
-    unfinished = arguments.output.with_name(f".{os.getpid()}_{arguments.output.name}")
-    folders = {name: unfinished / name for name in ("cutouts", "portraits", "figures", "backdrops", "textures")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    link((photos[name] for name in marks["backdrops"]), folders["backdrops"])
-    link((file for name, file in photos.items() if name not in marks["left_out"]), folders["textures"])
-    count = make_cutouts(photos, marks["subjects"], folders["cutouts"], folders["portraits"])
-    draw_figures(arguments.figures, folders["figures"])
-    unfinished.rename(arguments.output)
+    with staged(arguments.output) as unfinished:
+        folders = {name: unfinished / name for name in ("cutouts", "portraits", "figures", "backdrops", "textures")}
+        for folder in folders.values():
+            folder.mkdir()
+        link((photos[name] for name in marks["backdrops"]), folders["backdrops"])
+        link((file for name, file in photos.items() if name not in marks["left_out"]), folders["textures"])
+        count = make_cutouts(photos, marks["subjects"], folders["cutouts"], folders["portraits"])
+        draw_figures(arguments.figures, folders["figures"])
     logger.info("%d cut-outs, %d figures, %d backdrops", count, arguments.figures, len(marks["backdrops"]))
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from bokehdepth.errors import InputError
 from bokehdepth.pipeline_bokehdepth import DEFAULT_PROMPT
+from bokehdepth.staging import write_file
 
 Encode = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """A text to its embeddings (N_text, C) and (C,)."""
@@ -40,14 +41,11 @@ class Prompts:
 
     def fill(self, texts: Iterable[str | None], encode: Encode) -> None:
         """Encodes texts and writes them, each whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for text in texts:
             embeds, pooled = encode(DEFAULT_PROMPT if text is None else text)
-            path = self.path(text)
-            temporary = path.with_name(f".{os.getpid()}_{path.name}")
             tensors = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary)
-            temporary.rename(path)
+            data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+            write_file(self.path(text), lambda file, data=data: file.write(data), overwrite=True)
 
     def look_up(self, text: str | None) -> dict[str, torch.Tensor]:
         """prompt_embeds (N_text, C) and pooled_prompt_embeds (C,) of an encoded text.

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from datetime import timedelta
@@ -32,7 +31,7 @@ from bokehdepth.imaging import open_photo
 from bokehdepth.io import bokeh_file_name, save_stack
 from bokehdepth.manifest import ManifestRow, StackFrame, read_manifest, write_manifest
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
-from bokehdepth.staging import write_file
+from bokehdepth.staging import remove_stale, write_file
 from train import config, loop
 from train.config import Stage1Config
 from train.data import ScenePool, shard_path
@@ -83,14 +82,11 @@ def convert_shard(pipeline: BokehDepthPipeline, source: Path, target: Path, step
             [float(k) for k in strengths],
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(number),
-            processing_area_px=size_px**2,
+            max_area=size_px**2,
             output_type="np",
         ).images
         rows["bokeh"][number] = np.round(frames * 255).astype(np.uint8)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}_{target.name}")
-    np.savez(temporary, **rows)
-    temporary.rename(target)
+    write_file(target, lambda file: np.savez(file, **rows))
 
 
 @torch.no_grad()
@@ -187,6 +183,9 @@ def stack_manifest(
     if not name or Path(name).name != name or name == manifest.stem:
         raise InputError(f"output is {name!r}; wanted a plain name other than the manifest's.")
     check_record(folder, settings, state.is_main_process)
+    if state.is_main_process:
+        remove_stale(manifest.parent)
+        remove_stale(folder, recursive=True)
     pending = [(n, row) for n, row in enumerate(rows) if not row_folder(folder, n, row).is_dir()]
     state.wait_for_everyone()  # before anyone finishes a row that another still counts
     failures = folder / f"failures_{state.process_index}.jsonl"
@@ -236,6 +235,8 @@ def stack_pool(
             not seen.
     """
     state, new = PartialState(), dataclasses.replace(cfg.pool, folder=output)
+    if state.is_main_process:
+        remove_stale(output, recursive=True)
     check_record(Path(output), settings, state.is_main_process)
     pairs = []
     for split in ("held_out", "train"):
@@ -280,7 +281,7 @@ def main() -> None:
     state = PartialState(loop.without_accelerator(), timeout=timedelta(hours=arguments.timeout_h))
     pipeline = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
-    steps = arguments.steps or pipeline.config.default_num_inference_steps
+    steps = arguments.steps or pipeline.bokeh_adapter.config.num_inference_steps
     settings = {"model": weights_record(arguments.model)["pipeline"], "steps": steps, "seed": arguments.seed}
     if arguments.manifest is None:
         cfg = config.load(Stage1Config, arguments.config, arguments.set)
@@ -291,9 +292,9 @@ def main() -> None:
         stack_pool(pipeline, cfg, arguments.output, {**settings, "size_px": size}, size, arguments.shards)
         return
     strengths = pipeline.check_bokeh_strengths(arguments.bokeh_strengths)
-    area = arguments.size**2 if arguments.size else pipeline.config.default_processing_area_px
+    area = arguments.size**2 if arguments.size else pipeline.bokeh_adapter.config.max_area
     settings |= {"bokeh_strengths": list(strengths), "area_px": area}
-    options = {"num_inference_steps": steps, "processing_area_px": area}
+    options = {"num_inference_steps": steps, "max_area": area}
     done, failed = stack_manifest(pipeline, arguments.manifest, arguments.output, strengths, settings, **options)
     logger.info("%d rows have stacks, %d failed", done, failed)
 

@@ -21,6 +21,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.metrics import k_response
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
+from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
 from bokehdepth.visualization import contact_sheet
@@ -32,7 +33,7 @@ from train.prompts import Prompts
 from train.rows import RowPairs, load_rows
 
 logger = logging.getLogger("train.stage1")
-SAMPLE_STRENGTHS = (10.0, 20.0, 30.0)
+SAMPLE_STRENGTHS = DEFAULT_BOKEH_STRENGTHS
 _SAMPLE_STEPS = 4
 _DEFOCUSED_PX = 2.0  # at K = 30 in a picture 128 px wide
 
@@ -429,9 +430,11 @@ def pipeline_of(cfg: Stage1Config, network: _Stage1Network, whole: bool = True) 
         bokeh_adapter=network.adapter,
         **others,
         base_model_id=cfg.base.path or None,
-        default_num_inference_steps=1 if cfg.base.kind == "mini" else 10,
-        default_guidance_scale=cfg.guidance_scale,
-        default_processing_area_px=largest.size_px**2,
+    )
+    network.adapter.register_to_config(
+        num_inference_steps=1 if cfg.base.kind == "mini" else 10,
+        guidance_scale=cfg.guidance_scale,
+        max_area=largest.size_px**2,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -451,7 +454,7 @@ def look(cfg: Stage1Config, network: _Stage1Network, source: PoolPairs | RowPair
                 SAMPLE_STRENGTHS,
                 num_inference_steps=_SAMPLE_STEPS,
                 generator=torch.Generator().manual_seed(number),
-                processing_area_px=size**2,
+                max_area=size**2,
                 restore=False,
                 output_type="np",
             ).images

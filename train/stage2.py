@@ -86,7 +86,7 @@ def _load_base(cfg: Stage2Config, fields: dict[str, Any]) -> PreTrainedModel:
         )
     if isinstance(known, BokehDepthUniDepthConfig) and not known.dsfa_levels:
         # One without DSFA is an encoder and a decoder of the same class: its configuration gets the blocks.
-        metric, fields = metric | {"dsfa_levels": [0, 1, 2, 3]} | fields, {}
+        metric, fields = metric | {"dsfa_levels": [0, 1, 2, 3], "fresh_parts": ["dsfa"]} | fields, {}
     model = AutoModelForDepthEstimation.from_pretrained(path, dtype=torch.float32, **options, **metric)
     plain = isinstance(model, DepthAnythingForDepthEstimation) and not hasattr(model, "dsfa")
     if plain:

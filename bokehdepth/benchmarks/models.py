@@ -129,9 +129,8 @@ def pipeline(
         text_encoder_2=None,
         tokenizer_2=None,
         transformer=base,
-        bokeh_adapter=adapter(base, prompt_tokens, **settings),
+        bokeh_adapter=adapter(base, prompt_tokens, max_area=size_px**2, **settings),
         depth_estimator=None,
-        default_processing_area_px=size_px**2,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -211,7 +210,7 @@ def kontext(
                 max_area=side**2,
                 _auto_resize=False,
                 num_inference_steps=steps,
-                guidance_scale=pipe.config.default_guidance_scale,
+                guidance_scale=pipe.bokeh_adapter.config.guidance_scale,
                 generator=[torch.Generator(pipe.transformer.device).manual_seed(0) for _ in range(frames_a_call)],
                 prompt_embeds=adapter.prompt_embeds[None].expand(frames_a_call, -1, -1),
                 pooled_prompt_embeds=adapter.pooled_prompt_embeds[None].expand(frames_a_call, -1),

@@ -89,10 +89,8 @@ def _random(
     base = models.depth_anything(False, device, dtype)
     pipe.register_modules(depth_estimator=models.with_dsfa(base, (0, 1)))
     side = 14 * max(2, round(size_px / 14))
-    pipe.register_to_config(depth_processing_px=side)
+    pipe.depth_estimator.config.processing_resolution = side
     photo = _photo(size_px)
-    pipe.bokeh_adapter.attach(pipe.transformer)
-    pipe.bokeh_adapter.fold()
     noise = lambda: torch.Generator(device).manual_seed(0)  # noqa: E731
     memory = pipe.remember_photo(photo, steps, generator=noise())
     kontext = models.kontext(pipe, photo, len(strengths), steps)

@@ -8,10 +8,9 @@ import torch
 
 from bokehdepth.benchmarks import timing
 from bokehdepth.errors import InputError
+from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS as BOKEH_STRENGTHS
 from bokehdepth.rendering.layered_torch import SceneBatch, render_batch
 from bokehdepth.rendering.scenes import SceneGenerator
-
-BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 
 
 def run(sizes_px: Sequence[int] = (128, 256), scenes: int = 24, device: str = "cpu") -> dict[str, Any]:

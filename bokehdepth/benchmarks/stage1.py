@@ -21,8 +21,7 @@ from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 PLAIN, TRAINED, FOLDED, BAKED = "Kontext, no adapter", "as trained", "folded", "folded, baked"
 RELEASED = "released procedure"
 ONE_BY_ONE, TOGETHER = "Kontext, a call for each K", "Kontext, one call"
-SHORT, KEPT, SECOND, SHARED = "+ short prompt", "+ photo's keys kept", "one K, photo known", "+ shared steps *"
-FIRST, REFRESHED, SECOND_SHARED = "one K, new photo", "keys of every other step *", "one K, known, shared steps *"
+SHORT, KEPT, FIRST, SECOND = "+ short prompt", "+ photo's keys kept", "one K, new photo", "one K, photo known"
 ALONE = "one K, keys not kept"
 COMPILED = "+ compiled"
 _RELEASED_STEPS = 50
@@ -113,7 +112,7 @@ class _Bench:
             "hidden_states": torch.randn(count, 2 * side**2, base.config.in_channels, generator=generator, **place),
             "encoder_hidden_states": adapter.prompt_embeds.expand(count, -1, -1),
             "timestep": (pipe.schedule(self.steps, side**2)[1][0] / 1000).expand(count).to(**place),
-            "guidance": torch.full((count,), pipe.config.default_guidance_scale, **place),
+            "guidance": torch.full((count,), adapter.config.guidance_scale, **place),
             "img_ids": torch.cat([ids, ids]),
             "txt_ids": torch.zeros(self.long, 3, **place),
             "pooled_projections": pooled,
@@ -142,8 +141,10 @@ class _Bench:
 
     def stacks(self, repeats: int) -> dict[str, Any]:
         """The group "stack"."""
-        base, count, half = self.pipe.transformer, len(self.strengths), self.steps // 2
-        fixed = models.adapter(base, self.short, reference_attention="causal", reference_timestep=0.0)
+        base, count = self.pipe.transformer, len(self.strengths)
+        fixed = models.adapter(
+            base, self.short, reference_attention="causal", reference_timestep=0.0, max_area=self.size_px**2
+        )
         kept, own = _with_adapter(self.pipe, fixed), self.pipe.bokeh_adapter
         short = {
             "prompt_embeds": own.prompt_embeds[None, : self.short],
@@ -151,11 +152,8 @@ class _Bench:
         }
         folded, fast = self._state(folded=True), self._state(fixed, folded=True)
         fast()
-        known = []
-        for shared in (0, half):  # what a first K leaves behind
-            memory = kept.remember_photo(self.photo, self.steps, generator=self._noise())
-            self._ours(kept, self.strengths[:1], memory, shared_steps=shared)()
-            known.append(memory)
+        known = kept.remember_photo(self.photo, self.steps, generator=self._noise())
+        self._ours(kept, self.strengths[:1], known)()  # what a first K leaves behind
         last, exact = self.strengths[-1:], (TRAINED, self.tolerance)
 
         def kontext(frames_a_call: int, calls: int) -> Callable[[], torch.Tensor]:
@@ -168,14 +166,11 @@ class _Bench:
             RELEASED: Contender(self._ours(), *exact, self._state(released=True)),
             FOLDED: Contender(self._ours(), *exact, folded),
             BAKED: Contender(self._ours(), *exact, self._state(folded=True, baked=True)),
-            REFRESHED: Contender(self._ours(reference_refresh=2), TRAINED, prepare=folded),
             SHORT: Contender(self._ours(**short), prepare=folded),
             KEPT: Contender(self._ours(kept), prepare=fast),
-            SHARED: Contender(self._ours(kept, shared_steps=half), KEPT, prepare=fast),
             ALONE: Contender(self._ours(strengths=last, **short), prepare=folded),
             FIRST: Contender(self._ours(kept, last), prepare=fast),
-            SECOND: Contender(self._ours(kept, last, known[0]), FIRST, self.tolerance, fast),
-            SECOND_SHARED: Contender(self._ours(kept, last, known[1], shared_steps=half), FIRST, prepare=fast),
+            SECOND: Contender(self._ours(kept, last, known), FIRST, self.tolerance, fast),
         }
         rows = self._compare(contenders, TOGETHER, repeats)
         name = f"{RELEASED}, {_RELEASED_STEPS} steps"
@@ -188,7 +183,6 @@ class _Bench:
             "rows": [*rows, extra],
             "keys_kept_speedup": by_name[SHORT]["seconds"] / by_name[KEPT]["seconds"],
             "second_over_first": by_name[SECOND]["seconds"] / by_name[FIRST]["seconds"],
-            "second_over_first_shared": by_name[SECOND_SHARED]["seconds"] / by_name[FIRST]["seconds"],
             "second_over_keys_not_kept": by_name[SECOND]["seconds"] / by_name[ALONE]["seconds"],
         }
 
@@ -231,6 +225,8 @@ class _Bench:
                 processor.__class__ = _ReleasedProcessor if released else BokehAttnProcessor
             own.constant_branch = (lambda condition: condition) if released else type(own).constant_branch.__get__(own)
             if adapter is not None:
+                # A stack would fold by itself.
+                adapter.prepare = type(adapter).prepare.__get__(adapter) if folded else adapter.attach
                 adapter.attach(transformer)
                 if folded:
                     adapter.fold()
@@ -267,8 +263,7 @@ class _Bench:
 
 def _with_adapter(pipe: BokehDepthPipeline, adapter: torch.nn.Module) -> BokehDepthPipeline:
     """Another pipeline on the same base."""
-    other = BokehDepthPipeline(**{**pipe.components, "bokeh_adapter": adapter},
-                               default_processing_area_px=pipe.config.default_processing_area_px)  # fmt: skip
+    other = BokehDepthPipeline(**{**pipe.components, "bokeh_adapter": adapter})
     other.set_progress_bar_config(disable=True)
     return other
 

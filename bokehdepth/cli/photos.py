@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import add_lens_options, add_talk_options, available_device, device_name, whole_number
-from .talk import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, logger, quiet_libraries, say, sentence, write_json
+from .talk import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_WRONG_INPUT,
+    garbage_kept,
+    logger,
+    quiet_libraries,
+    say,
+    sentence,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..jobs import Job, JobResult
@@ -90,7 +101,8 @@ def _add_command(
     commands: Any, name: str, handler: Callable[..., int], summary: str, example: str, files: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Add one of the commands that run a model on photos."""
-    from ..jobs import DEFAULT_BOKEH_STRENGTHS, NAMES_RULE
+    from ..jobs import NAMES_RULE
+    from ..optics import DEFAULT_BOKEH_STRENGTHS
 
     written = ", ".join((*files, f"{name}.json (the run record)"))
     parser = commands.add_parser(
@@ -163,6 +175,7 @@ def _add_command(
 def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
     """Check everything that needs no model: what is to be done, and why not for some of the photos."""
     from ..hub import resolve_model
+    from ..imaging import MAX_PIXELS
     from ..jobs import folder_names, photo_paths
 
     source = resolve_model(arguments.model)
@@ -176,12 +189,15 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
         raise InputError("--side, --photo-f-number and --fill belong to --method sweep, wanted it with them.")
     if arguments.stack and len(paths) != 1:
         raise InputError(f"--stack belongs to one photo, got {len(paths)} photos.")
-    jobs, refused, taken = [], {}, {}
+    jobs, refused, taken, kept_px = [], {}, {}, 0
     for path, name in zip(paths, folder_names(paths), strict=True):
         try:
             if taken.setdefault(name.casefold(), path) is not path:
                 raise InputError(f"photo {str(path)!r} would share the result folder {name!r} with another one.")
-            jobs.append(_plan_photo(arguments, path, name))
+            job = _plan_photo(arguments, path, name)
+            kept_px += job.photo.image.width * job.photo.image.height
+            # A photo is decoded once; of a long list, all pixels together would not fit into memory.
+            jobs.append(job if kept_px <= MAX_PIXELS else dataclasses.replace(job, photo=None))
         except Exception as error:  # noqa: BLE001 - whatever one photo meets, the others still run
             text = sentence(error)
             if not isinstance(error, InputError):
@@ -235,19 +251,24 @@ def _work(arguments: argparse.Namespace) -> int:
     for job in jobs:
         if job.assumptions:
             logger.warning("photo %r: %s", job.photo_path.name, " ".join(job.assumptions))
+        for warning in job.warnings:
+            logger.warning("photo %r: %s.", job.photo_path.name, warning)
     show_progress = arguments.verbose or (not arguments.quiet and sys.stderr.isatty())
     results: list[dict[str, Any]] = [{"photo": path, "error": error} for path, error in refused.items()]
     is_heard = True
     needs_model = any(job.components for job in jobs)
-    with quiet_libraries(arguments.verbose, show_progress) if needs_model else nullcontext():
+    with ExitStack() as surroundings:
         pipeline, timings_s, weights = None, {}, {}
         if needs_model:
             started = time.perf_counter()
-            pipeline = _load(arguments, jobs)
-            timings_s = {"load_model": round(time.perf_counter() - started, 3)}
+            with garbage_kept(surroundings):
+                surroundings.enter_context(quiet_libraries(arguments.verbose, show_progress))
+                pipeline = _load(arguments, jobs)
+            timings_s = {"load_model": time.perf_counter() - started}
             pipeline.set_progress_bar_config(disable=not show_progress, desc="denoising", leave=False)
             weights = weights_record(arguments.model, arguments.revision, jobs[0].makes_stack)
         for index, job in enumerate(jobs, 1):
+            jobs[index - 1] = dataclasses.replace(job, photo=None)  # its pixels go when its turn is over
             if show_progress:
                 logger.info("photo %d of %d: %s", index, len(jobs), job.photo_path)
             try:
@@ -265,7 +286,7 @@ def _work(arguments: argparse.Namespace) -> int:
                 results.append({"photo": job.photo_path, "error": sentence(error)})
                 continue
             results.append(_entry(done))
-            if done.depth_details:
+            if job.sweep is not None:
                 low, none = (done.depth_details[name] for name in ("low_confidence_share", "invalid_share"))
                 logger.info(
                     "photo %r: %.0f %% of the pixels have low confidence, %.0f %% no depth.",
@@ -360,5 +381,5 @@ def _recorded(arguments: argparse.Namespace, job: Job, pipeline: BokehDepthPipel
     if job.sweep is not None:
         held["side"] = job.sweep.side
     if job.makes_stack and arguments.steps is None:
-        held["steps"] = pipeline.config.default_num_inference_steps
+        held["steps"] = pipeline.bokeh_adapter.config.num_inference_steps
     return {name: value for name, value in vars(arguments).items() if name not in left_out} | held

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from bokehdepth.errors import InputError
+from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from train.sources import Sample, Source
 
 
@@ -39,7 +40,7 @@ class MethodOptions:
     stack_model: str | None = None
     device: str = "cpu"
     steps: int | None = None
-    bokeh_strengths: tuple[float, ...] = (10.0, 20.0, 30.0)
+    bokeh_strengths: tuple[float, ...] = DEFAULT_BOKEH_STRENGTHS
     processing_px: int | None = None
     processing_area_px: int | None = None
     restore: bool = True

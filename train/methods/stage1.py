@@ -63,7 +63,7 @@ class Stage1:
             [float(k) for k in bokeh_strengths],
             num_inference_steps=self.options.steps,
             generator=torch.Generator().manual_seed(seed),
-            processing_area_px=self.options.processing_area_px,
+            max_area=self.options.processing_area_px,
             restore=self.options.restore,
             output_type="np",
         ).images

@@ -51,9 +51,10 @@ def load_stage2(model: str, device: str = "cpu") -> BokehDepthPipeline:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"model is {model}, which is no whole depth model ({error}).") from error
         others = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
-        pipeline = BokehDepthPipeline(
-            **dict.fromkeys(others), bokeh_adapter=None, depth_estimator=estimator, depth_processing_px=side_px
-        ).to(device)
+        estimator.config.processing_resolution = side_px
+        pipeline = BokehDepthPipeline(**dict.fromkeys(others), bokeh_adapter=None, depth_estimator=estimator).to(
+            device
+        )
     else:
         pipeline = load_pipeline(model, device=device, with_base=False)
     if pipeline.depth_estimator is None:
@@ -136,5 +137,5 @@ class Stage2:
             stack=stack,
             bokeh_strengths=strengths,
             intrinsics=sample.intrinsics if self.uses_intrinsics else None,
-            processing_px=self.options.processing_px,
+            processing_resolution=self.options.processing_px,
         ).depth_m
