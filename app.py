@@ -7,48 +7,57 @@ numbers; the page asks, shows, hands out files and keeps nothing: an event works
 
 import spaces  # isort: skip  (ZeroGPU patches torch, so it comes before everything that imports torch)
 
-import asyncio
 import html
 import inspect
-import logging
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bokehdepth.server_folder import ServerFolder
+
+if __name__ == "__main__":  # Gradio reads where files go when it is imported
+    FOLDER = ServerFolder(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+    os.environ["GRADIO_TEMP_DIR"] = str(FOLDER.path / "served")
+
 import gradio as gr
 import PIL.Image
 import torch
 from gradio.components.api_component import Api
+from gradio.context import LocalContext
 from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 
-from bokehdepth import hub, io, optics, page, previews, serving, viewing
+from bokehdepth import housekeeping, hub, io, optics, page, previews, serving, viewing
 from bokehdepth.apertures import lens_assumptions
-from bokehdepth.camera import Camera
 from bokehdepth.content_filter import CLASSIFIER, load_content_filter
 from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
 from bokehdepth.examples import bundled_photos, write_example_scenes
+from bokehdepth.fairness import FairQueue, Room, Turns
+from bokehdepth.gate import Gate, gate_options
 from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
+from bokehdepth.limits import PAGE
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.processing_bokehdepth import BokehStackOutput
-from bokehdepth.results import DEPTH_NAMES, write_results
-from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, MAX_STEPS, METHODS, STRENGTH, STRENGTHS
+from bokehdepth.results import DEPTH_NAMES
+from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
 from bokehdepth.sessions import SessionFiles
 from bokehdepth.staging import staged
 
-logger = logging.getLogger(__name__)
-
-MAX_QUEUE = 12
+ROOMS = {"models": Room(24, 8, 3), "render": Room(24, 8, 4)}
+AT_ONCE = {"light": 3, "render": 2, "models": 2}
+LIGHT_ROOM = Room(128, 48, 16)
 MAX_SESSIONS_IN_MEMORY = 200
 SWEEP_S, GRACE_S, DELETE_AFTER_S = 30, 120, 3600
 
@@ -142,10 +151,8 @@ def _repaint(npz: str | None, colormap: str, near_bright: bool, points: list, *,
 def _pick_depth(
     npz: str | None, colormap: str, near_bright: bool, points: list, event: gr.SelectData, *, new_folder: Callable
 ) -> tuple:
-    if npz is None:
-        return gr.skip(), gr.skip(), gr.skip()
-    depth = serving.open_depth(npz)
-    point = viewing.photo_point(event.index, depth.depth_m.shape[::-1], previews.SHOWN_SIDE_PX)
+    depth = npz and serving.open_depth(npz)  # none while its files are being written
+    point = depth and viewing.photo_point(event.index, depth.depth_m.shape[::-1], previews.SHOWN_SIDE_PX)
     if point is None:
         return gr.skip(), gr.skip(), gr.skip()
     points = [*points[-1:], point] if len(points) < 2 else [point]
@@ -158,8 +165,7 @@ def _refocus_page(
     """Renders the preview; what was clicked last is marked, until a distance is typed."""
     if point is None and focus_m is None:
         return gr.skip(), gr.skip(), gr.skip()
-    focus = {"focus_distance_m": focus_m} if point is None else {"focus_at_px": tuple(point)}
-    plan = serving.plan_refocused(photo, npz, focus, *lens)
+    plan = serving.plan_refocused(photo, npz, serving.chosen_focus(point, focus_m), *lens)
     picture = plan.render(previews.REFOCUSED_SIDE_PX)
     shown = picture if point is None else viewing.marked(picture, [point], plan.photo.image.size)
     path = previews.write_preview(new_folder(), "refocused", shown, previews.REFOCUSED_SIDE_PX)
@@ -179,11 +185,9 @@ def _pick_focus(
 def _refocus_file(
     photo: str | None, npz: str | None, point: list | None, focus_m: float | None, *lens: Any, new_folder: Callable
 ) -> Any:
-    if point is None and focus_m is None:
-        raise InputError("There is no focus yet; click the picture or enter a distance first.")
-    focus = {"focus_distance_m": focus_m} if point is None else {"focus_at_px": tuple(point)}
-    plan = serving.plan_refocused(photo, npz, focus, *lens)
-    return gr.DownloadButton(value=str(plan.save(new_folder(), plan.render())), interactive=True)
+    plan = serving.plan_refocused(photo, npz, serving.chosen_focus(point, focus_m), *lens)
+    picture = plan.render()
+    return gr.DownloadButton(value=str(plan.save(new_folder(), picture)), interactive=True)
 
 
 def _export(photo: str | None, npz: str | None, *, new_folder: Callable) -> tuple:
@@ -194,17 +198,20 @@ def _export(photo: str | None, npz: str | None, *, new_folder: Callable) -> tupl
 
 
 def _handlers(
-    pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path, screened: Callable = list
-) -> SimpleNamespace:
+    pipeline: BokehDepthPipeline, model: str, examples: Sequence[str], cache: Path, screened: Callable = list,
+    has_left: Callable[[str | None], bool] = lambda event_id: False,
+) -> SimpleNamespace:  # fmt: skip
     """What needs the models, for one pipeline that is read and never changed."""
+    turns = Turns()
     weights = hub.weights_record(model) | getattr(screened, "weights", {})
-    check = partial(serving.check_run, pipeline)
-    usual_steps = pipeline.bokeh_adapter.config.num_inference_steps
-    area_px = pipeline.bokeh_adapter.config.max_area
+    check, write = partial(serving.check_run, pipeline), partial(serving.write_run, weights)
+    suited = pipeline.bokeh_adapter.config
+    usual_steps, area_px = suited.num_inference_steps, suited.max_area
 
     def stack_duration_s(image: PIL.Image.Image, strengths: Sequence[float], steps: int, *_: Any) -> int:
         return serving.gpu_duration_s(len(strengths), steps, area_px, image.width * image.height)
 
+    @turns.taking
     @spaces.GPU(duration=stack_duration_s)
     def make_stack(
         image: PIL.Image.Image, strengths: Sequence[float], steps: int, seed: int, progress: gr.Progress | None = None
@@ -212,29 +219,29 @@ def _handlers(
         def report(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if progress is not None:
                 progress((index + 1, steps), desc=f"Blurring {len(strengths)} frames", unit="steps")
+            if has_left(LocalContext.event_id.get(None)):
+                raise InputError("The visitor has left.")
+            turns.offer()
             return tensors
 
         noise = torch.Generator().manual_seed(seed)
         options = {"generator": noise, "callback_on_step_end": report, "for_depth": True}
-        made = pipeline.generate_stack(image, strengths, steps, **options)
         with _refusals():  # as in run_bracket
+            made = pipeline.generate_stack(image, strengths, steps, **options)
             made.images = screened(made.images)
         return made
 
+    @turns.taking
     @spaces.GPU(duration=30)
     def read_depth(image: PIL.Image.Image, made: BokehStackOutput, matrix: Any) -> tuple:
         found = pipeline.estimate_depth(image, made, intrinsics=matrix)
         return found.depth_m, predicted_focal_px(found, matrix)
 
+    @partial(turns.taking, needs=lambda job, arguments: bool(job.components))  # the others leave the models alone
     @spaces.GPU(duration=60)
     def run_bracket(job: Job, arguments: dict[str, Any]) -> None:
         with _refusals():  # out of ZeroGPU's own process only Gradio's error comes with its sentence
             run_job(pipeline, job, arguments=arguments, weights=weights)
-
-    def write(folder: Path, opened: Photo, camera: Camera, strengths: Sequence[float], **rest: Any) -> None:
-        arguments = {"photo": opened.path.name, **rest.pop("arguments")}
-        given = {"photo": opened, "camera": camera, "bokeh_strengths": strengths, "weights": weights}
-        write_results(folder, arguments=arguments, **given, **rest)
 
     def describe(photo: str | None, kind: str, strengths: list, at: int, frames: int, steps: int, *lens: Any) -> tuple:
         words, table, values = serving.describe_choice(photo, kind, strengths, at, frames, lens)
@@ -335,15 +342,16 @@ def build_demo(
     Returns:
         The page with its queue set up, to be launched with `launch_options`.
     """
-    do = _handlers(pipeline, model, examples, cache, screened)
+    demo = gr.Blocks(title="BokehDepth", analytics_enabled=False, delete_cache=(GRACE_S, DELETE_AFTER_S))
+    do = _handlers(pipeline, model, examples, cache, screened, lambda event_id: demo.fair_queue.has_left(event_id))
     files = SessionFiles(get_upload_folder(), grace_s=GRACE_S, max_idle_s=DELETE_AFTER_S)
     mine = partial(_for_visitors, files)
     private = {"api_visibility": "private"}
-    light = {"concurrency_limit": 2, "concurrency_id": "light"}
+    light, render, models = ({"concurrency_id": name, "concurrency_limit": most} for name, most in AT_ONCE.items())
     hidden = private | {"show_progress": "hidden"}
     picture = {"interactive": False, "buttons": ["fullscreen"], "elem_classes": "picture"}
 
-    with gr.Blocks(title="BokehDepth", analytics_enabled=False, delete_cache=(GRACE_S, DELETE_AFTER_S)) as demo:
+    with demo:
         demo.session_files = files
         gr.Markdown(page.INTRO)
         if model == hub.EMBEDDED:
@@ -380,7 +388,7 @@ def build_demo(
                     method = gr.Radio([*METHODS], value=METHODS[0], label="Depth by", info=page.METHOD_INFO)
                 with gr.Accordion("More", open=False):
                     usual = pipeline.bokeh_adapter.config.num_inference_steps
-                    steps = gr.Slider(1, MAX_STEPS, usual, step=1, label="Steps", info=page.STEPS_INFO)
+                    steps = gr.Slider(1, PAGE.max_steps, usual, step=1, label="Steps", info=page.STEPS_INFO)
                     seed = gr.Number(0, label="Seed", info=page.SEED_INFO)
                     new_seed = gr.Button("New seed", size="sm")
                 gr.Markdown(page.LIMITS_NOTE, elem_classes="note")
@@ -453,7 +461,7 @@ def build_demo(
         told = [readout, camera_table]
         gr.on(changes, mine(do.describe), settings, told, trigger_mode="always_last", **light, **hidden)
         new_seed.click(None, None, seed, js=page.NEW_SEED_JS, **hidden)
-        busy = {"show_progress_on": [frame, depth], "concurrency_id": "models", "concurrency_limit": 1}
+        busy = models | {"show_progress_on": [frame, depth]}
         run.click(mine(do.bokeh_depth), [*settings, seed, bracket, method, *look], results, **busy, **private)
         run.click(clear_stale, None, stale, queue=False, **hidden)
         if offered is not None:
@@ -466,8 +474,8 @@ def build_demo(
         choice = [by, strength, f_stop, blades, turn, squeeze, *lens]
         shown = [refocused, focus_m, refocus_words]
         given = [photo, npz, focus_point, focus_m, *choice]
-        render = {"concurrency_limit": 2, "concurrency_id": "render", "trigger_mode": "always_last"}
-        refocused.select(mine(_pick_focus), [photo, npz, *choice], [*shown, focus_point], **render, **private)
+        last = render | {"trigger_mode": "always_last"}
+        refocused.select(mine(_pick_focus), [photo, npz, *choice], [*shown, focus_point], **last, **private)
         focus_m.input(lambda: None, None, focus_point, queue=False, **hidden)
         by.input(
             lambda kind: (gr.Slider(visible=kind == STRENGTH), gr.Group(visible=kind == F_NUMBER)),
@@ -475,19 +483,24 @@ def build_demo(
         )  # fmt: skip
         again_when = [again.click, focus_m.submit, by.input, blades.input]
         again_when += [slider.release for slider in (strength, f_stop, turn, squeeze)]
-        gr.on(again_when, mine(_refocus_page), given, shown, **render, **private)
-        made = gr.on([view_3d.click, make.click], mine(_export), [photo, npz], extra, **light, **private)
+        gr.on(again_when, mine(_refocus_page), given, shown, **last, **private)
+        made = gr.on([view_3d.click, make.click], mine(_export), [photo, npz], extra, **render, **private)
         # Gradio 6.31 drops a model that comes while its viewer is fetched: the first fetches, the second shows.
         for show in ("(file) => file", "() => null", "(file) => file"):
             made = made.success(None, extra[2], relief, js=show, **hidden)
-        make_full.click(mine(_refocus_file), given, full, **light, **private)
+        make_full.click(mine(_refocus_file), given, full, **render, **private)
 
-        def leave(request: gr.Request) -> None:
+        async def leave(request: gr.Request) -> None:
             files.end(request.session_hash)
+            await demo._queue.clean_events(session_hash=request.session_hash)
 
         demo.unload(leave)
-        _add_endpoints(mine, do, light, busy)
-    return demo.queue(default_concurrency_limit=1, max_size=MAX_QUEUE)
+        _add_endpoints(mine, do, light, render, models)
+    demo.queue(default_concurrency_limit=1, max_size=None, api_open=False)
+    demo.fair_queue = FairQueue(demo._queue, ROOMS, LIGHT_ROOM)
+    demo.fair_queue.attach()
+    housekeeping.keep_short(demo._queue)
+    return demo
 
 
 def _stops() -> gr.Slider:
@@ -500,7 +513,7 @@ def _stops() -> gr.Slider:
     return slider
 
 
-def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict) -> None:
+def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, render: dict, models: dict) -> None:
     """The endpoints for programs; their names are those of the MCP tools."""
 
     def number(name: str, value: float | None = None) -> gr.Number:
@@ -512,7 +525,6 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
     def file(name: str, file_count: str = "single") -> gr.File:
         return _plain(gr.File(label=name, file_count=file_count))
 
-    models = {name: busy[name] for name in ("concurrency_id", "concurrency_limit")}
     lens = "focal_length_35mm", "focus_distance_m"
     with gr.Row(visible=False):
         table, fitting = gr.Markdown(label="table"), gr.JSON(label="f_numbers")
@@ -533,43 +545,26 @@ def _add_endpoints(mine: Callable, do: SimpleNamespace, light: dict, busy: dict)
         inputs += [number(name) for name in ("x_px", "y_px", "focus_distance_m", "bokeh_strength", "f_number")]
         inputs += [*map(number, ("blades", "rotation_deg", "squeeze"), (0, 0, 1)), gr.Textbox(label="depth_unit")]
         outputs = [gr.File(label="picture"), gr.JSON(label="lens")]
-        gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **light)
+        gr.Button().click(mine(refocus), inputs, outputs, api_name="refocus", **render)
 
 
-def _tidy(demo: gr.Blocks) -> None:
-    """Removes what is no longer used, and forgets the paths of it, which Gradio would keep."""
-    demo.session_files.sweep(set().union(*(block.keep_in_cache for block in demo.blocks.values())))
-    for paths in demo.temp_file_sets:
-        paths -= {path for path in list(paths) if not os.path.lexists(path)}
+async def _fetch(url: str, cache_dir: str) -> str:
+    with _refusals():
+        return await housekeeping.fetch(url, cache_dir, gr.processing_utils.PUBLIC_HOSTNAME_WHITELIST)
 
 
 def launch_options(demo: gr.Blocks) -> dict[str, Any]:
     """Arguments of `launch` beside the address: looks, limits, cleaning, fonts that no other host has to send, MCP."""
-
-    @asynccontextmanager
-    async def clean(_: Any) -> AsyncIterator[None]:
-        async def go_on() -> None:
-            while True:
-                await asyncio.sleep(SWEEP_S)
-                try:
-                    await asyncio.to_thread(_tidy, demo)
-                except OSError:
-                    logger.exception("files of visitors could not be removed")
-
-        task = asyncio.create_task(go_on())
-        try:
-            yield
-        finally:
-            task.cancel()
-            demo.session_files.close()
-
+    guard = partial(Gate, files=demo.session_files, **gate_options(os.environ))
+    gr.processing_utils.async_ssrf_protected_download = _fetch  # Gradio's own has no limit on size or time
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {
         "theme": gr.themes.Default(primary_hue="stone", neutral_hue="stone", **fonts),
         "css": page.CSS,
-        "max_file_size": serving.MAX_PHOTO_BYTES,
+        "max_file_size": PAGE.max_photo_bytes,
         "state_session_capacity": MAX_SESSIONS_IN_MEMORY,
-        "app_kwargs": {"lifespan": clean},
+        "app_kwargs": {"lifespan": partial(housekeeping.open_house, demo=demo, guard=guard, sweep_s=SWEEP_S)},
+        "enable_monitoring": False,
         "footer_links": ["api", "settings"],
         "run_history": False,
         "ssr_mode": False,
@@ -577,24 +572,28 @@ def launch_options(demo: gr.Blocks) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Loads the model and serves the page."""
+def main(folder: Path) -> None:
+    """Loads the model and serves the page; what the server needs lies in a folder that goes with it."""
     model = os.environ.get("BOKEHDEPTH_MODEL", hub.EMBEDDED)
-    with tempfile.TemporaryDirectory(prefix="bokehdepth-") as folder:
-        os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "served"))
-        try:
-            pipeline = hub.load_pipeline(model, device="cuda" if torch.cuda.is_available() else "cpu")
-            screened = load_content_filter(pipeline, os.environ.get("BOKEHDEPTH_CONTENT_FILTER", CLASSIFIER))
-        except InputError as error:  # such as a gated base without a token: said on the page, not in a log alone
-            with gr.Blocks(title="BokehDepth") as demo:
-                gr.Markdown(f"# BokehDepth\nThe model {model!r} cannot be loaded. {html.escape(str(error))}")
-            demo.launch()
-            return
-        pipeline.set_progress_bar_config(disable=True)
-        offered = [str(path) for path in (*bundled_photos(), *write_example_scenes(folder))]
-        demo = build_demo(pipeline, model, offered, Path(folder), screened)
+    try:
+        pipeline = hub.load_pipeline(model, device="cuda" if torch.cuda.is_available() else "cpu")
+        screened = load_content_filter(pipeline, os.environ.get("BOKEHDEPTH_CONTENT_FILTER", CLASSIFIER))
+    except InputError as error:  # such as a gated base without a token: said on the page, not in a log alone
+        with gr.Blocks(title="BokehDepth", analytics_enabled=False) as demo:
+            gr.Markdown(f"# BokehDepth\nThe model {model!r} cannot be loaded. {html.escape(str(error))}")
+        demo.launch()
+        return
+    pipeline.set_progress_bar_config(disable=True)
+    offered = [str(path) for path in (*bundled_photos(), *write_example_scenes(folder))]
+    demo = build_demo(pipeline, model, offered, folder, screened)
+    try:
         demo.launch(**launch_options(demo))
+    finally:
+        demo.close(verbose=False)
 
 
 if __name__ == "__main__":
-    main()
+    os.umask(0o077)  # uploads are Gradio's to write
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with FOLDER as folder:
+        main(folder)

@@ -5,6 +5,7 @@ What programs are told is their docstrings and arguments, less `new_folder`, whi
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from . import io, viewing
 from .camera import read_camera
 from .depth_files import load_depth_npz
 from .errors import InputError
+from .limits import PAGE
 from .optics import check_whole_number
 from .refocusing import plan_refocusing
 from .rendering.aperture import MAX_BLADES, Aperture
@@ -74,7 +76,7 @@ def refocus(
         x_px: focus on what is at this column of the upright photo, with y_px; or give focus_distance_m.
         y_px: row of the upright photo.
         focus_distance_m: focus distance in metres, in place of x_px and y_px.
-        bokeh_strength: blur radius in pixels per dioptre at 512 px width, 0 or more; or give f_number.
+        bokeh_strength: blur radius in pixels per dioptre at 512 px width, 0 to 120; or give f_number.
         f_number: f-number on the photo's own lens, in place of bokeh_strength.
         blades: 0 for a round aperture, or 3 to 32 straight blades.
         rotation_deg: turns the aperture, degrees.
@@ -86,7 +88,10 @@ def refocus(
         The picture as PNG at the photo's size; focus distance in metres (null for infinity) and bokeh strength.
     """
     if (x_px is None) != (y_px is None):
-        raise InputError(f"x_px is {x_px!r} and y_px {y_px!r}, wanted both or neither.")
+        raise InputError(f"x_px is {reprlib.repr(x_px)} and y_px {reprlib.repr(y_px)}, wanted both or neither.")
+    aperture = Aperture(check_whole_number(blades, "blades", 0, MAX_BLADES), rotation_deg, squeeze)
+    if bokeh_strength is not None:
+        PAGE.check_render_strength(bokeh_strength)
     opened = open_upload(photo)
     plan = plan_refocusing(
         opened,
@@ -95,11 +100,13 @@ def refocus(
         focus_at_px=None if x_px is None else (x_px, y_px),
         bokeh_strength=bokeh_strength,
         f_number=f_number,
-        aperture=Aperture(check_whole_number(blades, "blades", 0, MAX_BLADES), rotation_deg, squeeze),
+        aperture=aperture,
+        limits=PAGE,
     )
     focus_m = None if plan.focus_distance_m == float("inf") else plan.focus_distance_m  # JSON has no infinity
     lens = {"focus_distance_m": focus_m, "bokeh_strength": plan.bokeh_strength}
-    return str(plan.save(new_folder(), plan.render())), lens
+    picture = plan.render()
+    return str(plan.save(new_folder(), picture)), lens
 
 
 def model_endpoints(

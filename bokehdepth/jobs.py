@@ -24,6 +24,7 @@ from .errors import InputError
 from .formats import PICTURE_SUFFIXES
 from .imaging import Photo, open_photo
 from .io import frame_strengths
+from .limits import COMMAND_LINE, Limits
 from .optics import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
@@ -222,6 +223,7 @@ def plan_job(
     sweep_side: SweepSide | None = None,
     photo_f_number: float | None = None,
     fill_low_confidence: bool = False,
+    limits: Limits = COMMAND_LINE,
 ) -> Job:
     """Check all of one photo's job that needs no model.
 
@@ -245,6 +247,7 @@ def plan_job(
         photo_f_number: with ``sweep_side``: f-number of the photo. When absent, EXIF's counts where K of the frames
             comes from f-numbers; else, or unknown, the photo counts as free of blur.
         fill_low_confidence: with ``sweep_side``: as in ``sweep.depth_from_sweep``.
+        limits: what one photo's job may ask for.
 
     Returns:
         The job, with K ascending.
@@ -268,12 +271,14 @@ def plan_job(
             raise InputError(f"sweep_side is {sweep_side!r}, wanted one of {', '.join(get_args(SweepSide))}.")
         if not frame_paths or not makes_depth:
             raise InputError("frame_paths is empty, wanted the wider frames of a bracket for depth from a sweep.")
+    for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers), ("frame_paths", frame_paths)):
+        limits.check_frames(values, name)
     is_bounded = sweep_side is None
     if bokeh_strengths is not None:
         _check_strengths(bokeh_strengths, is_bounded)
     started = time.perf_counter()
     if not isinstance(photo, Photo):
-        photo = open_photo(photo)
+        photo = limits.open_photo(photo)
     decode_s = time.perf_counter() - started
     camera = read_camera(
         photo,
@@ -285,9 +290,8 @@ def plan_job(
     paths = tuple(map(Path, frame_paths))
     exposures: tuple[Exposure, ...] = ()
     if paths:
-        strengths, f_numbers, paths, exposures = _plan_frames(
-            photo, camera, paths, bokeh_strengths, f_numbers, is_bounded
-        )
+        given = bokeh_strengths, f_numbers, is_bounded, limits
+        strengths, f_numbers, paths, exposures = _plan_frames(photo, camera, paths, *given)
     elif f_numbers is not None:
         name = f"f_numbers for photo {photo.path.name!r}"
         strengths, f_numbers = strengths_from_f_numbers(camera, f_numbers, name)
@@ -362,12 +366,13 @@ def _plan_frames(
     bokeh_strengths: Sequence[float] | None,
     f_numbers: Sequence[float] | None,
     is_bounded: bool,
+    limits: Limits,
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, tuple[Path, ...], tuple[Exposure, ...]]:
     """Read the caller's frames; K ascending, f-numbers if K came from them, paths and facts, all in one order."""
     for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
         if values is not None and len(values) != len(paths):
             raise InputError(f"{name} has {len(values)} values for {len(paths)} frames, wanted one for each.")
-    exposures = [_read_frame(path, photo) for path in paths]
+    exposures = [_read_frame(limits.open_photo(path), photo) for path in paths]
     if bokeh_strengths is None and f_numbers is None:
         bokeh_strengths = frame_strengths(paths)
         f_numbers = [frame.f_number for frame in exposures] if bokeh_strengths is None else None
@@ -392,17 +397,16 @@ def _plan_frames(
     return strengths, ordered, tuple(paths[place] for place in places), tuple(exposures[place] for place in places)
 
 
-def _read_frame(path: Path, photo: Photo) -> Exposure:
-    """Read one frame of the caller's as any photo is read."""
+def _read_frame(frame: Photo, photo: Photo) -> Exposure:
+    """What one frame of the caller's tells, read as any photo."""
     from .bracket_checks import read_exposure
 
-    frame = open_photo(path)
     if frame.image.size != photo.image.size:
         raise InputError(
-            f"stack has the frame {path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted the "
-            f"photo's {photo.image.width} x {photo.image.height}."
+            f"stack has the frame {frame.path.name!r} of {frame.image.width} x {frame.image.height} pixels, wanted "
+            f"the photo's {photo.image.width} x {photo.image.height}."
         )
-    return read_exposure(frame, path.name)
+    return read_exposure(frame, frame.path.name)
 
 
 def _check_bracket(

@@ -30,6 +30,9 @@ MAX_BOKEH_STRENGTH = 30.0
 DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 """Upper end of the range of K that the networks are trained on (section 8.3)."""
 
+LEAST_BOKEH_STRENGTH = 1e-6
+"""Smallest bokeh strength of a frame beside 0, the sharp image: less has no place in a file's name, and no blur."""
+
 FULL_FRAME_DIAGONAL_MM = 43.27
 """Diagonal of a 36 mm x 24 mm frame as 35 mm equivalents are computed from it (exactly 43.2666 mm)."""
 
@@ -139,9 +142,11 @@ def check_bokeh_strength(bokeh_strength: float, name: str = "bokeh_strength") ->
         The same number as a ``float``.
 
     Raises:
-        InputError: it is not a finite number in [0, 30]. Nothing is clamped.
+        InputError: it is not a finite number in [0, 30], or next to 0 without being 0. Nothing is clamped.
     """
     number = check_number(bokeh_strength, name, zero=True)
+    if 0 < number < LEAST_BOKEH_STRENGTH:
+        raise InputError(f"{name} must be 0 or at least {LEAST_BOKEH_STRENGTH:g}, got {number:g}.")
     if number > MAX_BOKEH_STRENGTH:
         raise InputError(f"{name} must be in [0, {MAX_BOKEH_STRENGTH:g}], the trained range, got {number:g}.")
     return number

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .formats import FORMATS
-from .serving import F_STOPS, MAX_PHOTO_BYTES, MAX_PHOTO_PX
+from .limits import PAGE
+from .serving import F_STOPS
 
 INTRO = """# BokehDepth
 One photo in. Out come the same photo with a blurred background, as from a wide-open lens, and its depth in metres."""
 EMBEDDED_NOTE = """**Small demonstration model.** It runs without a graphics card and shows the idea; its blur and \
 its metres are rough. With full weights the same page blurs with FLUX and reads depth with a full-size network."""
-LIMITS_NOTE = f"""{FORMATS}, up to {MAX_PHOTO_PX // 10**6} megapixels and {MAX_PHOTO_BYTES // 2**20} MB. \
+LIMITS_NOTE = f"""{FORMATS}, up to {PAGE.max_photo_px // 10**6} megapixels and {PAGE.max_photo_bytes // 2**20} MB. \
 Your files are shown to nobody else, and deleted minutes after you leave or an hour after you last used them."""
 BRACKET_HINT = """Photos from a tripod, same focus, wider apertures than the photo above: they take the place of \
 generated frames. Their f-numbers are read from EXIF."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from . import io
 from .camera import Camera, read_camera
 from .errors import InputError
 from .imaging import Photo
+from .limits import COMMAND_LINE, Limits
 from .optics import check_number
 from .rendering.aperture import DISK, Aperture
-from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth
-from .viewing import shrunk_depth, shrunk_image
+from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth, signed_radius_px
+from .viewing import shrunk_depth, shrunk_image, size_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Refocusing:
         bokeh_strength: K, 0 or more.
         camera: the photo's lens settings at this focus.
         aperture: shape of the lens opening.
+        limits: what a rendering may cost.
     """
 
     photo: Photo
@@ -37,6 +40,7 @@ class Refocusing:
     bokeh_strength: float
     camera: Camera
     aperture: Aperture
+    limits: Limits = COMMAND_LINE
 
     @property
     def stem(self) -> str:
@@ -53,13 +57,15 @@ class Refocusing:
             RGB picture.
 
         Raises:
-            InputError: `max_side_px` is below 1.
+            InputError: `max_side_px` is below 1, or the rendering is more than the limits allow.
         """
-        shown = shrunk_image(self.photo.image, max_side_px)
-        pixels = np.asarray(shown, dtype=np.float32) / 255
+        depth_m = shrunk_depth(self.depth_m, size_within(self.photo.image.size, max_side_px))
+        signed_px = signed_radius_px(depth_m, self.bokeh_strength, self.focus_distance_m)
+        self.limits.check_rendering(signed_px, self.aperture)
+        pixels = np.asarray(shrunk_image(self.photo.image, max_side_px), dtype=np.float32) / 255
         rendered = render_from_depth(
             pixels,
-            shrunk_depth(self.depth_m, shown.size),
+            depth_m,
             self.bokeh_strength,
             self.focus_distance_m,
             aperture=self.aperture,
@@ -96,6 +102,7 @@ def plan_refocusing(
     focal_length_35mm: float | None = None,
     sensor_width_mm: float | None = None,
     aperture: Aperture = DISK,
+    limits: Limits = COMMAND_LINE,
 ) -> Refocusing:
     """Check everything that a refocused picture is rendered from, before any rendering (Eq. 1).
 
@@ -110,6 +117,7 @@ def plan_refocusing(
         focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
         sensor_width_mm: sensor width in mm along the upright photo, in place of EXIF's.
         aperture: shape of the lens opening.
+        limits: what a rendering may cost.
 
     Returns:
         What is to be rendered.
@@ -118,9 +126,11 @@ def plan_refocusing(
         InputError: neither or both of a pair are given, or a value, size or depth is out of range.
     """
     if (focus_distance_m is None) == (focus_at_px is None):
-        raise InputError(f"focus_distance_m is {focus_distance_m!r} and focus_at_px {focus_at_px!r}, wanted one.")
+        given = reprlib.repr(focus_distance_m), reprlib.repr(focus_at_px)
+        raise InputError(f"focus_distance_m is {given[0]} and focus_at_px {given[1]}, wanted one.")
     if (bokeh_strength is None) == (f_number is None):
-        raise InputError(f"bokeh_strength is {bokeh_strength!r} and f_number {f_number!r}, wanted one of them.")
+        given = reprlib.repr(bokeh_strength), reprlib.repr(f_number)
+        raise InputError(f"bokeh_strength is {given[0]} and f_number {given[1]}, wanted one of them.")
     pixels = np.broadcast_to(np.float32(0), (photo.image.height, photo.image.width, 3))  # its size alone is checked
     depth = check_depth_for(depth_m, pixels)
     if focus_at_px is not None:
@@ -134,5 +144,5 @@ def plan_refocusing(
     )
     if f_number is not None:
         bokeh_strength = camera.bokeh_strength(check_number(f_number, "f_number"))
-    strength = check_number(bokeh_strength, "bokeh_strength", zero=True)
-    return Refocusing(photo, depth, float(focus_distance_m), float(strength), camera, aperture)
+    strength = limits.check_render_strength(bokeh_strength)
+    return Refocusing(photo, depth, float(focus_distance_m), strength, camera, aperture, limits)

@@ -18,23 +18,19 @@ from .apertures import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, stren
 from .camera import Camera, Value, read_camera
 from .depth_files import load_depth, load_depth_npz
 from .errors import InputError
-from .imaging import Photo, open_photo
+from .imaging import Photo
 from .jobs import Job, plan_job
+from .limits import PAGE
 from .refocusing import Refocusing, plan_refocusing
 from .rendering.aperture import Aperture
+from .results import write_results
 
 if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline
 
-MAX_PHOTO_PX = 16_000_000
-MAX_PHOTO_BYTES = 32 * 1024 * 1024
-"""Together they keep a run under 3 GB and two minutes on the two cores of a free Space; phones take 12 megapixels."""
-
 LENS_FIELDS = ("f_number", "focal_length_mm", "sensor_width_mm", "focus_distance_m")
 """What of a camera the page lets its visitor change."""
 
-MAX_FRAMES = 6
-MAX_STEPS = 50
 MAX_SEED = 2**63 - 1
 
 STRENGTH, F_NUMBER = "Strength", "f-number"
@@ -57,21 +53,21 @@ def open_upload(path: str | None) -> Photo:
     """Opens an uploaded file; InputError where there is none or it is no photo within the limits."""
     if path is None:
         raise InputError("There is no photo yet; choose one first.")
-    return open_photo(path, max_pixels=MAX_PHOTO_PX, max_file_bytes=MAX_PHOTO_BYTES)
+    return PAGE.open_photo(path)
 
 
 def open_depth(path: str | None) -> io.DepthFile:
     """Opens the depth of an earlier run; InputError where there is none or the file is something else."""
     if path is None:
         raise InputError("There is no depth yet; press the button below the photo first.")
-    return load_depth_npz(path, max_pixels=MAX_PHOTO_PX)
+    return load_depth_npz(path, max_pixels=PAGE.max_photo_px)
 
 
 def open_any_depth(path: str | None, unit: str | None, photo: Photo) -> np.ndarray:
     """Opens depth of a photo in metres, of any program; InputError where there is none, or its unit is not known."""
     if path is None:
         raise InputError("There is no depth yet; choose its file first.")
-    return load_depth(path, unit=unit or None, size_px=photo.image.size, max_pixels=MAX_PHOTO_PX)
+    return load_depth(path, unit=unit or None, size_px=photo.image.size, max_pixels=PAGE.max_photo_px)
 
 
 def field_value(value: Value) -> float | None:
@@ -119,9 +115,9 @@ def default_kind(camera: Camera) -> str:
 
 def frame_strengths(camera: Camera, kind: str, values: Sequence[float] | None) -> tuple[tuple[float, ...], list[str]]:
     """Ascending K of the frames and what the page calls them; InputError for none, too many or one out of range."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or not 1 <= len(values) <= MAX_FRAMES:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not 1 <= len(values) <= PAGE.max_frames:
         raise InputError(
-            f"the stack has the frames {reprlib.repr(values)}, wanted 1 to {MAX_FRAMES} of a {kind.lower()} each."
+            f"the stack has the frames {reprlib.repr(values)}, wanted 1 to {PAGE.max_frames} of a {kind.lower()} each."
         )
     if kind == F_NUMBER:
         strengths, f_numbers = strengths_from_f_numbers(camera, values, "the stack")
@@ -185,13 +181,22 @@ def check_run(
     pipeline: BokehDepthPipeline, opened: Photo, strengths: Sequence[float], steps: float, seed: float
 ) -> tuple[int, int]:
     """Checks what the models get, before a GPU is asked for, and returns steps and seed as whole numbers."""
-    steps = optics.check_whole_number(steps, "steps", 1, MAX_STEPS)
+    steps = PAGE.check_steps(steps)
     seed = optics.check_whole_number(seed, "seed", 0, MAX_SEED)
     try:
         pipeline.check_inputs(opened.image, strengths, num_inference_steps=steps)
     except ValueError as error:
         raise InputError(str(error)) from error
     return steps, seed
+
+
+def write_run(
+    weights: dict[str, Any], folder: Path, opened: Photo, camera: Camera, strengths: Sequence[float], **rest: Any
+) -> None:
+    """Writes the results of a run of the models, as `results.write_results` does; its record names the photo."""
+    arguments = {"photo": opened.path.name, **rest.pop("arguments")}
+    given = {"photo": opened, "camera": camera, "bokeh_strengths": strengths, "weights": weights}
+    write_results(folder, arguments=arguments, **given, **rest)
 
 
 def plan_bracket(
@@ -204,16 +209,11 @@ def plan_bracket(
     **lens: float | None,
 ) -> tuple[Photo, Job]:
     """Checks a photo and the frames that the visitor brings for depth; both as they will be used."""
-    opened = open_upload(photo)
-    for name, values in (("f_numbers", f_numbers), ("bokeh_strengths", bokeh_strengths)):
-        if values and not isinstance(values, list | tuple):
-            raise InputError(f"{name} is {reprlib.repr(values)}, wanted a list of numbers.")
-    if len(frames) > MAX_FRAMES:
-        raise InputError(f"frames has {len(frames)} files, wanted {MAX_FRAMES} at most.")
+    for name, values in (("f_numbers", f_numbers), ("bokeh_strengths", bokeh_strengths), ("frames", frames)):
+        PAGE.check_frames(values or None, name)
     if method not in (NETWORK, BLUR_BEHIND):
-        raise InputError(f"method is {method!r}, wanted {NETWORK!r} or {BLUR_BEHIND!r}.")
-    for frame in frames:
-        open_upload(frame)
+        raise InputError(f"method is {reprlib.repr(method)}, wanted {NETWORK!r} or {BLUR_BEHIND!r}.")
+    opened = open_upload(photo)
     side = "behind" if method == BLUR_BEHIND else None
     own = lens.pop("f_number", None)
     job = plan_job(
@@ -226,9 +226,17 @@ def plan_bracket(
         sweep_side=side,
         photo_f_number=own if side else None,
         fill_low_confidence=side is not None,
+        limits=PAGE,
         **lens,
     )
     return opened, job
+
+
+def chosen_focus(point: Sequence[float] | None, focus_m: float | None) -> dict[str, Any]:
+    """The focus that was clicked last, or entered, as an argument of `plan_refocusing`; InputError for neither."""
+    if point is None and focus_m is None:
+        raise InputError("There is no focus yet; click the picture or enter a distance first.")
+    return {"focus_distance_m": focus_m} if point is None else {"focus_at_px": tuple(point)}
 
 
 def plan_refocused(
@@ -250,7 +258,7 @@ def plan_refocused(
     changed = changed_lens(opened, entered)
     lens = {name: changed[name] for name in ("focal_length_mm", "sensor_width_mm") if name in changed}
     aperture = Aperture(BLADES[blades], turn_deg, squeeze)
-    return plan_refocusing(opened, values, aperture=aperture, **focus, **blur, **lens)
+    return plan_refocusing(opened, values, aperture=aperture, limits=PAGE, **focus, **blur, **lens)
 
 
 def describe_refocusing(plan: Refocusing) -> str:

@@ -29,6 +29,7 @@ from bokehdepth import depth_files, hub, io, page, serving
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
+from bokehdepth.limits import PAGE
 from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.refocus import render_from_depth
@@ -232,7 +233,7 @@ def test_a_bracket_takes_the_place_of_generated_frames(photo: Path, tmp_path: Pa
             depth.bokeh_strengths, [read_camera(open_photo(sharp)).bokeh_strength(n) for n in (2.8, 2)], rtol=1e-3
         )
     assert np.median(depth.depth_m) == pytest.approx(3, rel=0.25)  # measured, without a network
-    with pytest.raises(InputError, match="wanted 6 at most"):
+    with pytest.raises(InputError, match="frames must have at most 6 values, got 7"):
         next(do.bokeh_depth(*asked[:11], [str(paths[0])] * 7, "Network", "Magma", True, new_folder=lambda: folder))
 
 
@@ -249,7 +250,9 @@ def test_assumed_lenses_are_warned_of(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not any(sentence.startswith("f_number") for sentence in warned)
 
 
-def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise InputError("user/model is gated: accept its licence and set HF_TOKEN.")
 
@@ -260,9 +263,8 @@ def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(monkeypatch: pyt
 
     monkeypatch.setattr(hub, "load_pipeline", refuse)
     monkeypatch.setattr(app.gr.Blocks, "launch", launch)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "unused")
     monkeypatch.setenv("BOKEHDEPTH_MODEL", "user/model")
-    app.main()
+    app.main(tmp_path)
     assert len(shown) == 1 and "user/model is gated: accept its licence and set HF_TOKEN." in shown[0]
 
 
@@ -378,7 +380,8 @@ def test_the_page_asks_no_other_host(demo) -> None:
     assert not any("http" in sheet for sheet in options["theme"]._stylesheets)
     assert demo.analytics_enabled is False
     assert options["run_history"] is False
-    assert options["max_file_size"] == serving.MAX_PHOTO_BYTES
+    assert options["max_file_size"] == PAGE.max_photo_bytes
+    assert options["enable_monitoring"] is False
 
 
 def test_a_browser_draws_the_page_from_this_host_alone(demo, tmp_path: Path) -> None:

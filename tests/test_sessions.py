@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bokehdepth.errors import InputError
-from bokehdepth.sessions import SessionFiles
+from bokehdepth.sessions import NoRoomError, SessionFiles
 
 
 def write(path: Path, size: int = 10) -> Path:
@@ -59,7 +59,8 @@ def test_a_sessions_folder_cannot_be_guessed(tmp_path: Path) -> None:
     assert one.parent != other.parent and "a" != one.parent.name
     secret, another = (folder.parent.name.split("-", 2)[2] for folder in (one, other))  # it may hold dashes itself
     assert len(secret) == len(another) == 32 and secret != another  # 24 random bytes
-    assert one.stat().st_mode & 0o077 == 0
+    assert one.stat().st_mode & 0o077 == 0 and one.parent.stat().st_mode & 0o077 == 0
+    assert SessionFiles(tmp_path / "new").root.stat().st_mode & 0o077 == 0
     assert files.new_folder("a").parent == one.parent
     assert files.new_folder(None).parent != files.new_folder(None).parent
 
@@ -152,6 +153,66 @@ def test_work_that_goes_on_after_the_end_leaves_nothing(tmp_path: Path, monkeypa
     late = write(folder / "result" / "depth.npz")
     files.sweep()
     assert not late.exists() and all_files(tmp_path) == [theirs]
+
+
+def test_what_nobody_used_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aborted uploads after minutes; saved states of the page and what MCP brought after an hour."""
+    files = SessionFiles(tmp_path)
+    aborted, state = write(tmp_path / "tmpabc123"), write(tmp_path / "deep_links" / "x" / "state.json")
+    brought, named = write(tmp_path / "0f" / "file.png"), write(tmp_path / "1f" / "tmp.png")
+    used = write(tmp_path / "2f" / "photo.jpg")
+    files.admit("a", used)
+    files.sweep()
+    assert set(all_files(tmp_path)) == {aborted, state, brought, named, used}
+    age(aborted, 400, monkeypatch)
+    files.admit("a", used)
+    files.sweep()
+    assert set(all_files(tmp_path)) == {state, brought, named, used}
+    age(state, 3601, monkeypatch)
+    files.admit("a", used)
+    files.sweep()
+    files.sweep()
+    assert all_files(tmp_path) == [used]
+    assert [path.name for path in tmp_path.iterdir()] == ["2f"]
+
+
+def test_a_session_keeps_so_many_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = SessionFiles(tmp_path, session_bytes=100, grace_s=10)
+    first, second, third = (write(tmp_path / f"{number}f" / "photo.jpg", 40) for number in range(3))
+    for path in (first, second, first, third):
+        files.admit("a", path)
+    files.admit("b", second)
+    age(first, 20, monkeypatch)
+    files.sweep()
+    assert set(all_files(tmp_path)) == {first, second, third}  # another still uses it
+    monkeypatch.setattr(files, "_grace_s", -1)
+    files.end("b")
+    files.sweep()
+    assert set(all_files(tmp_path)) == {first, third}
+
+
+def test_room_for_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = SessionFiles(tmp_path, sender_bytes=2**20, upload_bytes=2 * 2**20, max_idle_s=100)
+    files.check_room("a", 2**20)
+    for _ in range(64):
+        files.note_sent("a", 2**14 - 8192, files=1)  # each takes an entry of the disk beside its bytes
+    with pytest.raises(NoRoomError, match="got 0 MB after 1 MB") as own:
+        files.check_room("a", 1)
+    assert own.value.is_own
+    files.check_room("b", 2**20)
+    files.note_sent("b", 2**20)
+    with pytest.raises(NoRoomError, match="room for uploads is full") as all_full:
+        files.check_room("c", 1)
+    assert not all_full.value.is_own
+    files.sweep()  # what was noted is not on the disk
+    files.check_room("c", 2**20)
+    upload = write(tmp_path / "0f" / "photo.jpg", 2 * 2**20)
+    files.sweep()
+    with pytest.raises(NoRoomError, match="room for uploads is full"):
+        files.check_room("c", 1)
+    age(upload, 3700, monkeypatch)
+    files.sweep()
+    files.check_room("a", 2**20)
 
 
 def test_many_threads_at_once(tmp_path: Path) -> None:

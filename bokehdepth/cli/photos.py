@@ -241,7 +241,10 @@ def _work(arguments: argparse.Namespace) -> int:
     """Run ``run``, ``stack`` or ``depth`` on all photos; one that fails does not stop the others."""
     from ..hub import weights_record
     from ..jobs import run_job
+    from ..limits import COMMAND_LINE
 
+    if arguments.steps is not None:
+        COMMAND_LINE.check_steps(arguments.steps)
     jobs, refused = _plan(arguments)
     if not jobs:
         return EXIT_WRONG_INPUT

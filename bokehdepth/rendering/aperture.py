@@ -21,6 +21,7 @@ from bokehdepth.rendering.disk import disk_kernel
 MAX_RADIUS_PX = 512
 MAX_BLADES = 32
 _STRIPS = 16  # sub-rows of a pixel in which a kernel without a closed form is integrated
+_ROUNDING = 1e-9  # of a strip of a pixel; less is what sums leave of nothing
 _MERGED_FROM_PX = 5.0  # below, an edge is as wide as the disk's structure and stays exact
 _GRID_PX = 4  # tables grow in steps of this radius, so that few different ones are made
 
@@ -110,12 +111,19 @@ class Aperture:
             return disk_kernel(radius_px).astype(np.float64)
         aside, up = (max(math.ceil(end * radius_px - 0.5), 0) for end in np.abs(self._corners()).max(axis=0))
         y = (np.arange((2 * up + 1) * _STRIPS) + 0.5) / _STRIPS - up - 0.5
-        left, right = self._chords(y / radius_px)
-        inside = left < right
-        left, right = (np.where(inside, end, 0)[:, None] * radius_px for end in (left, right))
-        start = np.arange(-aside, aside + 1) - 0.5
-        covered = np.clip(right - start, 0, 1) - np.clip(left - start, 0, 1)
-        kernel = covered.reshape(-1, _STRIPS, covered.shape[1]).mean(axis=1)
+        ends = self._chords(y / radius_px)
+        inside = ends[0] < ends[1]
+        rows, width = np.flatnonzero(inside) // _STRIPS, 2 * aside + 1
+        # Along a strip the covered share of the pixels changes at its two ends alone: add up where, then sum the rows.
+        change = np.zeros((2 * up + 1) * (width + 2))
+        for end, sign in zip(ends, (1, -1), strict=True):
+            place = np.clip(end[inside] * radius_px + aside + 0.5, 0, width)
+            whole = place.astype(int)
+            at = rows * (width + 2) + whole
+            for where, share in ((at, 1 - place + whole), (at + 1, place - whole)):
+                change += sign * np.bincount(where, share, change.size)
+        kernel = np.cumsum(change.reshape(-1, width + 2), axis=1)[:, :width]
+        kernel[kernel < _ROUNDING] = 0
         return kernel / kernel.sum()
 
 
@@ -148,6 +156,14 @@ class SpanTable:
     half_width_px: int
 
 
+def radii_per_px(highest_px: float) -> int:
+    """Radii that a table up to ``highest_px``, at most 512 px, has for each pixel of it: 16, from 64 px on less."""
+    steps = 16
+    while highest_px > 1024 / steps and steps > 1:
+        steps //= 2
+    return steps
+
+
 def span_table(aperture: Aperture, lowest_px: float, highest_px: float) -> SpanTable:
     """Make (or find again) the table for all radii between two.
 
@@ -170,16 +186,18 @@ def span_table(aperture: Aperture, lowest_px: float, highest_px: float) -> SpanT
         raise InputError(f"radius_px spans [{lowest_px:g}, {highest_px:g}], wanted pixels from 0 to {MAX_RADIUS_PX}")
     if lowest_px == highest_px:
         return _table(aperture, (float(highest_px),), 0)
-    steps = 16
-    while highest_px > 1024 / steps:
-        steps //= 2
+    steps = radii_per_px(highest_px)
     top_px = min(_GRID_PX * math.ceil(highest_px / _GRID_PX), MAX_RADIUS_PX)
-    return _grid_table(aperture, top_px, steps)
+    return (_round_table if aperture == DISK else _other_table)(aperture, top_px, steps)
 
 
-@lru_cache(maxsize=32)
 def _grid_table(aperture: Aperture, top_px: int, steps: int) -> SpanTable:
     return _table.__wrapped__(aperture, tuple(np.arange(top_px * steps + 1) / steps), steps)
+
+
+# A table can have 25 MB. Few round ones differ; of others as many are kept as a caller who turns one apart needs.
+_round_table = lru_cache(maxsize=32)(_grid_table)
+_other_table = lru_cache(maxsize=6)(_grid_table)
 
 
 @lru_cache(maxsize=256)
