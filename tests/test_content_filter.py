@@ -120,7 +120,7 @@ def test_a_classifier_that_cannot_be_used_stops_the_start(tmp_path: Path, prepar
     monkeypatch.setenv("GRADIO_TEMP_DIR", "unused")
     monkeypatch.setenv("BOKEHDEPTH_MODEL", "released")
     monkeypatch.setenv("BOKEHDEPTH_CONTENT_FILTER", str(tmp_path / "classifier"))
-    app.main()
+    app.main(tmp_path)
     assert len(shown) == 1 and len(shown[0].splitlines()) == 2
     assert re.search(reason, html.unescape(shown[0]))
 
@@ -147,7 +147,7 @@ def test_the_app_takes_the_filter_that_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     monkeypatch.setenv("BOKEHDEPTH_MODEL", "released")
     monkeypatch.setenv("BOKEHDEPTH_CONTENT_FILTER", write_classifier(tmp_path / "classifier", bias=9))
-    app.main()
+    app.main(tmp_path)
     assert len(refused) == 1 and "Frame 1 of 1 was flagged by the content filter" in refused[0]
 
 

@@ -19,6 +19,7 @@ OWN = {"bokehdepth", "train", "datasets_scripts", "app"}
 PARTS = {
     "bokehdepth": (),
     "app.py": ("demo",),
+    "bokehdepth/gate.py": ("demo",),
     "train": ("train", "eval"),
     "datasets_scripts": ("data", "train"),
     "bokehdepth/benchmarks/render.py": ("bench",),

@@ -116,11 +116,14 @@ def test_a_strip_is_refused_before_any_work(size):
 
 
 def test_a_command_decodes_its_photo_once_and_a_long_list_keeps_few_pixels(tmp_path, monkeypatch):
-    from bokehdepth import jobs
+    from bokehdepth import jobs, limits
     from bokehdepth.cli import main
 
     opened = []
-    monkeypatch.setattr(jobs, "open_photo", lambda path: opened.append(path) or imaging.open_photo(path))
+    for module in (jobs, limits):
+        monkeypatch.setattr(
+            module, "open_photo", lambda path, **most: opened.append(path) or imaging.open_photo(path, **most)
+        )
     paths = []
     for number in range(3):
         paths.append(tmp_path / f"{number}.png")
