@@ -19,7 +19,7 @@ OWN = {"bokehdepth", "train", "datasets_scripts", "app"}
 PARTS = {
     "bokehdepth": (),
     "app.py": ("demo",),
-    "bokehdepth/gate.py": ("demo",),
+    **dict.fromkeys([f"bokehdepth/{name}.py" for name in ("gate", "housekeeping", "server_folder")], ("demo",)),
     "train": ("train", "eval"),
     "datasets_scripts": ("data", "train"),
     "bokehdepth/benchmarks/render.py": ("bench",),
