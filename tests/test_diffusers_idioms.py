@@ -209,6 +209,14 @@ def test_from_pipe_keeps_every_precision_both_ways():
     assert BokehDepthPipeline.from_pipe(made, dtype=torch.float32).transformer.dtype == torch.float32
 
 
+@pytest.mark.parametrize("made", [tiny.pipeline, lambda: load_pipeline("embedded")], ids=["tiny", "embedded"])
+def test_a_saved_pipeline_gives_the_same_bits(tmp_path, made):
+    pipe = made()
+    wanted = both(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert same(both(BokehDepthPipeline.from_pretrained(tmp_path, dtype=pipe.dtype)), wanted)
+
+
 def test_folders_of_before_are_refused_by_name(tmp_path):
     pipe = tiny.pipeline()
     pipe.save_pretrained(tmp_path)
