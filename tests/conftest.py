@@ -3,8 +3,6 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 

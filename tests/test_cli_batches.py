@@ -122,8 +122,11 @@ def test_an_option_that_suits_no_photo_is_told_once(photos: list[str], tmp_path:
 
 
 LIMITED = """
-import resource, signal, sys
+import numpy as np, resource, signal, sys
 from bokehdepth.cli import main
+from bokehdepth.rendering.refocus import render_from_depth
+picture = np.zeros((48, 64, 3), np.float32)
+render_from_depth(picture, np.full((48, 64), 2, np.float32), 9.0, 1.0)  # what is compiled is kept on the disk
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk, which takes no more of a file
 sys.exit(main(sys.argv[1:]))
