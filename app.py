@@ -556,14 +556,15 @@ async def _fetch(url: str, cache_dir: str) -> str:
 def launch_options(demo: gr.Blocks) -> dict[str, Any]:
     """Arguments of `launch` beside the address: looks, limits, cleaning, fonts that no other host has to send, MCP."""
     guard = partial(Gate, files=demo.session_files, **gate_options(os.environ))
-    gr.processing_utils.async_ssrf_protected_download = _fetch  # Gradio's own has no limit on size or time
+    housekeeping.own_files(gr.processing_utils, _fetch, gr.Error)
+    life = {"demo": demo, "guard": guard, "sweep_s": SWEEP_S, "grace_s": GRACE_S}
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {
         "theme": gr.themes.Default(primary_hue="stone", neutral_hue="stone", **fonts),
         "css": page.CSS,
         "max_file_size": PAGE.max_photo_bytes,
         "state_session_capacity": MAX_SESSIONS_IN_MEMORY,
-        "app_kwargs": {"lifespan": partial(housekeeping.open_house, demo=demo, guard=guard, sweep_s=SWEEP_S)},
+        "app_kwargs": {"lifespan": partial(housekeeping.open_house, **life)},
         "enable_monitoring": False,
         "footer_links": ["api", "settings"],
         "run_history": False,

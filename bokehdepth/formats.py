@@ -5,6 +5,8 @@ Nothing here decodes pixels or counts pictures, so the cost does not grow with w
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
 import re
 import struct
@@ -79,6 +81,30 @@ _THUMBNAIL_PX = 512
 """A first page with a longer side is the photo; a smaller one may be a thumbnail that is not marked as one."""
 
 
+# What a picture is read in: PIL handles each piece in Python, libjpeg goes over all pixels for each scan.
+_MAX_READS = 300_000
+_TOO_MANY = "it is of more pieces than a picture has"
+_MAX_SCANS = 100
+_MAX_COMMENT_BYTES = 2**20  # PIL copies a GIF's comment for each 255 bytes of it
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that have a length, and the end
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+
+
+class PictureFile(io.BufferedReader):
+    """A file that is read a number of times at most, as no picture needs more; then ValueError."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file."""
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise ValueError(_TOO_MANY)
+        return super().read(size)
+
+
 @dataclass(frozen=True)
 class _Directory:
     """One image file directory of a TIFF: the first whole numbers of each tag, and where the next one stands."""
@@ -108,11 +134,12 @@ class _Directory:
         return self.first(_TAG_WIDTH), self.first(_TAG_HEIGHT)
 
 
-def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
+def open_primary(file: PictureFile, path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
     """Open a file's primary picture, without decoding it.
 
     Args:
-        path: an existing file.
+        file: an existing one, which must stay open while the picture is used.
+        path: of the file.
         label: what to call it in a message.
 
     Returns:
@@ -125,15 +152,14 @@ def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
         Exception: what PIL and pi_heif raise on damaged files.
     """
     page, notes = 0, []
-    with path.open("rb") as file:
-        head = file.read(32)
-        raw = next((name for pattern, name in _RAW_SIGNATURES if pattern.match(head)), None)
-        if raw is None and head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            pages = _pages(file, head)
-            raw = _raw_kind(file, head, pages, path.suffix)
-            if raw is None:
-                page, notes = _full_size_page(pages, label)
-        brands = _brands(file)
+    head = file.read(32)
+    raw = next((name for pattern, name in _RAW_SIGNATURES if pattern.match(head)), None)
+    if raw is None and head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        pages = _pages(file, head)
+        raw = _raw_kind(file, head, pages, path.suffix)
+        if raw is None:
+            page, notes = _full_size_page(pages, label)
+    brands = _brands(file)
     if raw is not None:
         raise InputError(f"{label} is a camera RAW file ({raw}): develop it first, and save it as JPEG or TIFF.")
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
@@ -144,17 +170,65 @@ def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
         other = next((name for pattern, name in _OTHER_SIGNATURES if pattern.match(head)), None)
         if other is not None and not brands & _AVIF_BRANDS:
             raise InputError(f"{label} must be a {FORMATS}, got {other}.")
-        image = PIL.Image.open(path, formats=_PIL_FORMATS)
+        is_gif = head.startswith((b"GIF87a", b"GIF89a"))
+        if head.startswith(b"\xff\xd8\xff"):
+            _check_scans(file, label)
+        elif is_gif and _has_second_frame(file):
+            notes = ["the first of several frames was taken"]
+        file.seek(0)
+        image = PIL.Image.open(file, formats=_PIL_FORMATS)
     try:
         if page:
             image.seek(page)
-        elif image.format != "TIFF" and getattr(image, "is_animated", False):
+        elif image.format not in ("TIFF", "GIF") and getattr(image, "is_animated", False):
             which = "primary one of several pictures" if image.format == "HEIF" else "first of several frames"
             notes = [f"the {which} was taken"]
     except BaseException:
         image.close()
         raise
     return image, notes
+
+
+def _check_scans(file: BinaryIO, label: str) -> None:
+    """Refuse a JPEG of many scans, which takes as many times as long as one of its size and bytes."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = pieces = scans = 0
+        while marker := _JPEG_MARKER.search(content, at):
+            at, pieces = marker.end(), pieces + 1
+            if pieces > _MAX_READS:
+                raise ValueError(_TOO_MANY)
+            kind, length = content[at - 1], content[at : at + 2]
+            if kind == _JPEG_END or len(length) < 2:
+                return
+            at += max(int.from_bytes(length, "big"), 2)
+            scans += kind == _JPEG_SCAN
+            if scans > _MAX_SCANS:
+                raise InputError(f"{label} has more than {_MAX_SCANS} scans; save it as a plain JPEG.")
+
+
+def _has_second_frame(file: BinaryIO) -> bool:
+    """Whether a GIF has another frame after its first, in as few pieces and comments as one needs."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at, frames, pieces, comment_bytes = 13, 0, 0, 0
+        at += 3 * 2 ** (content[10] % 8 + 1) if len(content) > 10 and content[10] & 128 else 0
+        while at + 10 < len(content) and content[at] in b"!,":
+            is_comment = content[at : at + 2] == b"!\xfe"
+            if content[at] == b","[0]:
+                frames += 1
+                at += 11 + (3 * 2 ** (content[at + 9] % 8 + 1) if content[at + 9] & 128 else 0)
+            else:
+                at += 2
+            if frames == 2:
+                return True
+            while at < len(content) and content[at]:
+                pieces += 1
+                comment_bytes += is_comment * content[at]
+                at += 1 + content[at]
+                if pieces > _MAX_READS or comment_bytes > _MAX_COMMENT_BYTES:
+                    raise ValueError(_TOO_MANY)
+            pieces += 1
+            at += 1
+    return False
 
 
 def _brands(file: BinaryIO) -> frozenset[bytes]:

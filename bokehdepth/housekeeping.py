@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import datetime
+import functools
 import logging
 import os
 import secrets
@@ -22,19 +25,37 @@ _MAX_REDIRECTS = 5
 _LONGEST_ERROR = 600
 
 
-def tidy(demo: Any) -> None:
-    """Remove what visitors no longer use, and forget the paths of it, which Gradio would keep.
+def tidy(demo: Any, grace_s: float) -> None:
+    """Remove what visitors no longer use, and forget what Gradio would keep of it: paths, states of sessions.
 
     Args:
         demo: Gradio's page, with its `session_files`.
+        grace_s: seconds after its last use that the state of a session stays which has no files.
     """
-    demo.session_files.sweep(set().union(*(block.keep_in_cache for block in demo.blocks.values())))
+    files, states = demo.session_files, demo.state_holder
+    files.sweep(set().union(*(block.keep_in_cache for block in demo.blocks.values())))
     for paths in demo.temp_file_sets:
         paths -= {path for path in list(paths) if not os.path.lexists(path)}
+    now = datetime.datetime.now()
+    with states.lock:
+        for session, used in list(states.time_last_used.items()):
+            if session not in files and (now - used).total_seconds() > grace_s:
+                states.session_data.pop(session, None)
+                states.time_last_used.pop(session)
+    _return_memory()
+
+
+def _return_memory() -> None:
+    """Give the system back what the threads of the work have freed, of which the C library keeps hundreds of MB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 @asynccontextmanager
-async def open_house(app: Any, *, demo: Any, guard: Callable[[Callable], Callable], sweep_s: float) -> AsyncIterator:
+async def open_house(
+    app: Any, *, demo: Any, guard: Callable[[Callable], Callable], sweep_s: float, grace_s: float
+) -> AsyncIterator:
     """The life of a server: every request goes through `guard`, and visitors' files are swept until it ends.
 
     Args:
@@ -42,13 +63,14 @@ async def open_house(app: Any, *, demo: Any, guard: Callable[[Callable], Callabl
         demo: as for `tidy`.
         guard: makes the ASGI application that stands around the whole of `app`, its CORS answers included.
         sweep_s: seconds from one sweep to the next.
+        grace_s: as for `tidy`.
     """
 
     async def go_on() -> None:
         while True:
             await asyncio.sleep(sweep_s)
             try:
-                await asyncio.to_thread(tidy, demo)
+                await asyncio.to_thread(tidy, demo, grace_s)
             except OSError:
                 logger.exception("files of visitors could not be removed")
 
@@ -117,6 +139,29 @@ async def _download(url: str, path: Path, trusted: Sequence[str]) -> None:
                     await asyncio.to_thread(file.write, chunk)
             return
     raise InputError(f"file must be at its address within {_MAX_REDIRECTS} redirects, got more.")
+
+
+def own_files(utils: Any, fetch: Callable, refuse: type[Exception]) -> None:
+    """Make Gradio fetch files within our limits, and say in a sentence that one was not uploaded here.
+
+    Args:
+        utils: Gradio's `processing_utils`.
+        fetch: takes the place of its own, which has no limit on size or time.
+        refuse: Gradio's error that shows its sentence.
+    """
+    utils.async_ssrf_protected_download = fetch
+    check = getattr(utils._check_allowed, "__wrapped__", utils._check_allowed)
+
+    @functools.wraps(check)
+    def check_allowed(path: Any, check_in_upload_folder: bool) -> None:
+        try:
+            check(path, check_in_upload_folder)
+        except (ValueError, OSError) as error:
+            if not check_in_upload_folder:  # of what the program made
+                raise
+            raise refuse("file must be one that was uploaded here; upload it.", print_exception=False) from error
+
+    utils._check_allowed = check_allowed
 
 
 def keep_short(queue: Any) -> None:

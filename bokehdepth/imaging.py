@@ -21,7 +21,7 @@ from PIL import ImageCms
 from .colours import Declared, coded_colours, declared_colours, declared_to_srgb, icc_to_srgb
 from .errors import InputError
 from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, read_exif, xmp_orientation
-from .formats import FORMATS, open_primary
+from .formats import FORMATS, PictureFile, open_primary
 
 MIN_SIDE_PX = 32
 """Shortest side that a photo may have."""
@@ -148,9 +148,12 @@ def _opened(
     """A file's primary picture, not decoded yet, and notes on which it is."""
     _check_file(path, label, max_file_bytes)
     with _decoding(label, max_pixels):
-        image, notes = open_primary(path, label)
-    with image:
-        yield image, notes
+        file = PictureFile(path)
+    with file:
+        with _decoding(label, max_pixels):
+            image, notes = open_primary(file, path, label)
+        with image:
+            yield image, notes
 
 
 def _check_file(path: Path, label: str, max_file_bytes: int) -> None:

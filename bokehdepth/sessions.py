@@ -82,6 +82,9 @@ class SessionFiles:
         # Other servers may use the same root, whose folders are not this one's to remove.
         self._prefix = f"session-{secrets.token_hex(4)}-"
 
+    def __contains__(self, session: str) -> bool:
+        return session in self._sessions
+
     def new_folder(self, session: str | None) -> Path:
         """Make an empty folder for one result.
 

@@ -25,3 +25,16 @@ def parity_root(data_root: Path) -> Path:
     if not root.is_dir():
         pytest.skip(f"no parity arrays at {root}")
     return root
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory):
+    """The page in a process of its own, one for all attacks, with what is loaded at the first use."""
+    from hostile_photos import saved
+    from page_process import Server
+
+    with Server(tmp_path_factory.mktemp("page"), {}) as server:
+        photo = server.upload("photo.jpg", saved("JPEG"))
+        server.ask("read_photo", photo)
+        server.ask("generate_bokeh_stack", photo, "[9]", "null", "null", "null", "1", "0")
+        yield server
