@@ -499,7 +499,7 @@ def build_demo(
     demo.queue(default_concurrency_limit=1, max_size=None, api_open=False)
     demo.fair_queue = FairQueue(demo._queue, ROOMS, LIGHT_ROOM)
     demo.fair_queue.attach()
-    housekeeping.keep_short(demo._queue)
+    housekeeping.speak_plainly(demo, gr.Error)
     return demo
 
 
@@ -556,7 +556,7 @@ async def _fetch(url: str, cache_dir: str) -> str:
 def launch_options(demo: gr.Blocks) -> dict[str, Any]:
     """Arguments of `launch` beside the address: looks, limits, cleaning, fonts that no other host has to send, MCP."""
     guard = partial(Gate, files=demo.session_files, **gate_options(os.environ))
-    housekeeping.own_files(gr.processing_utils, _fetch, gr.Error)
+    gr.processing_utils.async_ssrf_protected_download = _fetch  # Gradio's own has no limit on size or time
     life = {"demo": demo, "guard": guard, "sweep_s": SWEEP_S, "grace_s": GRACE_S}
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {

@@ -152,6 +152,8 @@ def model_endpoints(
             The frames as PNG at the photo's size, least blur first; the run record as JSON.
         """
         steps = usual_steps if steps is None else steps
+        for name, values in (("bokeh_strengths", bokeh_strengths), ("f_numbers", f_numbers)):
+            PAGE.check_frames(values, name)
         if bokeh_strengths and f_numbers:
             raise InputError("bokeh_strengths and f_numbers were both given, wanted one of them.")
         opened = open_upload(photo)

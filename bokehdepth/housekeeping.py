@@ -141,37 +141,16 @@ async def _download(url: str, path: Path, trusted: Sequence[str]) -> None:
     raise InputError(f"file must be at its address within {_MAX_REDIRECTS} redirects, got more.")
 
 
-def own_files(utils: Any, fetch: Callable, refuse: type[Exception]) -> None:
-    """Make Gradio fetch files within our limits, and say in a sentence that one was not uploaded here.
+def speak_plainly(demo: Any, refuse: type[Exception]) -> None:
+    """Make Gradio say in one short sentence what it does not take, and note less of each request.
 
     Args:
-        utils: Gradio's `processing_utils`.
-        fetch: takes the place of its own, which has no limit on size or time.
-        refuse: Gradio's error that shows its sentence.
+        demo: Gradio's page with its queue.
+        refuse: Gradio's error, which alone comes with its sentence.
     """
-    utils.async_ssrf_protected_download = fetch
-    check = getattr(utils._check_allowed, "__wrapped__", utils._check_allowed)
-
-    @functools.wraps(check)
-    def check_allowed(path: Any, check_in_upload_folder: bool) -> None:
-        try:
-            check(path, check_in_upload_folder)
-        except (ValueError, OSError) as error:
-            if not check_in_upload_folder:  # of what the program made
-                raise
-            raise refuse("file must be one that was uploaded here; upload it.", print_exception=False) from error
-
-    utils._check_allowed = check_allowed
-
-
-def keep_short(queue: Any) -> None:
-    """Cut what Gradio itself says of a wrong value, which it quotes as a whole, and what it notes of each request.
-
-    Args:
-        queue: Gradio's queue, whose messages go out from now on with short sentences.
-    """
+    queue = demo._queue
     queue.ANALYTICS_MAX_EVENTS = 1  # of 10,000 it would make a table after each request, for a page that is closed
-    send = queue.send_message
+    send, preprocess = queue.send_message, demo.preprocess_data
 
     def send_short(event: Any, message: Any) -> None:
         output = getattr(message, "output", None)
@@ -179,4 +158,12 @@ def keep_short(queue: Any) -> None:
             message.output = output | {"error": f"{output['error'][:_LONGEST_ERROR]}..."}
         send(event, message)
 
-    queue.send_message = send_short
+    @functools.wraps(preprocess)
+    async def preprocess_data(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await preprocess(*args, **kwargs)
+        except (ValueError, TypeError, AttributeError, LookupError, OSError) as error:
+            sentence = "values must be of the kinds that the endpoint names, and files uploaded here, got others."
+            raise refuse(sentence, print_exception=False) from error
+
+    queue.send_message, demo.preprocess_data = send_short, preprocess_data

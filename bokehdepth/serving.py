@@ -210,7 +210,7 @@ def plan_bracket(
 ) -> tuple[Photo, Job]:
     """Checks a photo and the frames that the visitor brings for depth; both as they will be used."""
     for name, values in (("f_numbers", f_numbers), ("bokeh_strengths", bokeh_strengths), ("frames", frames)):
-        PAGE.check_frames(values or None, name)
+        PAGE.check_frames(values, name)
     if method not in (NETWORK, BLUR_BEHIND):
         raise InputError(f"method is {reprlib.repr(method)}, wanted {NETWORK!r} or {BLUR_BEHIND!r}.")
     opened = open_upload(photo)

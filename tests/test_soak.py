@@ -61,7 +61,6 @@ def test_a_thousand_requests_leave_all_flat(tmp_path: Path) -> None:
             threads.append(server.status("Threads"))
             files.append(len(server.files()))
     sizes = f"memory {memory_kb} kB, descriptors {descriptors}, threads {threads}, files {files}"
-    print(sizes)
     half = ROUNDS // 2
     assert max(memory_kb[half:]) < 1.02 * max(memory_kb[1 : half + 1]), sizes
     assert memory_kb[-1] - memory_kb[0] < 150_000, sizes  # what is loaded and compiled at its first use
