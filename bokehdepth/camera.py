@@ -23,6 +23,9 @@ from . import optics
 from .errors import InputError
 from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, ExifTags, Value, read_exif
 
+_MAX_GIVEN = 1e7
+"""Of focal lengths and sensors, in mm and px: beyond it 32-bit numbers tell no angles of view apart."""
+
 ASSUMED_F_NUMBER = 2.8
 """Middle of the apertures photos are taken with: phones f/1.5-2.4, compacts f/2-4, kit lenses f/3.5-5.6."""
 
@@ -259,6 +262,9 @@ def _check_given(
         for name, value in named.items()
         if value is not None
     }
+    for name, entry in given.items():
+        if name != "focus_distance_m" and entry.value > _MAX_GIVEN:
+            raise InputError(f"{name} must be at most {_MAX_GIVEN:,.0f}, got {entry.value:g}.")
     if "focal_length_35mm" in given and "focal_length_px" in given:
         raise InputError(
             f"focal_length_px = {focal_length_px:g} and focal_length_35mm = {focal_length_35mm:g} both state the "

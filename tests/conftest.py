@@ -31,6 +31,7 @@ def parity_root(data_root: Path) -> Path:
 def page_server(tmp_path_factory: pytest.TempPathFactory):
     """The page in a process of its own, one for all attacks, with what is loaded at the first use."""
     from hostile_photos import saved
+
     from page_process import Server
 
     with Server(tmp_path_factory.mktemp("page"), {}) as server:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
-
 from hostile_photos import grey_tiff, png, saved
 
 

@@ -6,9 +6,8 @@ import asyncio
 import base64
 import json
 import os
-import socket
 import re
-import signal
+import socket
 import subprocess
 import sys
 import threading

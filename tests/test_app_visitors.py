@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import json
 import resource
-import struct
-import tempfile
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -42,60 +37,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def client(demo, tmp_path_factory: pytest.TempPathFactory) -> Client:
     return Client(demo.local_url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-
-
-def hostile_files(folder: Path) -> dict[str, bytes]:
-    """Uploads that are no photo: by content, by name, by size, or by what they carry."""
-    good = write_photo(folder / "seed.jpg").read_bytes()
-    png = BytesIO()
-    PIL.Image.new("RGB", SIZE_PX).save(png, format="PNG")
-    header = png.getvalue()
-
-    def claims(width: int, height: int) -> bytes:
-        chunk = b"IHDR" + struct.pack(">II", width, height) + header[24:29]
-        return header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]
-
-    script = b"<script>alert(1)</script>"
-    texts = {
-        "svg": b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "html": b"<html>" + script,
-        "xml": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
-        "php": b"<?php system($_GET[0]); ?>", "sh": b"#!/bin/sh\nrm -rf /", "js": b"alert(1)", "json": b"{}",
-        "pickle": b"\x80\x04cos\nsystem\n(S'id'\ntR.", "pdf": b"%PDF-1.7\n", "elf": b"\x7fELF" + bytes(60),
-        "zip": b"PK\x03\x04" + bytes(60), "gz": gzip.compress(bytes(10**6)), "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-        "mp4": b"\0\0\0\x18ftypmp42" + bytes(40), "npy": b"\x93NUMPY\x01\0", "bmp": b"BM" + bytes(8),
-        "gif": b"GIF89a" + b"\xff" * 6, "webp": b"RIFF\x10\0\0\0WEBPVP8 ", "tif": b"II*\0\xff\xff\xff\x7f",
-        "heic": b"\0\0\0\x18ftypheic" + bytes(40), "psd": b"8BPS\0\1" + bytes(30), "ico": b"\0\0\1\0\xff\xff",
-        "jp2": b"\0\0\0\x0cjP  \r\n\x87\n", "pdfjpg": script + good[20:],
-    }  # fmt: skip
-    files = {f"{name}.jpg": data for name, data in texts.items()}
-    files |= {f"cut{n}.jpg": good[:n] for n in (1, 2, 20, 200, len(good) // 2)}
-    files |= {
-        "empty.jpg": b"",
-        "zeros.jpg": bytes(5000),
-        "noise.jpg": bytes(range(256)) * 20,
-        "bomb.png": claims(60000, 60000),
-    }
-    files |= {"wide.png": claims(2**31 - 1, 1), "none.png": claims(0, 0), "large.png": claims(5000, 5000)}
-    files |= {"short.png": claims(3000, 3000), "tiny.png": claims(8, 8)}
-    files |= {
-        "<img src=x onerror=alert(1)>.jpg": b"no",
-        "..%2f..%2fetc%2fpasswd.jpg": b"no",
-        "; rm -rf ~ #.jpg": b"no",
-    }
-    return files
-
-
-def test_hostile_uploads_are_refused_with_one_plain_sentence(client: Client, tmp_path: Path) -> None:
-    files = hostile_files(tmp_path)
-    assert len(files) >= 40
-    for name, data in files.items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(AppError, match="photo") as refusal:
-            client.predict(handle_file(path), api_name="/read_photo")
-        sentence = str(refusal.value)
-        assert "Traceback" not in sentence and tempfile.gettempdir() not in sentence, name
-        assert "<" not in sentence.split("(")[0], name
 
 
 def test_scripts_in_exif_reach_no_answer(client: Client, tmp_path: Path) -> None:
@@ -221,13 +162,3 @@ def test_a_visitor_cannot_use_anothers_files(demo, client: Client, tmp_path: Pat
     assert httpx.get(f"{files_url}{theirs}").status_code == 200  # the unguessable path is the key
     for path in (root, theirs.parent, theirs.parents[2], theirs.parents[2].with_name("session-") / "run.json"):
         assert httpx.get(f"{files_url}{path}").status_code in (403, 404), path
-
-
-def test_files_outside_the_upload_folder_are_not_read(demo, tmp_path: Path) -> None:
-    photo = write_photo(tmp_path / "photo.jpg")
-    data = [{"path": str(photo), "meta": {"_type": "gradio.FileData"}}]
-    call_url = f"{demo.local_url}gradio_api/call/read_photo"
-    event = httpx.post(call_url, json={"data": data}).json()["event_id"]
-    answer = httpx.get(f"{call_url}/{event}", timeout=30).text
-    assert "event: error" in answer
-    assert "85 mm" not in answer

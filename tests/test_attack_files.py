@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 import pytest
-
 from hostile_depths import DEPTHS
 from hostile_photos import PHOTOS, saved
-from page_process import Server, bounded
 from test_depth_files import hostile_archives
+
+from page_process import Server, bounded
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 PHOTO_BYTES = saved("JPEG")

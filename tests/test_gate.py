@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import resource
 import socket
 import time
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import PIL.Image
 import pytest
 
 import tiny
-from bokehdepth import gate, io
+from bokehdepth import gate
 from bokehdepth.gate import gate_options
 from visits import serve, write_photo
 
@@ -36,8 +33,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upload(demo, content: bytes, sender: str) -> httpx.Response:
-    url, name = f"{demo.local_url}gradio_api/upload", "depth.npz" if content[:2] == b"PK" else "photo.jpg"
-    return httpx.post(url, files={"files": (name, content)}, headers={"x-forwarded-for": sender})
+    url = f"{demo.local_url}gradio_api/upload"
+    return httpx.post(url, files={"files": ("photo.jpg", content)}, headers={"x-forwarded-for": sender})
 
 
 def ask(demo, name: str, content: str) -> str:
@@ -62,37 +59,13 @@ class Endless:
             yield self.piece
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "monitoring"), ("GET", "monitoring/summary"), ("GET", "monitoring/x"),
-        ("POST", "gradio_api/process_recording"), ("POST", "gradio_api/component_server"),
-        ("GET", "gradio_api/deep_link?session_hash=a"), ("GET", "gradio_api/proxy=http://127.0.0.1:1/"),
-        ("GET", "gradio_api/file=http://127.0.0.1:1/"), ("GET", "gradio_api/file=https://example.org/a.png"),
-        ("GET", "gradio_api/runs"), ("GET", "gradio_api/run-history/buckets"), ("GET", "gradio_api/dev/reload"),
-        ("POST", "gradio_api/vibe-edit"), ("GET", "gradio_api/vibe-code"), ("POST", "gradio_api/stream/x"),
-        ("POST", "gradio_api/api/read_photo"), ("GET", "gradio_api/file/x"), ("POST", "login"), ("GET", "docs"),
-        ("GET", "gradio_api/custom_component/a/b/c/d"), ("GET", "x"), ("GET", "gradio_api/queue/x"),
-    ],
-)  # fmt: skip
-def test_routes_that_the_page_does_not_need_are_closed(demo, method: str, path: str) -> None:
-    answer = httpx.request(method, f"{demo.local_url}{path}")
-    assert (answer.status_code, answer.text) == (404, "path is not served here.")
-
-
 def test_no_event_gets_round_the_queue(demo) -> None:
     answer = httpx.post(f"{demo.local_url}gradio_api/run/read_photo", json={"data": [None]})
     assert answer.status_code == 404
 
 
-@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/mcp/", "gradio_api/queue/join"])
-@pytest.mark.parametrize("header", ["host", "x-forwarded-host"])
-def test_a_page_on_loopback_answers_to_its_own_names_alone(demo, path: str, header: str) -> None:
-    foreign = {header: "evil.example:7860", "origin": "http://evil.example:7860"}
-    for method in ("GET", "POST", "OPTIONS"):
-        answer = httpx.request(method, f"{demo.local_url}{path}", headers=foreign)
-        assert answer.status_code == 421 and "evil.example" not in str(answer.headers), method
-        assert answer.text == "host must be 127.0.0.1 or ::1 or localhost, got 'evil.example'."
+@pytest.mark.parametrize("path", ["", "gradio_api/info"])
+def test_every_name_in_a_header_counts(demo, path: str) -> None:
     several = {"x-forwarded-host": "localhost, evil.example"}
     assert httpx.get(f"{demo.local_url}{path}", headers=several).status_code == 421
 
@@ -198,40 +171,6 @@ def test_a_forged_sender_is_not_believed(demo, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 4000, "1" + "0" * 5000, '"nan"', "[[1]]"]
-)
-@pytest.mark.parametrize("place", range(2, 10))
-def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, value: str, place: int) -> None:
-    """What gradio_client would not send."""
-    size_px = PIL.Image.open(photo).size
-    depth = io.save_depth_npz(
-        tmp_path / "depth.npz", np.full(size_px[::-1], 2, np.float32), focal_length_px=90.0, bokeh_strengths=[]
-    )
-    sender = f"10.3.{place}.{len(value) % 250}"
-    paths = (upload(demo, path.read_bytes(), sender).json()[0] for path in (photo, depth))
-    files = [json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}}) for path in paths]
-    given = [*files, "null", "null", "2", "9", "null", "0", "0", "1", "null"]
-    given[place] = value
-    answer = ask(demo, "refocus", f'{{"data": [{", ".join(given)}]}}')
-    is_infinity = place == 4 and value in ("Infinity", "1e999")  # the one place where that is a distance
-    assert ("event: complete" in answer) == is_infinity, answer
-    assert "Traceback" not in answer and "upstream Gradio app has raised" not in answer, answer
-    if len(value) > 4300:  # Python reads no longer numbers
-        assert answer == '{"detail":"There was an error parsing the body"}'
-    else:
-        assert is_infinity or re.search(r'"error": "[^"]{20,}', answer.replace(r"\"", "")), answer
-    assert len(answer) < 350 or is_infinity, answer
-
-
-@pytest.mark.parametrize("values", ["[1e-300]", "[5e-324, 10]"])
-def test_a_strength_next_to_nothing_is_refused(demo, photo: Path, values: str) -> None:
-    path = upload(demo, photo.read_bytes(), "10.4.0.1").json()[0]
-    file = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
-    answer = ask(demo, "generate_bokeh_stack", f'{{"data": [{file}, {values}, null, null, null, 1, 0]}}')
-    assert "strength must be 0 or at least 1e-06, got " in answer
-
-
-@pytest.mark.parametrize(
     ("addresses", "is_one"),
     [(("2001:db8::1", "2001:db8::ffff:1"), True), (("2001:db8::1", "2001:db8:0:1::1"), False)],
 )
@@ -265,24 +204,6 @@ def test_what_is_quoted_is_short(demo, photo: Path) -> None:
     ):  # fmt: skip
         answer = ask(demo, name, f'{{"data": [{data}]}}')
         assert "event: complete" not in answer and len(answer) < 2000, (name, len(answer), answer[:300])
-
-
-def test_photos_stay_readable_beside_all_this(demo, photo: Path) -> None:
-    path = upload(demo, photo.read_bytes(), "10.6.0.1").json()[0]
-    file = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
-    assert "85 mm" in ask(demo, "read_photo", f'{{"data": [{file}]}}')
-
-
-def test_an_address_inside_the_network_is_one_sentence(demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    import safehttpx
-
-    async def nowhere(_: str) -> list[str]:
-        return []  # safehttpx asks a public resolver otherwise
-
-    monkeypatch.setattr(safehttpx, "async_resolve_hostname_google", nowhere)
-    file = json.dumps({"path": "http://127.0.0.1:1/a.jpg", "meta": {"_type": "gradio.FileData"}})
-    answer = ask(demo, "read_photo", f'{{"data": [{file}]}}')
-    assert '"error": "file must be on a public host that answers within 30 s, got none."' in answer
 
 
 def test_what_mcp_asks_is_asked_for_its_caller(demo, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load as load_states
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +28,10 @@ from bokehdepth.errors import InputError
 from bokehdepth.staging import remove_folder, remove_stale, replace_folder
 
 FOLDER = "checkpoints"
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, ValueError, LookupError),
+    *(TypeError, AttributeError, EOFError, OSError),
+)
 _NAME = re.compile(r"step_(\d{8})")
 # Where a run writes and computes, and how often it looks, has no say in what it computes.
 _FREE = {"output", "threads", "card"}
@@ -186,6 +192,7 @@ class Checkpoints:
         difference = _first_difference(_shared(state["config"]), _shared(ours))
         if difference:
             raise InputError(f"{folder}: {difference}; wanted the same configuration.")
+        _check_states(folder)
         self.accelerator.load_state(str(folder))
         if self.ema is not None:
             self.ema.optimization_step = state["ema_steps"]
@@ -206,6 +213,26 @@ def _read_tensors(path: Path, trained: dict[str, nn.Parameter]) -> dict[str, tor
             got, wanted = tuple(value.shape), tuple(trained[name].shape)
             raise InputError(f"{path} has {name} of shape {got}; wanted finite values of shape {wanted}.")
     return stored
+
+
+def _check_states(folder: Path) -> None:
+    """Refuse states of optimizer and random numbers that are damaged or no plain data; accelerate passes some over."""
+    for path in sorted(path for kind in ("bin", "pkl", "pt") for path in folder.glob(f"*.{kind}")):
+        try:
+            is_state = isinstance(load_states(path, map_location="cpu"), dict)
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            OSError,
+        ) as e:
+            raise InputError(f"{path} is damaged or could run code ({type(e).__name__}); wanted plain states.") from e
+        if not is_state:
+            raise InputError(f"{path} holds no states; wanted those of a checkpoint.")
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -52,7 +52,11 @@ class Aperture:
             raise InputError(
                 f"blades is {reprlib.repr(self.blades)}, wanted 0 for a disk or a whole number from 3 to {MAX_BLADES}"
             )
-        if isinstance(self.rotation_deg, bool) or not isinstance(self.rotation_deg, Real) or not abs(self.rotation_deg) <= sys.float_info.max:
+        if (
+            isinstance(self.rotation_deg, bool)
+            or not isinstance(self.rotation_deg, Real)
+            or not abs(self.rotation_deg) <= sys.float_info.max
+        ):
             raise InputError(f"rotation_deg is {reprlib.repr(self.rotation_deg)}, wanted a finite angle in degrees")
         if isinstance(self.squeeze, bool) or not isinstance(self.squeeze, Real) or not 0.25 <= self.squeeze <= 4:
             raise InputError(
