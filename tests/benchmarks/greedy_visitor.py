@@ -16,6 +16,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hostile_photos import picture, saved
+
 from page_process import Server
 
 HEAVY = "[5, 10, 15, 20, 25, 30], null, null, null, 50, 0"
