@@ -1,18 +1,8 @@
-"""Exact and approximate ways to make a full-size Stage-1 smaller and faster, each of them a call that can be left out.
+"""Ways to make a full-size Stage-1 smaller, each of them a call that can be left out.
 
-===================== ========= ============================================================================
-call                  exact     what it saves
-===================== ========= ============================================================================
-`bake_modulation`     yes       27 % of the transformer's weights: its AdaLN layers become tables
-`compile_blocks`      rounding  launches and passes over memory: one compiled graph for each kind of block
-`set_attention`       rounding  attention time, by the kernel that suits the device
-`quantize`            no        half or a quarter of the linear layers' weights
-===================== ========= ============================================================================
-
-Where a process ends before compilation pays, `ahead_of_time` compiles the blocks once and for all.
-
-Order: load LoRAs, bake, quantise (which folds the adapter in for good), place on the device, set the attention,
-compile.
+`bake_modulation` is exact and saves 27 % of the transformer's weights: its AdaLN layers become tables. `quantize` is
+approximate and leaves half or a quarter of the linear layers' weights. Load LoRAs first, then bake, then quantise
+(which folds the adapter in for good), then place on the device.
 """
 
 from __future__ import annotations
@@ -21,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models import attention_dispatch
 from torch import nn
 
 from .errors import InputError
@@ -32,7 +21,7 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS = ("float8", "int8", "int4")
 _MODULATION = ("norm1", "norm1_context", "norm")  # of a double block, and of a single block
-BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
 class BakedEmbedding(nn.Module):
@@ -97,7 +86,7 @@ def modulation_layers(transformer: nn.Module) -> dict[str, nn.Module]:
     """The AdaLN layers of a Flux transformer by their name; each has `silu` and `linear`."""
     names = [
         f"{group}.{index}.{name}"
-        for group in BLOCKS
+        for group in _BLOCKS
         for index, block in enumerate(getattr(transformer, group))
         for name in _MODULATION
         if hasattr(block, name)
@@ -185,56 +174,6 @@ def restore_modulation(transformer: nn.Module, removed: dict[str, nn.Module]) ->
         setattr(transformer.get_submodule(parent), child, module.to(transformer.device))
 
 
-# ---------------------------------------------------------------------- kernels
-
-
-def attention_backend(device: str | torch.device) -> str | None:
-    """The attention kernel that suits a device, by diffusers' name; None leaves the choice to torch.
-
-    cuDNN's is the faster one of those that torch ships with on Hopper (compute capability 9) alone.
-    """
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
-        return "_native_cudnn"
-    return None
-
-
-def set_attention(pipe: BokehDepthPipeline, backend: str | None = None) -> str | None:
-    """Sets the attention kernel of the transformer and of the adapter that it carries.
-
-    Args:
-        pipe: on its device.
-        backend: diffusers' name of a kernel; None takes `attention_backend` of the device.
-
-    Returns:
-        What was set; None where torch chooses.
-    """
-    pipe.bokeh_adapter.attach(pipe.transformer)
-    backend = attention_backend(pipe.transformer.device) if backend is None else backend
-    if backend is not None:
-        # diffusers also makes it the kernel of every other model in the process, which the manager takes back.
-        with attention_dispatch.attention_backend(backend):
-            pipe.transformer.set_attention_backend(backend)
-    return backend
-
-
-def compile_blocks(pipe: BokehDepthPipeline, **options: object) -> None:
-    """Compiles each kind of transformer block once and lets all blocks of the kind share it (regional compilation).
-
-    Args:
-        pipe: with the adapter folded, quantised and placed as it will stay.
-        **options: for `torch.compile`, such as `backend` or `mode`.
-    """
-    pipe.bokeh_adapter.attach(pipe.transformer)
-    # Blocks differ in the number by which they find their row of the adapter's arguments. As a constant of the graph
-    # it would compile every block anew.
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    pipe.transformer.compile_repeated_blocks(**options)
-
-
-# ---------------------------------------------------------------------- weights
-
-
 def quantize(pipe: BokehDepthPipeline, kind: str) -> None:
     """Stores the linear layers of the transformer's blocks in fewer bits; the adapter is folded in first.
 
@@ -259,7 +198,7 @@ def quantize(pipe: BokehDepthPipeline, kind: str) -> None:
         settings = torchao.Int4WeightOnlyConfig(group_size=128)
 
     def chosen(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.split(".")[0] in BLOCKS and ".processor." not in name
+        return isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCKS and ".processor." not in name
 
     torchao.quantize_(pipe.transformer, settings, filter_fn=chosen)
     pipe.bokeh_adapter.seal(kind)

@@ -22,7 +22,6 @@ from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub, io
-from bokehdepth.cli import main
 from bokehdepth.examples import write_example_scenes
 from bokehdepth.page import KIND_INFO
 from bokehdepth.serving import F_STOPS
@@ -184,26 +183,6 @@ def test_an_example_is_shown_with_its_results(demo, browser) -> None:
     page.get_by_role("tab", name="Depth").click()
     page.get_by_text(re.compile("Nearest .* farthest")).wait_for()
     page.close()
-
-
-def test_the_command_times_a_visit(demo, photo: Path, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("playwright")
-    if shutil.which("chromium") is None:
-        pytest.skip("chromium is not installed")
-    assert main(["visit", demo.local_url, str(photo), "--repeats", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    steps = [told[name] for name in ("ready_s", "first_picture_s", "depth_s", "files_s")]
-    assert 0 < steps[0] < steps[1] and steps == sorted(steps) and told["faults"] == []
-    tiny = tmp_path / "tiny.png"
-    PIL.Image.new("RGB", (8, 8)).save(tiny)
-    for arguments, words in (
-        ([demo.local_url, str(tiny)], "8"),
-        (["127.0.0.1", str(photo)], "wanted an address with http"),
-        ([demo.local_url, str(tmp_path / "none.jpg")], "none.jpg"),
-    ):
-        assert main(["visit", *arguments, "--repeats", "1"]) == 2
-        error = capsys.readouterr().err
-        assert words in error and error.count("\n") == 1
 
 
 def test_an_mcp_client_calls_every_tool(demo, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ PARTS = {
     **dict.fromkeys([f"bokehdepth/{name}.py" for name in ("gate", "housekeeping", "server_folder")], ("demo",)),
     "train": ("train", "eval"),
     "datasets_scripts": ("data", "train"),
-    "bokehdepth/benchmarks/render.py": ("bench",),
 }
 
 

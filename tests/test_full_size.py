@@ -11,11 +11,11 @@ from PIL import Image
 
 from bokehdepth import depth_files, imaging, io
 from bokehdepth import processing_bokehdepth as processing
-from bokehdepth.benchmarks.memory import peak_bytes
 from bokehdepth.errors import InputError
 from bokehdepth.processing_bokehdepth import DetailRestorer, PhotoRows, Reduction, resize, restored_stack
 from bokehdepth.staging import in_parallel
 from bokehdepth.visualization import depth_preview
+from measure import peak_bytes
 
 SIZES = [((96, 128), (48, 64)), ((401, 333), (57, 48)), ((40, 300), (20, 160)), ((64, 64), (100, 100))]
 

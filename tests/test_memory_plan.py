@@ -7,11 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import random_models as models
 from bokehdepth import weights_bokehdepth
 from bokehdepth.acceleration import bake_modulation
-from bokehdepth.benchmarks import models
-from bokehdepth.benchmarks.memory import peak_bytes
-from bokehdepth.benchmarks.pipeline import tensor_bytes
 from bokehdepth.hub import load_pipeline
 from bokehdepth.memory_plan import (
     PLANS,
@@ -25,8 +23,15 @@ from bokehdepth.memory_plan import (
     stored_bytes,
 )
 from bokehdepth.memory_plan import store_transformer_float8 as store_float8
+from measure import peak_bytes
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file: all but its header and the length of that in 8 bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def allocated(*modules: torch.nn.Module) -> int:

@@ -55,11 +55,10 @@ def test_an_odd_polygon_stands_upside_down_in_front_of_the_focus():
 
 
 @pytest.mark.parametrize("aperture", APERTURES, ids=str)
-@pytest.mark.parametrize("engine", ["numba", "torch"])
-def test_spans_add_up_to_brute_force(aperture, engine):
+def test_spans_add_up_to_brute_force(aperture):
     values, radius = light_and_radius(channels=5)
     exact = brute(values, radius, aperture)
-    spread = span_scatter(values, radius, aperture=aperture, border="lost", engine=engine)
+    spread = span_scatter(values, radius, aperture=aperture, border="lost")
     assert spread.shape == values.shape and spread.dtype == np.float32
     assert np.abs(spread - exact).mean() < 1e-3 * exact.mean()
     assert np.abs(spread - exact).max() < 0.02 * exact.max()
@@ -68,13 +67,6 @@ def test_spans_add_up_to_brute_force(aperture, engine):
 def test_radii_below_the_merging_are_exact():
     values, radius = light_and_radius(largest=4.9)
     assert np.abs(span_scatter(values, radius, border="lost") - brute(values, radius, DISK)).max() < 1e-5
-
-
-def test_the_engines_agree():
-    values, radius = light_and_radius(size=(64, 100), largest=17, channels=3)
-    for border in ("continued", "lost"):
-        numba, torch = (span_scatter(values, radius, border=border, engine=engine) for engine in ("numba", "torch"))
-        assert np.abs(numba - torch).max() < 2e-5 * numba.max()
 
 
 def test_threads_do_not_change_a_bit():
@@ -119,8 +111,7 @@ def test_one_radius_is_a_convolution():
 def test_constant_pictures_stay_constant(value):
     _, radius = light_and_radius(largest=23)
     picture = np.full((*radius.shape, 3), value, dtype=np.float32)
-    for engine in ("numba", "torch"):
-        assert np.abs(scatter_bokeh(picture, radius, engine=engine) - value).max() < 1e-5
+    assert np.abs(scatter_bokeh(picture, radius) - value).max() < 1e-5
 
 
 def test_light_is_mixed_in_linear_light():
@@ -150,7 +141,6 @@ def test_large_radii_use_a_coarser_grid():
         ({"radius_px": np.full((4, 5), MAX_RADIUS_PX + 1, np.float32)}, "wanted pixels from 0 to 512"),
         ({"border": "mirror"}, "border is 'mirror'"),
         ({"threads": 0}, "threads is 0"),
-        ({"engine": "cuda"}, "engine is 'cuda'"),
     ],
 )
 def test_bad_input_is_refused(change, message):

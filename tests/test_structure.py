@@ -22,7 +22,7 @@ LEVELS = [
     {"rendering.townscape", "rendering.textures"},
     {"rendering._scatter_numba", "rendering._raytraced_numba"},
     {"rendering.aperture", "rendering._refocus_numba"},
-    {"rendering.scatter", "rendering.scatter_torch"},
+    {"rendering.scatter"},
     {"rendering.layered", "rendering.materials", "rendering.raytraced"},
     {"rendering.staging", "rendering.refocus", "metrics.checks"},
     {"metrics.blur_response", "metrics.controls", "metrics.depth"},
@@ -30,7 +30,7 @@ LEVELS = [
     {"metrics.protocols", "rendering.outdoors"},
     {"rendering.streets"},
     {"rendering.scenes", "metrics.__init__", "io", "visualization", "apertures"},
-    {"rendering.layered_torch", "examples", "exr", "pointcloud"},
+    {"examples", "exr", "pointcloud"},
     {"results", "viewing", "depth_files", "limits"},
     {"previews", "refocusing", "gate", "housekeeping"},
     {"fairness"},
@@ -41,33 +41,20 @@ LEVELS = [
     {"inputs_bokehdepth"},
     {"pipeline_bokehdepth"},
     {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
-    {"ahead_of_time", "memory_plan"},
+    {"memory_plan"},
     {"bracket_checks", "released", "sweep"},
     {"audit", "hub"},
     {"jobs", "publishing"},
     {"serving"},
     {"endpoints", "page"},
-    {"benchmarks.timing", "benchmarks._brute_numba", "benchmarks.memory", "benchmarks.models"},
-    {"benchmarks.gates"},
-    {
-        "benchmarks.pipeline",
-        "benchmarks.render",
-        "benchmarks.scenes",
-        "benchmarks.stage1",
-        "benchmarks.stage2",
-        "benchmarks.sweep",
-        "benchmarks.training",
-    },
     {"cli.options", "cli.talk"},
-    {"cli.bench", "cli.convert", "cli.optics", "cli.photos", "cli.publish", "cli.render", "cli.visit"},
+    {"cli.convert", "cli.optics", "cli.photos", "cli.publish", "cli.render"},
     {"cli.parser"},
     {"cli.__init__"},
     {"__main__"},
 ]
 SAME_LEVEL = {
     ("cli.options", "cli.talk"),
-    ("rendering.scatter", "rendering.scatter_torch"),
-    ("rendering.scatter_torch", "rendering.scatter"),
     ("visualization", "io"),
 }
 STANDALONE = {
@@ -138,7 +125,7 @@ def level(name: str) -> int:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_run_one_way(name):
-    if name in ("rendering.__init__", "benchmarks.__init__"):
+    if name == "rendering.__init__":
         assert not own_imports(name, modules()[name])
         return
     assert level(name) >= 0, f"{name} has no place in LEVELS"

@@ -9,7 +9,6 @@ import skimage.data
 from scipy import ndimage
 
 from bokehdepth import blur_fit
-from bokehdepth.benchmarks import sweep as sweep_bench
 from bokehdepth.errors import InputError
 from bokehdepth.optics import disparity_offset_from_sweep
 from bokehdepth.rendering.scenes import SceneGenerator
@@ -239,22 +238,6 @@ def test_a_scene_with_occlusion():
     constant = np.abs(np.median(scene.depth_m) / scene.depth_m - 1)
     assert trusted.mean() > 0.8
     assert np.median(error) < 0.05 and error.mean() < 0.5 * constant.mean()
-
-
-def test_benchmark_rows_and_table():
-    result = sweep_bench.run((0.01,), (STRENGTHS,), sharp_bokeh_strengths=(0.0,), scenes=2, size_px=128)
-    assert len(result["rows"]) == 2 * 2 * len(sweep_bench.AREAS)
-    for kind in ("planes", "scenes"):
-        rows = [row for row in result["rows"] if row["kind"] == kind and row["estimator"] == "joint"]
-        assert sum(row["pixels"] for row in rows) == 2 * 128 * 128
-    row = next(r for r in result["rows"] if (r["kind"], r["area"]) == ("planes", "textured"))
-    assert row["median"] < 0.05 < row["constant_median"]
-    row = next(r for r in result["rows"] if (r["kind"], r["area"]) == ("scenes", "textured"))
-    assert row["median"] < 0.5 * row["constant_median"]
-    table = sweep_bench.as_text(result).splitlines()
-    assert len(table) == 4 + sum(row["pixels"] > 0 for row in result["rows"])
-    with pytest.raises(InputError, match="size_px is 4"):
-        sweep_bench.run(size_px=4)
 
 
 @pytest.mark.data

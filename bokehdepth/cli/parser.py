@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 
 from .. import __version__
-from .bench import add_bench
 from .convert import add_convert
 from .optics import add_optics
 from .options import Parser
 from .photos import add_photo_commands
 from .publish import add_publish
 from .render import add_render
-from .visit import add_visit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,8 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_photo_commands(commands)
     add_render(commands)
     add_optics(commands)
-    add_bench(commands)
-    add_visit(commands)
     add_publish(commands)
     add_convert(commands)
     return parser

@@ -3,13 +3,8 @@
 `span_scatter` is the exact linear operator, in time O(r) a pixel (row differences and one sum along the rows, see
 `aperture.py`) where a loop over the disk takes O(r^2). `scatter_bokeh` makes a picture of it: in linear light, divided
 by what a white picture would give, so that no seams or dark borders appear where the radius changes.
-
-Two engines give the same numbers to 2e-5 of the largest value. ``"numba"``, on the CPU, is chosen by itself.
-``"torch"`` (`scatter_torch.py`, for tensors on any device and for gradients) is the one fallback, taken where numba
-cannot be imported; on a CPU it is many times slower.
 """
 
-import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -21,7 +16,6 @@ from bokehdepth.rendering.aperture import DISK, Aperture, SpanTable, span_table
 
 GAMMA = 2.2
 Border = Literal["continued", "lost"]
-Engine = Literal["numba", "torch"]
 _CHANNELS = 4
 _BAND_ROWS = 64  # the same whatever the number of threads, so that sums are made in one order
 
@@ -55,7 +49,6 @@ def span_scatter(
     aperture: Aperture = DISK,
     border: Border = "continued",
     threads: int | None = 1,
-    engine: Engine | None = None,
 ) -> np.ndarray:
     """Spread every pixel over its own blur kernel and add up: a linear operator that keeps the sum of the values.
 
@@ -67,14 +60,13 @@ def span_scatter(
         border: What lies beyond the frame: ``"continued"`` its edge pixels, with their radius; ``"lost"`` nothing, and
             what spreads beyond it is lost.
         threads: CPU threads; None takes all that this process may use. The result does not depend on it.
-        engine: ``"numba"`` or ``"torch"``; None takes numba where it can be imported.
 
     Returns:
         float32 ``(H, W, C)``.
 
     Raises:
         InputError: If an array has another type or shape, values that are not finite or radii out of range, or if
-            ``border``, ``threads`` or ``engine`` is not one of the above.
+            ``border`` or ``threads`` is not one of the above.
     """
     if not (isinstance(values, np.ndarray) and values.dtype == np.float32 and values.ndim == 3 and values.size):
         described = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
@@ -86,15 +78,6 @@ def span_scatter(
         raise InputError(f"border is {border!r}, wanted 'continued' or 'lost'")
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise InputError(f"threads is {threads!r}, wanted a whole number, 1 or more, or None")
-    if engine not in (None, "numba", "torch"):
-        raise InputError(f"engine is {engine!r}, wanted 'numba', 'torch' or None")
-    if engine is None:
-        engine = "numba" if importlib.util.find_spec("numba") else "torch"
-    if engine == "torch":
-        from bokehdepth.rendering.scatter_torch import span_scatter_arrays
-
-        return span_scatter_arrays(values, radius, aperture=aperture, border=border)
-
     table = span_table(aperture, float(radius.min()), float(radius.max()))
     inside = (slice(None), slice(None))
     if border == "continued":
@@ -159,7 +142,6 @@ def scatter_bokeh(
     aperture: Aperture = DISK,
     gamma: float = GAMMA,
     threads: int | None = 1,
-    engine: Engine | None = None,
 ) -> np.ndarray:
     """Blur a picture with a radius for each pixel, without occlusion: everything mixes with everything in reach.
 
@@ -169,7 +151,6 @@ def scatter_bokeh(
         aperture: Shape of the blur.
         gamma: The light is ``image ** gamma``.
         threads: As in `span_scatter`.
-        engine: As in `span_scatter`.
 
     Returns:
         Display values, float32 ``(H, W, 3)``. A constant picture stays constant; without blur it is ``image`` itself.
@@ -184,7 +165,7 @@ def scatter_bokeh(
     if radius.max() <= 0.5:
         return image.copy()
     light = np.concatenate([to_light(image, gamma), np.ones_like(image[..., :1])], axis=2)
-    spread = span_scatter(light, radius, aperture=aperture, border="lost", threads=threads, engine=engine)
+    spread = span_scatter(light, radius, aperture=aperture, border="lost", threads=threads)
     # Each pixel reaches itself, so the last channel is nowhere 0.
     return from_light(spread[..., :3] / spread[..., 3:], gamma)
 
