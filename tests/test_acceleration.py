@@ -19,10 +19,13 @@ from bokehdepth.acceleration import (
     set_attention,
 )
 from bokehdepth.errors import InputError
-from bokehdepth.memory_plan import module_bytes
 
 FIXED = {"reference_attention": "causal", "reference_timestep": 0.0}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def module_bytes(module):
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def frames(pipe, strengths=(10, 20, 30), **options):

@@ -158,15 +158,10 @@ def test_a_fast_variant_that_is_off_fails_the_bench(capsys, monkeypatch):
         gates.compare({"nan": nan}, "nan", 1, torch.device("cpu"), torch.float32)
 
 
-def test_pipeline_bench_prints_plans_and_the_embedded_model(capsys):
+def test_pipeline_bench_prints_loading_and_the_embedded_model(capsys):
     options = ["--size", "64", "--frames", "2", "--steps", "2", "--repeats", "1", "--json", "-q"]
     assert main(["bench", "pipeline", *options]) == 0
     result = json.loads(capsys.readouterr().out)
-    plans = {row["plan"]: row for row in result["plans"]}
-    # FLUX.1-Kontext in bfloat16: 23.8 GB, of which 6.5 GB make the modulation.
-    assert 26 < plans["resident"]["gb"] < 29 and 6.2 < plans["resident"]["gb"] - plans["resident"]["baked_gb"] < 6.8
-    assert all(plan["read_gb"] == plans["resident"]["moved_gb"] > 20 for plan in plans.values())
-    assert plans["resident"]["moved_gb"] < plans["resident"]["gb"] and 0.2 < plans["stream"]["moved_gb"] < 0.4
     assert contender_rows(result, "embedded")[pipeline.EMBEDDED_DEPTH]["gflop"] > 0
     load = result["groups"]["load"]
     (read,) = load["rows"]  # on the CPU nothing is moved

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as fn
 from transformers import AutoModelForDepthEstimation
 
-from bokehdepth.convert import convert_state
 from bokehdepth.modeling_bokehdepth_unidepth import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,6 +20,7 @@ from bokehdepth.modeling_bokehdepth_unidepth import (
     BokehDepthUniDepthForDepthEstimation,
 )
 from bokehdepth.modeling_unidepth_parts import pinhole_rays
+from bokehdepth.released.convert import convert_state
 
 DIM, WIDTH, HEADS = 64, 32, 8
 CAMERA = torch.tensor([[[45.0, 0, 25], [0, 50, 19], [0, 0, 1]]])

@@ -13,12 +13,12 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 import tiny
-from bokehdepth.convert import convert_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline, weights_record
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.publishing import PROJECT, build_folder
+from bokehdepth.released.convert import convert_checkpoint
 from bokehdepth.weights_bokehdepth import WeightsError, check_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")

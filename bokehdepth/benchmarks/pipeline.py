@@ -1,10 +1,8 @@
-"""`bokehdepth bench pipeline`: a photo to bokeh stack and depth, whole, and what each memory plan wants.
+"""`bokehdepth bench pipeline`: a photo to bokeh stack and depth, whole.
 
 Groups. *random*: both stages with random weights, beside Kontext and Depth Anything called the documented way.
 *embedded*: the embedded model on its own, and its parts. *load*: the random weights, saved to a folder and loaded as a
-user loads them, beside the bytes that counting gives. *plans*: peak on the device under each memory plan, with and
-without baked modulation, and the bytes that loading reads and moves, counted on the meta device at FLUX's and ViT-L's
-size in bfloat16; load time is these bytes over the rates of disk and bus.
+user loads them, beside the bytes that counting gives.
 """
 
 import tempfile
@@ -20,14 +18,6 @@ from bokehdepth.benchmarks import gates, models, timing
 from bokehdepth.benchmarks.gates import Contender, compare
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
-from bokehdepth.memory_plan import (
-    baked_bytes,
-    load_bytes,
-    module_bytes,
-    needed_bytes,
-    stored_bytes,
-    working_bytes,
-)
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 
 RIVAL, OURS, KNOWN = "Kontext, then Depth Anything", "both stages", "both stages, photo known"
@@ -51,8 +41,7 @@ def run(
         photo_px: side of the photo that the embedded model gets.
 
     Returns:
-        `machine`, the arguments, `groups` with rows as `gates.compare` gives them, of "load" as `_load` does, and
-        `plans`: rows with `plan`, `gb`, `baked_gb`, `read_gb` and `moved_gb`.
+        `machine`, the arguments, `groups` with rows as `gates.compare` gives them, of "load" as `_load` does.
 
     Raises:
         InputError: a number is out of range.
@@ -71,8 +60,7 @@ def run(
             "load": _load(place, dtype, repeats),
         }
     arguments = {"size_px": size_px, "frames": frames, "steps": steps, "device": device, "photo_px": photo_px}
-    plans = plan_rows(size_px**2 if size_px >= 512 else 512 * 512, frames)
-    return {"machine": timing.machine(device), **arguments, "groups": groups, "plans": plans}
+    return {"machine": timing.machine(device), **arguments, "groups": groups}
 
 
 def _photo(side_px: int) -> np.ndarray:
@@ -178,8 +166,8 @@ def _load(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, A
         and `read_mb_per_s`; elsewhere than on the CPU also `moved_mb` counted and `moved_mb_per_s`.
     """
     parts, cpu = _counted_parts(False, dtype, 8), torch.device("cpu")
-    sizes, stored = ({name: count(part) for name, part in parts.items()} for count in (module_bytes, stored_bytes))
-    counted = load_bytes(sizes, stored)["resident"]
+    tensors_once = {id(t): t for part in parts.values() for t in part.state_dict(keep_vars=True).values()}
+    counted = sum(tensor.nbytes for tensor in tensors_once.values())
     loaded: list[BokehDepthPipeline] = []
 
     def read() -> None:
@@ -213,12 +201,12 @@ def _load(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, A
         | dict.fromkeys(("difference", "tolerance", "passed"))
         for name, taken in seconds.items()
     ]
-    difference = abs(tensors - counted.read) / counted.read
+    difference = abs(tensors - counted) / counted
     rows[0] |= {"difference": difference, "tolerance": 0.0, "passed": difference == 0}
-    megabytes = {"files_mb": files / 1e6, "read_mb": counted.read / 1e6}
+    megabytes = {"files_mb": files / 1e6, "read_mb": counted / 1e6}
     rates = {"read_mb_per_s": megabytes["read_mb"] / seconds[READ]}
     if MOVED in seconds:
-        megabytes["moved_mb"] = counted.moved / 1e6
+        megabytes["moved_mb"] = counted / 1e6
         rates["moved_mb_per_s"] = megabytes["moved_mb"] / seconds[MOVED]
     return {"rival": READ, "rows": rows, **megabytes, **rates}
 
@@ -229,43 +217,7 @@ def tensor_bytes(path: Path) -> int:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
-def plan_rows(area_px: int, frames: int) -> list[dict[str, Any]]:
-    """Each memory plan at true size in bfloat16, without text encoders, counted on the meta device.
-
-    Args:
-        area_px: pixels of a frame at work.
-        frames: frames that are denoised together.
-
-    Returns:
-        Rows with `plan`; `gb` and `baked_gb`, the peak on the device without and with baked modulation; `read_gb` and
-        `moved_gb`, what loading reads from disk and moves to the device.
-    """
-    parts = _counted_parts(True, torch.bfloat16, 512)
-    sizes = {name: module_bytes(part) for name, part in parts.items()}
-    baked = {**sizes, "transformer": baked_bytes(parts["transformer"])}
-    working = working_bytes(area_px, frames)
-    plain, smaller = needed_bytes(sizes, working), needed_bytes(baked, working)
-    loads = load_bytes(sizes, {name: stored_bytes(part) for name, part in parts.items()})
-    return [
-        {
-            "plan": plan,
-            "gb": plain[plan] / 1e9,
-            "baked_gb": smaller[plan] / 1e9,
-            "read_gb": loads[plan].read / 1e9,
-            "moved_gb": loads[plan].moved / 1e9,
-        }
-        for plan in plain
-    ]
-
-
 def as_text(result: dict[str, Any]) -> str:
     """Lay a result of `run` out as tables."""
     described = f"{result['device']}, {result['size_px']} px, {result['frames']} K, {result['steps']} steps"
-    columns = {
-        "plan": "plan at true size",
-        "gb": "peak GB",
-        "baked_gb": "peak GB, baked",
-        "read_gb": "GB read to load",
-        "moved_gb": "GB moved to load",
-    }
-    return "\n".join([gates.as_text(result, described), "", timing.table(result["plans"], columns)])
+    return gates.as_text(result, described)
