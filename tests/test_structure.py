@@ -81,12 +81,8 @@ STANDALONE = {
     "loading_bokehdepth": set(),
     "modeling_unidepth_parts": set(),
     "modeling_bokehdepth_dav2": {"modeling_bokehdepth"},
-    "modeling_bokehdepth_efficientnet": {
-        "modeling_bokehdepth",
-        "modeling_efficientnet_lite",
-        "weights_bokehdepth",
-    },
-    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts", "weights_bokehdepth"},
+    "modeling_bokehdepth_efficientnet": {"modeling_bokehdepth", "modeling_efficientnet_lite"},
+    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
     "sampling_bokehdepth": {"processing_bokehdepth"},
     "inputs_bokehdepth": {"processing_bokehdepth", "sampling_bokehdepth"},
     "pipeline_bokehdepth": {
