@@ -337,7 +337,7 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
 class DSFAConfig(PreTrainedConfig):
     """The fields of every backbone's configuration that say how DSFA is built and which K it takes.
 
-    dsfa_levels, dsfa_num_heads, dsfa_mlp_ratio: feature maps (0 is the shallowest) that DSFA rewrites; size of a block.
+    dsfa_levels, dsfa_num_heads, dsfa_mlp_ratio: maps (0 is the shallowest) that DSFA rewrites; size of a block.
     dsfa_layerscale_init: start of DSFA's LayerScale; at 0 a fresh model equals its backbone's to the last bit.
     bokeh_strength_scale, bokeh_strength_max: divisor of K inside the network, and the largest K that `forward` takes.
     dsfa_focus_bias_slope, dsfa_learn_focus_bias: slope of the focus attention's bias, and whether it is learned.
