@@ -172,20 +172,32 @@ FIRST = "embedding_layer.0.weight"
 ADAPTER = {FIRST: torch.ones(64, 1)}
 PLAIN = ("pixel_encoder.cls_token", "pixel_encoder.pos_embed", "pixel_decoder.depth_layer.to_latents.weight")
 RELEASED = {
-    "average is a number": ({"model": ADAPTER, "ema": {"shadow_params": 5}}, "shadow_params that is a int"),
-    "average is a word": ({"model": ADAPTER, "ema": {"shadow_params": "x"}}, "shadow_params that is a str"),
+    "average is a number": (
+        {"model": ADAPTER, "ema": {"shadow_params": 5}},
+        "must have ema.shadow_params for tensors",
+    ),
+    "average is a word": (
+        {"model": ADAPTER, "ema": {"shadow_params": "x"}},
+        "must have ema.shadow_params for tensors",
+    ),
     "sparse": ({FIRST: torch.ones(64, 1).to_sparse()}, "the layout torch.sparse_coo"),
-    "no values": ({FIRST: torch.ones(64, 1, device="meta")}, "a tensor with no values"),
-    "6 GB out of one value": ({FIRST: torch.ones(1, 1).expand(40_000, 40_000)}, "holds 4 bytes; wanted all values"),
-    "640 GB": ({FIRST: torch.ones(1, 1).expand(400_000, 400_000)}, "holds 4 bytes; wanted all values"),
+    "no values": ({FIRST: torch.ones(64, 1, device="meta")}, "got one without values"),
+    "6 GB out of one value": (
+        {FIRST: torch.ones(1, 1).expand(40_000, 40_000)},
+        "must hold all values of embedding_layer.0.weight, got 4 bytes",
+    ),
+    "640 GB": (
+        {FIRST: torch.ones(1, 1).expand(400_000, 400_000)},
+        "must hold all values of embedding_layer.0.weight, got 4 bytes",
+    ),
     "8 bits": ({FIRST: torch.ones(64, 1).to(torch.float8_e4m3fn)}, "a tensor of torch.float8_e4m3fn"),
     "a number for a matrix": (
         {**ADAPTER, "adapter_modules.0.to_v_dof.down.weight": torch.tensor(1.0)},
-        "of shape (); wanted 2 dimensions",
+        "must have 2 dimensions",
     ),
-    "a depth model of numbers": (dict.fromkeys(PLAIN, torch.tensor(1.0)), "of shape (); wanted"),
+    "a depth model of numbers": (dict.fromkeys(PLAIN, torch.tensor(1.0)), "must have 3 dimensions"),
     "a depth model of nothing": (
-        {"encoder_fusion.layers.0.x": torch.ones(1), "pretrained.cls_token": torch.ones(1, 1, 0)},
+        {"encoder_fusion.layers.0.block.x": torch.ones(1), "pretrained.cls_token": torch.ones(1, 1, 0)},
         "none of them 0",
     ),
 }

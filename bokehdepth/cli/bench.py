@@ -74,9 +74,9 @@ def add_bench(commands: Any) -> None:
     pipeline = _stage(
         kinds,
         "pipeline",
-        "both stages, the embedded model, and memory plans",
+        "both stages and the embedded model",
         "Time, work and memory of a photo to stack and depth, with random weights and with the embedded model; a load "
-        "from a folder beside the counted bytes; memory plans and what they load at FLUX's size by counting.",
+        "from a folder beside the counted bytes.",
         true_size=False,
     )
     pipeline.add_argument("--frames", metavar="F", type=whole_number(2), default=3, help="K of a stack (default: 3)")

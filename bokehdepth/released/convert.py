@@ -125,7 +125,8 @@ class _Translated:
             raise InputError(f"`checkpoint` lacks the tensor for {name} among its {len(self.state)}; it is not whole.")
         shape = tuple(self.state[name].shape)
         if len(shape) != dimensions or not all(shape):
-            raise InputError(f"`checkpoint` must have {dimensions} dimensions at {self.source(name)}, got {shape}.")
+            sizes = f"{dimensions} dimensions, none of them 0"
+            raise InputError(f"`checkpoint` must have {sizes}, at {self.source(name)}, got {shape}.")
         return shape
 
     def numbers(self, pattern: str) -> list[int]:
