@@ -61,7 +61,7 @@ def load_pipeline(
         model: as in `resolve_model`.
         device: where it runs.
         dtype: of all weights; None is float32 on the CPU and bfloat16 elsewhere.
-        revision: of a Hub repository; of "released", see `released_files.parse_revisions`.
+        revision: of a Hub repository; of "released", see `released.checkpoint.parse_revisions`.
         with_base: fetch a base that has a repository of its own; depth needs none.
 
     Raises:
@@ -71,13 +71,13 @@ def load_pipeline(
 
     from .loading_bokehdepth import HubError
     from .pipeline_bokehdepth import BokehDepthPipeline
-    from .released_files import REVISIONS
+    from .released.checkpoint import REVISIONS
     from .weights_bokehdepth import WeightsError
 
     source = resolve_model(model)
     if source == RELEASED:
-        from .released import load_released
-        from .released_files import parse_revisions
+        from .released.checkpoint import parse_revisions
+        from .released.pipeline import load_released
 
         revisions = None if revision is None else parse_revisions(revision)
         try:
@@ -148,7 +148,7 @@ def _base_record(index: Path) -> dict[str, dict[str, str | None]]:
         return {}
     if Path(base).is_dir():
         return {"base": {"id": Path(base).resolve().name, "revision": None}}
-    from .released_files import BASE_CONFIG, REVISIONS
+    from .released.checkpoint import BASE_CONFIG, REVISIONS
 
     return {"base": {"id": base, "revision": _cached_commit(base, BASE_CONFIG, REVISIONS.get(base))}}
 
@@ -163,7 +163,7 @@ def _cached_commit(repository: str, filename: str, revision: str | None) -> str 
 
 def _released_record(revision: str | None, with_base: bool) -> dict[str, dict[str, str | None]]:
     """Repository and cached commit of each released part."""
-    from .released_files import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
+    from .released.checkpoint import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
 
     wanted = {**REVISIONS, **({} if revision is None else parse_revisions(revision))}
     parts = {"base": Source(BASE_MODEL, BASE_CONFIG), "adapter": ADAPTER} if with_base else {}

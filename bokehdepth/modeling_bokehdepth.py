@@ -1,7 +1,7 @@
 """Stage-2: Divided Space Focus Attention (DSFA, Sec. 4.2, Eq. 6-9) and Depth Anything with DSFA.
 
-Hub repositories carry this file behind the one of ours that it imports. ``B`` batch, ``F`` frames, the sharp reference
-first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk radius in px per dioptre at 512 px width.
+``B`` batch, ``F`` frames, the sharp reference first, ``N`` patch tokens, ``D`` channels, ``H W`` pixels, ``K`` disk
+radius in px per dioptre at 512 px width.
 """
 
 import math
@@ -13,13 +13,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.modeling_utils import PreTrainedModel  # noqa: F401 - diffusers looks here for a base that it can load
 
 from .weights_bokehdepth import CheckedLoading
 
-_LAYER_NORM_EPS = 1e-5
 _MEASURE_SCALES_PX = (1, 2, 4)
 # Below the squared step of one 8-bit grey level in ImageNet-normalised pixels (3e-4): only true flatness is floored.
 _MEASURE_FLOOR = 1e-4
@@ -99,8 +99,7 @@ class _FocusAttention(nn.Module):
         for index in range(queries):
             logits = (q[:, index : index + 1] * k).sum(dim=-1) * self.scale
             logits = logits + bias[:, index, :, None, None].to(logits.dtype)
-            softmax_dtype = torch.promote_types(logits.dtype, torch.float32)
-            weights = logits.softmax(dim=1, dtype=softmax_dtype).to(v.dtype)
+            weights = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype)
             attended.append((weights.unsqueeze(-1) * v).sum(dim=1))
         return self.out_proj(torch.stack(attended, dim=1).flatten(-2))
 
@@ -132,8 +131,9 @@ class FocusMeasureEmbedding(nn.Module):
             Measures (B, F, N, 12), float32 or wider.
         """
         batch, frames, _, height_px, width_px = pixel_values.shape
-        grey = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32)).flatten(0, 1)
-        grey = grey.mean(dim=1, keepdim=True)
+        grey = (
+            pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32)).flatten(0, 1).mean(1, keepdim=True)
+        )
         cell_px, measures = patch_size // 2, []
         for step_px in _MEASURE_SCALES_PX:
             # The s pixels before each pixel are compared with the s pixels from it on, averaged over s pixels across.
@@ -169,8 +169,7 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
 
     The switches are the rows of Table 4: ``use_focus=False`` leaves out step 2 whole, FiLM included (the stack then no
     longer reaches the reference), ``use_space=False`` step 1, ``use_film=False`` Eq. 9; with ``use_bokeh=False``
-    copies of the reference at K = 0 take the stack's place (one is computed: equal frames attend to themselves). Parts
-    that a switch turns off own no parameters.
+    copies of the reference at K = 0 take the stack's place. Parts that a switch turns off own no parameters.
 
     Args:
         dim: token width ``D``.
@@ -219,19 +218,19 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
             self.k_embed = nn.Sequential(nn.Linear(1, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim))
         if use_space:
             scale = (dim // num_heads) ** -0.5 if space_attention_scale is None else float(space_attention_scale)
-            self.ln_space_attn = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+            self.ln_space_attn = nn.LayerNorm(dim)
             self.space_attn = _SpaceAttention(dim, num_heads, scale)
             self.gamma_space_attn = nn.Parameter(torch.empty(dim))
-            self.ln_space_ffn = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+            self.ln_space_ffn = nn.LayerNorm(dim)
             self.space_ffn = _FeedForward(dim, hidden)
             self.gamma_space_ffn = nn.Parameter(torch.empty(dim))
         if self.use_film:
             self.focus_film = nn.Linear(dim, 2 * dim)
         if use_focus:
-            self.ln_focus_attn = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+            self.ln_focus_attn = nn.LayerNorm(dim)
             self.focus_attn = _FocusAttention(dim, num_heads)
             self.gamma_focus_attn = nn.Parameter(torch.empty(dim))
-            self.ln_focus_ffn = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+            self.ln_focus_ffn = nn.LayerNorm(dim)
             self.focus_ffn = _FeedForward(dim, hidden)
             self.gamma_focus_ffn = nn.Parameter(torch.empty(dim))
             # One element and not a scalar: sharded training cannot split a tensor without axes.
@@ -286,8 +285,7 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         frames = tokens.shape[1]
         if frames == 1:
             return tokens
-        queries = 1 if reference_only else frames
-        visible = frames
+        queries, visible = 1 if reference_only else frames, frames
         if not self.use_bokeh:
             bokeh_strengths, visible, queries = torch.zeros_like(bokeh_strengths), 1, 1
         elif not self.use_focus:
@@ -312,14 +310,13 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
         if tokens.ndim != 4:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}; wanted (B, F, N, D).")
         if bokeh_strengths.shape != tokens.shape[:2]:
-            shape, wanted = tuple(bokeh_strengths.shape), tuple(tokens.shape[:2])
-            raise ValueError(f"bokeh_strengths has shape {shape}; wanted (B, F) = {wanted}.")
-        if (focus_measures is not None) != self.focus_measure:
-            state = "None" if focus_measures is None else "given"
-            raise ValueError(f"focus_measures is {state}; wanted it exactly when focus_measure is True.")
-        wanted = (*tokens.shape[:3], FocusMeasureEmbedding.num_measures)
-        if focus_measures is not None and focus_measures.shape != wanted:
-            raise ValueError(f"focus_measures has shape {tuple(focus_measures.shape)}; wanted (B, F, N, 12) {wanted}.")
+            raise ValueError(
+                f"bokeh_strengths has shape {tuple(bokeh_strengths.shape)}; tokens {tuple(tokens.shape)}."
+            )
+        wanted = (*tokens.shape[:3], FocusMeasureEmbedding.num_measures) if self.focus_measure else None
+        shape = None if focus_measures is None else tuple(focus_measures.shape)
+        if shape != wanted:
+            raise ValueError(f"`focus_measures` must have the shape {wanted}, got {shape}.")
 
     def _space_step(self, x: Tensor, k_tokens: Tensor) -> Tensor:
         """Eq. 7 on (B, F, N, D) with the K tokens (B, F, D)."""
@@ -337,37 +334,24 @@ class DividedSpaceFocusAttention(GradientCheckpointingLayer):
 
 
 @strict
-class BokehDepthAnythingConfig(DepthAnythingConfig):
-    r"""Configuration of `BokehDepthAnythingForDepthEstimation`: Depth Anything's own fields and DSFA's.
+class DSFAConfig(PreTrainedConfig):
+    """The fields of every backbone's configuration that say how DSFA is built and which K it takes.
 
-    dsfa_levels (`list[int]`, *optional*, defaults to `(2, 3)`):
-        The backbone's feature maps (0 is the shallowest) that DSFA rewrites.
-    dsfa_num_heads (`int`, *optional*, defaults to 8), dsfa_mlp_ratio (`float`, *optional*, defaults to 4.0):
-        Size of the DSFA blocks.
-    dsfa_layerscale_init (`float`, *optional*, defaults to 0.0):
-        Starting value of DSFA's LayerScale; at 0 a fresh model equals Depth Anything to the last bit.
-    bokeh_strength_scale, bokeh_strength_max (`float`, *optional*, default to 30.0), processing_resolution (`int`):
-        Divisor of K inside the network, the largest K that `forward` accepts, and photos' shorter side at work in px.
-    dsfa_focus_bias_slope (`float`, *optional*, defaults to 1.0), dsfa_learn_focus_bias (`bool`, defaults to `True`):
-        Slope of the focus attention's bias, and whether it is learned from there on.
-    use_space, use_focus, use_film, use_bokeh (`bool`, *optional*, default to `True`):
-        The ablations of the paper's Table 4, see `DividedSpaceFocusAttention`.
-    focus_measure (`bool`, *optional*, defaults to `False`):
-        Whether the blocks also see explicit sharpness measures of the pixels.
-    space_attention_scale (`float`, *optional*):
-        Factor on the space attention's logits; `None` is `head_dim ** -0.5`.
-    stack_scale (`float`, *optional*, defaults to 1.0): side of stack frames over the reference's, an approximation.
+    dsfa_levels, dsfa_num_heads, dsfa_mlp_ratio: maps (0 is the shallowest) that DSFA rewrites; size of a block.
+    dsfa_layerscale_init: start of DSFA's LayerScale; at 0 a fresh model equals its backbone's to the last bit.
+    bokeh_strength_scale, bokeh_strength_max: divisor of K inside the network, and the largest K that `forward` takes.
+    dsfa_focus_bias_slope, dsfa_learn_focus_bias: slope of the focus attention's bias, and whether it is learned.
+    use_space, use_focus, use_film, use_bokeh: the ablations of Table 4, see `DividedSpaceFocusAttention`.
+    focus_measure: whether the blocks also see sharpness measures of the pixels.
+    space_attention_scale: factor on the space attention's logits; None is `head_dim ** -0.5`.
     """
 
-    model_type = "bokehdepth_depth_anything"
-
-    dsfa_levels: list[int] | tuple[int, ...] = (2, 3)
+    dsfa_levels: list[int] | tuple[int, ...] = ()
     dsfa_num_heads: int = 8
     dsfa_mlp_ratio: float | int = 4.0
     dsfa_layerscale_init: float | int = 0.0
     bokeh_strength_scale: float | int = 30.0
     bokeh_strength_max: float | int = 30.0
-    processing_resolution: int = 518
     dsfa_focus_bias_slope: float | int = 1.0
     dsfa_learn_focus_bias: bool = True
     use_space: bool = True
@@ -376,26 +360,82 @@ class BokehDepthAnythingConfig(DepthAnythingConfig):
     use_bokeh: bool = True
     focus_measure: bool = False
     space_attention_scale: float | int | None = None
-    stack_scale: float | int = 1.0
 
     def validate_dsfa(self) -> None:
         """Refuse DSFA fields that cannot be built, by a ValueError; part of the `@strict` validation."""
-        levels, count = list(self.dsfa_levels), len(self.neck_hidden_sizes)
-        if not levels or len(set(levels)) != len(levels) or not all(0 <= level < count for level in levels):
-            raise ValueError(f"dsfa_levels is {levels}; wanted different feature-map indices from 0 to {count - 1}.")
+        levels, count = list(self.dsfa_levels), len(getattr(self, "neck_hidden_sizes", range(4)))
+        if len(set(levels)) != len(levels) or not all(0 <= level < count for level in levels):
+            raise ValueError(f"`dsfa_levels` must be different map indices from 0 to {count - 1}, got {levels}.")
         for name in ("dsfa_mlp_ratio", "bokeh_strength_scale", "bokeh_strength_max"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; wanted a positive number.")
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        if not isinstance(self.patch_size, int) or (self.focus_measure and self.patch_size % 2):
+            raise ValueError(f"`patch_size` must be one integer, even with focus_measure, got {self.patch_size}.")
+
+
+class DSFAModel(CheckedLoading):
+    """What every backbone's model has for its DSFA blocks: their making, and the checks of pixels and strengths."""
+
+    def _dsfa_blocks(self, widths: list[int]) -> nn.ModuleDict:
+        """A block for each of the configured levels, whose feature maps have these widths."""
+        config, settings = self.config, {}
+        for name in DividedSpaceFocusAttention.__init__.__kwdefaults__:
+            settings[name] = getattr(config, f"dsfa_{name}" if hasattr(config, f"dsfa_{name}") else name)
+        sizes, levels = (config.dsfa_num_heads, config.dsfa_mlp_ratio), config.dsfa_levels
+        return nn.ModuleDict({str(i): DividedSpaceFocusAttention(widths[i], *sizes, **settings) for i in levels})
+
+    @property
+    def focus_bias_slopes(self) -> dict[int, float]:
+        """Slope of each level's focus bias per ``bokeh_strength_scale`` units of K; empty without focus attention."""
+        blocks = {int(level): block for level, block in self.dsfa.items() if block.use_focus}
+        return {level: torch.as_tensor(block.focus_bias_slope).item() for level, block in blocks.items()}
+
+    def _check_inputs(self, pixel_values: Tensor, bokeh_strengths: Tensor | None) -> None:
+        shape, patch_px = tuple(pixel_values.shape), self.config.patch_size
+        if pixel_values.ndim not in (4, 5) or 0 in shape:
+            raise ValueError(f"pixel_values has shape {shape}; wanted (B, 3, H, W) or (B, F, 3, H, W), not empty.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values has dtype {pixel_values.dtype}; wanted normalised floating-point pixels.")
+        if shape[-2] % patch_px or shape[-1] % patch_px:
+            raise ValueError(f"pixel_values is {shape[-2]} x {shape[-1]} px; wanted multiples of {patch_px} px.")
+        if (bokeh_strengths is not None) != (pixel_values.ndim == 5):
+            raise ValueError(f"`bokeh_strengths` must be given with 5 axes of pixels and no others, got {shape}.")
+        if bokeh_strengths is None:
+            return
+        if bokeh_strengths.shape != shape[:2]:
+            raise ValueError(f"bokeh_strengths has shape {tuple(bokeh_strengths.shape)}; wanted (B, F) = {shape[:2]}.")
+        if bokeh_strengths.dtype == torch.bool or bokeh_strengths.is_complex():
+            raise ValueError(f"bokeh_strengths has dtype {bokeh_strengths.dtype}; wanted real numbers.")
+        if torch.compiler.is_compiling():  # values are unknown while a graph is traced
+            return
+        rows, maximum = bokeh_strengths.tolist(), self.config.bokeh_strength_max
+        if not all(row[0] == 0 and all(0 <= value <= maximum for value in row) for row in rows):  # NaN fails too
+            raise ValueError(f"`bokeh_strengths` must be in [0, {maximum:g}], of the first frame 0, got {rows}.")
+
+
+@strict
+class BokehDepthAnythingConfig(DSFAConfig, DepthAnythingConfig):
+    r"""Configuration of `BokehDepthAnythingForDepthEstimation`: Depth Anything's own fields, `DSFAConfig`'s and two.
+
+    processing_resolution (`int`, *optional*, defaults to 518): photos' shorter side at work in px.
+    stack_scale (`float`, *optional*, defaults to 1.0): side of stack frames over the reference's, an approximation.
+    """
+
+    model_type = "bokehdepth_depth_anything"
+
+    dsfa_levels: list[int] | tuple[int, ...] = (2, 3)
+    processing_resolution: int = 518
+    stack_scale: float | int = 1.0
+
+    def validate_stack(self) -> None:
+        """Refuse what this backbone cannot build, by a ValueError; part of the `@strict` validation."""
+        if not self.dsfa_levels:
+            raise ValueError("`dsfa_levels` must be one feature-map index or more, got none.")
         if not 0 < self.stack_scale <= 1:
-            raise ValueError(f"stack_scale is {self.stack_scale}; wanted a number above 0 and up to 1.")
-        if not isinstance(self.patch_size, int):
-            raise ValueError(f"patch_size is {self.patch_size}; wanted one integer, as the depth head is built for.")
-        if self.focus_measure and self.patch_size % 2:
-            raise ValueError(f"patch_size is {self.patch_size}; wanted an even number with focus_measure.")
+            raise ValueError(f"`stack_scale` must be a number above 0 and up to 1, got {self.stack_scale}.")
 
 
-class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepthEstimation):
+class BokehDepthAnythingForDepthEstimation(DSFAModel, DepthAnythingForDepthEstimation):
     """Depth Anything (V1/V2, relative or metric) that also looks at a bokeh stack of the photo.
 
     Backbone, neck and head are transformers' own classes and keep their weight names; for each chosen feature map a
@@ -410,12 +450,7 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
     def __init__(self, config: BokehDepthAnythingConfig) -> None:
         super().__init__(config)
         self.head.conv3 = FloatConv2d(config.head_hidden_size, 1, 1)
-        sizes, settings = (config.reassemble_hidden_size, config.dsfa_num_heads, config.dsfa_mlp_ratio), {}
-        for name in DividedSpaceFocusAttention.__init__.__kwdefaults__:
-            settings[name] = getattr(config, f"dsfa_{name}" if hasattr(config, f"dsfa_{name}") else name)
-        self.dsfa = nn.ModuleDict(
-            {str(level): DividedSpaceFocusAttention(*sizes, **settings) for level in config.dsfa_levels}
-        )
+        self.dsfa = self._dsfa_blocks([config.reassemble_hidden_size] * len(config.neck_hidden_sizes))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -452,12 +487,6 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
         for block in fused.dsfa.values():
             block.reset_parameters()
         return fused.train(model.training)
-
-    @property
-    def focus_bias_slopes(self) -> dict[int, float]:
-        """Slope of each level's focus bias per ``bokeh_strength_scale`` units of K; empty without focus attention."""
-        blocks = {int(level): block for level, block in self.dsfa.items() if block.use_focus}
-        return {level: torch.as_tensor(block.focus_bias_slope).item() for level, block in blocks.items()}
 
     def forward(
         self,
@@ -501,8 +530,7 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
         return_dict = self.config.return_dict if return_dict is None else return_dict
         options = {key: getattr(self.config, key) if value is None else value for key, value in options.items()}
         frames, _, height_px, width_px = pixel_values.shape[1:]
-        encoded = frames if self.config.use_bokeh else 1
-        pixel_values = pixel_values[:, :encoded]
+        pixel_values = pixel_values[:, : frames if self.config.use_bokeh else 1]
         features, maps = self._encode(pixel_values, 1, options)
         measures = None
         if self.config.focus_measure and self.config.use_focus:
@@ -549,8 +577,8 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
 
     def _encode_small(self, stack: Tensor) -> dict[int, Tensor]:
         """Tokens (B, F, 1 + N, D) of each fused map, of frames (B, F, 3, H, W) that are encoded smaller."""
-        shape, patch_px, side_px = stack.shape[:2], self.config.patch_size, stack.shape[-2:]
-        grid = [side // patch_px for side in side_px]
+        shape, patch_px = stack.shape[:2], self.config.patch_size
+        grid = [side // patch_px for side in stack.shape[-2:]]
         small = [max(1, round(side * self.config.stack_scale)) for side in grid]
         shrunk = fn.interpolate(stack.flatten(0, 1), [patch_px * s for s in small], mode="bilinear", antialias=True)
         maps, found = self._encode(shrunk.unflatten(0, shape), 0, {})[1], {}
@@ -559,34 +587,6 @@ class BokehDepthAnythingForDepthEstimation(CheckedLoading, DepthAnythingForDepth
             patches = fn.interpolate(patches, grid, mode="bilinear").flatten(2).transpose(1, 2).unflatten(0, shape)
             found[level] = torch.cat([maps[level][:, :, :1], patches], dim=2)
         return found
-
-    def _check_inputs(self, pixel_values: Tensor, bokeh_strengths: Tensor | None) -> None:
-        shape, patch_px = tuple(pixel_values.shape), self.config.patch_size
-        if pixel_values.ndim not in (4, 5) or 0 in shape:
-            raise ValueError(f"pixel_values has shape {shape}; wanted (B, 3, H, W) or (B, F, 3, H, W), not empty.")
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values has dtype {pixel_values.dtype}; wanted normalised floating-point pixels.")
-        if shape[-2] % patch_px or shape[-1] % patch_px:
-            raise ValueError(f"pixel_values is {shape[-2]} x {shape[-1]} px; wanted multiples of {patch_px} px.")
-        if (bokeh_strengths is not None) != (pixel_values.ndim == 5):
-            state = "None" if bokeh_strengths is None else "given"
-            raise ValueError(f"bokeh_strengths is {state} with pixel_values {shape}; wanted it exactly with 5 axes.")
-        if bokeh_strengths is not None:
-            self._check_strengths(bokeh_strengths, shape[:2])
-
-    def _check_strengths(self, bokeh_strengths: Tensor, wanted_shape: tuple[int, ...]) -> None:
-        if tuple(bokeh_strengths.shape) != wanted_shape:
-            shape = tuple(bokeh_strengths.shape)
-            raise ValueError(f"bokeh_strengths has shape {shape}; wanted (B, F) = {wanted_shape}.")
-        if bokeh_strengths.dtype == torch.bool or bokeh_strengths.is_complex():
-            raise ValueError(f"bokeh_strengths has dtype {bokeh_strengths.dtype}; wanted real numbers.")
-        if torch.compiler.is_compiling():  # values are unknown while a graph is traced
-            return
-        rows, maximum = bokeh_strengths.tolist(), self.config.bokeh_strength_max
-        if not all(0 <= value <= maximum for row in rows for value in row):  # NaN fails every comparison
-            raise ValueError(f"bokeh_strengths is {rows}; wanted finite values in [0, {maximum:g}].")
-        if any(row[0] != 0 for row in rows):
-            raise ValueError(f"bokeh_strengths is {rows}; wanted 0 for the first frame, the sharp reference.")
 
 
 # save_pretrained then copies this file and writes the auto_map entries that remote loading reads.

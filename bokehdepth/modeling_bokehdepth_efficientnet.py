@@ -21,17 +21,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from .modeling_bokehdepth import (
-    BokehDepthAnythingForDepthEstimation,
-    DividedSpaceFocusAttention,
-    FocusMeasureEmbedding,
-)
+from .modeling_bokehdepth import DividedSpaceFocusAttention, DSFAConfig, DSFAModel, FocusMeasureEmbedding
 from .modeling_efficientnet_lite import EfficientNetLiteEncoder
-from .weights_bokehdepth import CheckedLoading
 
 _FINEST = 1  # the encoder's map at 1/4 of the photo, the first that is read
 _GUIDE_PX = 4
@@ -42,7 +36,7 @@ _TOKEN_SCALE = 8.0  # about the deviation of the encoder's maps; DSFA's blocks b
 
 
 @strict
-class BokehDepthEfficientNetConfig(PreTrainedConfig):
+class BokehDepthEfficientNetConfig(DSFAConfig):
     r"""Configuration of `BokehDepthEfficientNetForDepthEstimation`; the defaults are EfficientNet-Lite2.
 
     width_factor, depth_factor (`float`, *optional*, default to 1.1 and 1.2):
@@ -59,10 +53,7 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
         Display values become `(value - mean) / std`.
     dsfa_levels (`list[int]`, *optional*, defaults to `(1, 2)`):
         Feature maps that DSFA rewrites: 0 is at 1/4, 3 at 1/32; empty is the network without DSFA.
-    dsfa_num_heads, dsfa_mlp_ratio, dsfa_layerscale_init, bokeh_strength_scale, bokeh_strength_max,
-    dsfa_focus_bias_slope, dsfa_learn_focus_bias, use_space, use_focus, use_film, use_bokeh, focus_measure,
-    space_attention_scale:
-        As in `BokehDepthAnythingConfig`.
+    The other fields are those of `DSFAConfig`.
     """
 
     model_type = "bokehdepth_efficientnet"
@@ -80,17 +71,7 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
     dsfa_levels: list[int] | tuple[int, ...] = (1, 2)
     dsfa_num_heads: int = 4
     dsfa_mlp_ratio: float | int = 2.0
-    dsfa_layerscale_init: float | int = 0.0
-    bokeh_strength_scale: float | int = 30.0
-    bokeh_strength_max: float | int = 30.0
-    dsfa_focus_bias_slope: float | int = 1.0
-    dsfa_learn_focus_bias: bool = True
-    use_space: bool = True
-    use_focus: bool = True
-    use_film: bool = True
-    use_bokeh: bool = True
     focus_measure: bool = True
-    space_attention_scale: float | int | None = None
 
     def validate_efficientnet(self) -> None:
         """Refuse fields that cannot be built; part of the `@strict` validation.
@@ -98,17 +79,13 @@ class BokehDepthEfficientNetConfig(PreTrainedConfig):
         Raises:
             ValueError: with the name of the field, what it must be, and its value.
         """
-        levels = list(self.dsfa_levels)
         if len(self.decoder_channels) != 4 or min(self.decoder_channels) < 1:
             raise ValueError(f"`decoder_channels` must be four positive numbers, got {list(self.decoder_channels)}.")
-        if len(set(levels)) != len(levels) or not all(0 <= level < 4 for level in levels):
-            raise ValueError(f"`dsfa_levels` must be different map indices from 0 to 3, got {levels}.")
         if self.patch_size != _MULTIPLE_PX:
             raise ValueError(
                 f"`patch_size` must be {_MULTIPLE_PX}, the stride of the last map, got {self.patch_size}."
             )
-        for name in ("width_factor", "depth_factor", "canonical_focal_px", "area_px", "guide_channels",
-                     "dsfa_mlp_ratio", "bokeh_strength_scale", "bokeh_strength_max"):  # fmt: skip
+        for name in ("width_factor", "depth_factor", "canonical_focal_px", "area_px", "guide_channels"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
 
@@ -163,7 +140,7 @@ class _GuidedUpsampling(nn.Module):
         return fn.pixel_shuffle((weights * around).sum(dim=1), _GUIDE_PX)[:, 0]
 
 
-class BokehDepthEfficientNetForDepthEstimation(CheckedLoading, PreTrainedModel):
+class BokehDepthEfficientNetForDepthEstimation(DSFAModel, PreTrainedModel):
     """EfficientNet-Lite with a feature pyramid that also looks at a bokeh stack of the photo.
 
     For each chosen feature map a `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's values
@@ -182,17 +159,7 @@ class BokehDepthEfficientNetForDepthEstimation(CheckedLoading, PreTrainedModel):
         super().__init__(config)
         self.encoder = EfficientNetLiteEncoder(config.width_factor, config.depth_factor)
         channels, widths = self.encoder.channels[_FINEST:], list(config.decoder_channels)
-        settings = {}
-        for name in DividedSpaceFocusAttention.__init__.__kwdefaults__:
-            settings[name] = getattr(config, f"dsfa_{name}" if hasattr(config, f"dsfa_{name}") else name)
-        self.dsfa = nn.ModuleDict(
-            {
-                str(level): DividedSpaceFocusAttention(
-                    channels[level], config.dsfa_num_heads, config.dsfa_mlp_ratio, **settings
-                )
-                for level in config.dsfa_levels
-            }
-        )
+        self.dsfa = self._dsfa_blocks(channels)
         above = [*widths[1:], None]
         self.fusion = nn.ModuleList(_Fusion(*sizes) for sizes in zip(channels, above, widths, strict=True))
         self.context = nn.Linear(channels[-1], widths[-1])
@@ -216,11 +183,6 @@ class BokehDepthEfficientNetForDepthEstimation(CheckedLoading, PreTrainedModel):
                 init.constant_(module.bias, math.log(_START_FOCAL))
             elif module is self.head:
                 init.constant_(module.bias, -1.0)  # a depth of 2.7 m
-
-    # All backbones take the same pixels and strengths, and refuse them in the same words.
-    _check_inputs = BokehDepthAnythingForDepthEstimation._check_inputs
-    _check_strengths = BokehDepthAnythingForDepthEstimation._check_strengths
-    focus_bias_slopes = BokehDepthAnythingForDepthEstimation.focus_bias_slopes
 
     def forward(
         self,

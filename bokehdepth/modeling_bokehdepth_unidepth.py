@@ -20,18 +20,17 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .modeling_bokehdepth import (
-    BokehDepthAnythingForDepthEstimation,
     DividedSpaceFocusAttention,
+    DSFAConfig,
+    DSFAModel,
     FloatConv2d,
     FocusMeasureEmbedding,
 )
 from .modeling_unidepth_parts import ResidualUnit, Scale, UniDepthDecoder, UniDepthEncoder, pinhole_rays
-from .weights_bokehdepth import CheckedLoading
 
 UNIDEPTH_LICENCE = "CC BY-NC 4.0"
 """Licence of the published UniDepthV2 weights, and so of all that is fine-tuned from them."""
@@ -43,7 +42,7 @@ _RADIUS_SHIFT = 2.0
 
 
 @strict
-class BokehDepthUniDepthConfig(PreTrainedConfig):
+class BokehDepthUniDepthConfig(DSFAConfig):
     r"""Configuration of `BokehDepthUniDepthForDepthEstimation`; the defaults are UniDepthV2 Large with DSFA.
 
     hidden_size, num_hidden_layers, num_attention_heads, patch_size, image_size (`int`, *optional*):
@@ -62,10 +61,7 @@ class BokehDepthUniDepthConfig(PreTrainedConfig):
         Width over height that `infer` pads photos to.
     dsfa_levels (`list[int]`, *optional*, defaults to `(0, 1, 2, 3)`):
         Levels (0 is the shallowest) that DSFA rewrites; empty is plain UniDepthV2.
-    dsfa_num_heads, dsfa_mlp_ratio, dsfa_layerscale_init, bokeh_strength_scale, bokeh_strength_max,
-    dsfa_focus_bias_slope, dsfa_learn_focus_bias, use_space, use_focus, use_film, use_bokeh, focus_measure,
-    space_attention_scale:
-        As in `BokehDepthAnythingConfig`.
+    The other fields are those of `DSFAConfig`.
     """
 
     model_type = "bokehdepth_unidepth"
@@ -88,19 +84,6 @@ class BokehDepthUniDepthConfig(PreTrainedConfig):
     aspect_max: float | int = 2.5
     depth_estimation_type: str = "metric"
     dsfa_levels: list[int] | tuple[int, ...] = (0, 1, 2, 3)
-    dsfa_num_heads: int = 8
-    dsfa_mlp_ratio: float | int = 4.0
-    dsfa_layerscale_init: float | int = 0.0
-    bokeh_strength_scale: float | int = 30.0
-    bokeh_strength_max: float | int = 30.0
-    dsfa_focus_bias_slope: float | int = 1.0
-    dsfa_learn_focus_bias: bool = True
-    use_space: bool = True
-    use_focus: bool = True
-    use_film: bool = True
-    use_bokeh: bool = True
-    focus_measure: bool = False
-    space_attention_scale: float | int | None = None
 
     def validate_unidepth(self) -> None:
         """Refuse fields that cannot be built; part of the `@strict` validation.
@@ -108,26 +91,22 @@ class BokehDepthUniDepthConfig(PreTrainedConfig):
         Raises:
             ValueError: with the name of the field, its value and what was wanted.
         """
-        indices, levels = list(self.out_indices), list(self.dsfa_levels)
+        indices = list(self.out_indices)
         if len(indices) != 4 or sorted(set(indices)) != indices or not 0 < indices[0] <= indices[-1]:
             raise ValueError(f"out_indices is {indices}; wanted four ascending block numbers from 1.")
         if indices[-1] > self.num_hidden_layers:
             raise ValueError(f"out_indices is {indices}; wanted numbers up to {self.num_hidden_layers}.")
-        if len(set(levels)) != len(levels) or not all(0 <= level < len(indices) for level in levels):
-            raise ValueError(f"dsfa_levels is {levels}; wanted different level indices from 0 to {len(indices) - 1}.")
         if len(self.decoder_depths) != 3:
             raise ValueError(f"decoder_depths is {list(self.decoder_depths)}; wanted three numbers.")
         for width, heads in (("hidden_size", "num_attention_heads"), ("decoder_hidden_size", "decoder_num_heads")):
             if getattr(self, heads) < 1 or getattr(self, width) % getattr(self, heads):
                 raise ValueError(f"{heads} is {getattr(self, heads)}; wanted a divisor of {width}.")
-        for name in ("dsfa_mlp_ratio", "bokeh_strength_scale", "bokeh_strength_max", "aspect_min", "pixels_min"):
+        for name in ("aspect_min", "pixels_min"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted a positive number.")
         for low, high in (("aspect_min", "aspect_max"), ("pixels_min", "pixels_max")):
             if not getattr(self, low) <= getattr(self, high):
                 raise ValueError(f"{high} is {getattr(self, high)}; wanted {low} ({getattr(self, low)}) or more.")
-        if self.focus_measure and self.patch_size % 2:
-            raise ValueError(f"patch_size is {self.patch_size}; wanted an even number with focus_measure.")
 
 
 @dataclass
@@ -163,7 +142,7 @@ class _FloatLinear(nn.Linear):
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-class BokehDepthUniDepthForDepthEstimation(CheckedLoading, PreTrainedModel):
+class BokehDepthUniDepthForDepthEstimation(DSFAModel, PreTrainedModel):
     """UniDepthV2 that also looks at a bokeh stack of the photo.
 
     For each chosen level a `DividedSpaceFocusAttention` (`dsfa.<level>`) rewrites the reference frame's patch tokens
@@ -185,26 +164,7 @@ class BokehDepthUniDepthForDepthEstimation(CheckedLoading, PreTrainedModel):
         self.pixel_decoder.camera_layer.out_pinhole.proj2 = _FloatLinear(config.decoder_hidden_size, 1)
         for last in (self.pixel_decoder.depth_layer.to_depth_hr, self.pixel_decoder.depth_layer.to_confidence_hr):
             last[-1] = FloatConv2d(last[-1].in_channels, 1, 1)
-        self.dsfa = nn.ModuleDict(
-            {
-                str(level): DividedSpaceFocusAttention(
-                    config.hidden_size,
-                    config.dsfa_num_heads,
-                    config.dsfa_mlp_ratio,
-                    layerscale_init=config.dsfa_layerscale_init,
-                    bokeh_strength_scale=config.bokeh_strength_scale,
-                    focus_bias_slope=config.dsfa_focus_bias_slope,
-                    learn_focus_bias=config.dsfa_learn_focus_bias,
-                    use_space=config.use_space,
-                    use_focus=config.use_focus,
-                    use_film=config.use_film,
-                    use_bokeh=config.use_bokeh,
-                    focus_measure=config.focus_measure,
-                    space_attention_scale=config.space_attention_scale,
-                )
-                for level in config.dsfa_levels
-            }
-        )
+        self.dsfa = self._dsfa_blocks([config.hidden_size] * len(config.out_indices))
         self.post_init()
 
     @torch.no_grad()
@@ -224,11 +184,6 @@ class BokehDepthUniDepthForDepthEstimation(CheckedLoading, PreTrainedModel):
             for name in ("cls_token", "pos_embed", "register_tokens", "mask_token", "latents_pos", "level_embeds"):
                 if name in module._parameters:
                     init.trunc_normal_(module._parameters[name], std=self.config.initializer_range)
-
-    # The two backbones take the same pixels and strengths, and refuse them in the same words.
-    _check_inputs = BokehDepthAnythingForDepthEstimation._check_inputs
-    _check_strengths = BokehDepthAnythingForDepthEstimation._check_strengths
-    focus_bias_slopes = BokehDepthAnythingForDepthEstimation.focus_bias_slopes
 
     def forward(
         self,

@@ -126,11 +126,11 @@ class BokehDepthPipeline(CheckedPipeline, HubLoading, InputChecks, StackSampling
         """Loads the released BokehDepth from the Hub; needs the package `bokehdepth`, which reads its files.
 
         Args:
-            **options: of `bokehdepth.released.load_released`, such as `device`, `preset` ("paper", "released",
-                "fast"), `depth` ("unidepth", "depth_anything"), `revisions` and `token`.
+            **options: of `bokehdepth.released.pipeline.load_released`, such as `device`, `preset` ("paper",
+                "released", "fast"), `depth` ("unidepth", "depth_anything"), `revisions` and `token`.
 
         Returns:
-            `bokehdepth.released.ReleasedPipeline`.
+            `bokehdepth.released.pipeline.ReleasedPipeline`.
 
         Raises:
             ValueError: the Hub does not give a file (the sentence says why), or an option is wrong.
@@ -140,7 +140,7 @@ class BokehDepthPipeline(CheckedPipeline, HubLoading, InputChecks, StackSampling
         """
         from importlib import import_module  # a Hub repository carries this file without the module of the name
 
-        return import_module("bokehdepth.released").load_released(**options)
+        return import_module("bokehdepth.released.pipeline").load_released(**options)
 
     @property
     def vae_scale_factor(self) -> int:

@@ -12,10 +12,13 @@ from diffusers.models.attention_dispatch import attention_backend
 import tiny
 from bokehdepth.acceleration import bake_modulation, modulation_layers, quantize, restore_modulation
 from bokehdepth.errors import InputError
-from bokehdepth.memory_plan import module_bytes
 
 FIXED = {"reference_attention": "causal", "reference_timestep": 0.0}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def module_bytes(module):
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def frames(pipe, strengths=(10, 20, 30), **options):

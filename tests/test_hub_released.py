@@ -15,12 +15,12 @@ from PIL import Image
 
 import tiny
 from bokehdepth.camera import read_camera
-from bokehdepth.convert import convert_state
 from bokehdepth.depth_files import load_depth
 from bokehdepth.hub import EMBEDDED_FOLDER
 from bokehdepth.imaging import open_photo
-from bokehdepth.released import PRESETS, ReleasedPipeline
-from bokehdepth.released_files import ADAPTER, BASE_MODEL, DEPTH_MODELS, REVISIONS, parse_revisions
+from bokehdepth.released.checkpoint import ADAPTER, BASE_MODEL, DEPTH_MODELS, REVISIONS, parse_revisions
+from bokehdepth.released.convert import convert_state
+from bokehdepth.released.pipeline import PRESETS, ReleasedPipeline
 from doors import run_client, write_photo
 
 RELEASE = ADAPTER.repo_id
@@ -104,14 +104,14 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     pipe = BokehDepthPipeline.from_released(depth="depth_anything", with_base=False, revisions={release: "whole"})
     did["warned of a pinned one"] = [str(w.message) for w in caught if "not pinned" in str(w.message)]
-did["revisions"], did["plan"], did["preset"] = dict(pipe.revisions), pipe.memory_plan.name, pipe.preset
+did["revisions"], did["plan"], did["preset"] = dict(pipe.revisions), pipe.placement, pipe.preset
 pixels = torch.linspace(-1, 1, 2 * 3 * 70 * 56).reshape(1, 2, 3, 70, 56)
 strengths = torch.tensor([[0.0, 0.5]])
 pipe.depth_estimator.save_pretrained("depth_anything")
 again = type(pipe.depth_estimator).from_pretrained("depth_anything")
 with torch.no_grad():
     depths = [model(pixels, strengths).predicted_depth for model in (pipe.depth_estimator, again)]
-from bokehdepth.released_files import Source
+from bokehdepth.released.checkpoint import Source
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     other = BokehDepthPipeline.from_released(depth_source=Source("author/depth", "depth.pth"), with_base=False)
@@ -139,8 +139,8 @@ def did(hub, home):
     [
         ("gated", f"{BASE_MODEL} is gated; accept its licence on its Hub page and log in with a token that reads it."),
         ("token", "was refused (401), since the token is not valid; log in again with `hf auth login`."),
-        ("form", "revision is 'v1'; wanted REPOSITORY@COMMIT of each of"),
-        ("stranger", "revisions has somebody/else, which is not loaded; wanted black-forest-labs/FLUX.1-Kontext-dev,"),
+        ("form", "`revision` must be REPOSITORY@COMMIT of each of"),
+        ("stranger", "`revisions` must be of black-forest-labs/FLUX.1-Kontext-dev,"),
         ("revision", f"{RELEASE} has no such revision on the Hub; wanted a branch, a tag or a commit of it."),
         ("base revision", f"{BASE_MODEL} has no such revision on the Hub"),
         ("moved", f"{RELEASE} has no file UDv2_dsfa_release.pth at"),
@@ -234,4 +234,4 @@ def test_commits_stand_in_one_place_and_have_their_form():
     assert parse_revisions(" a/b@1, c/d@x@y ") == {"a/b": "1", "c/d": "x@y"}
     package = EMBEDDED_FOLDER.parent
     holders = [path.name for path in package.rglob("*.py") if 'fogradio/BokehDepth"' in path.read_text()]
-    assert holders == ["released_files.py"]
+    assert holders == ["checkpoint.py"]

@@ -17,10 +17,10 @@ from transformers import pipeline as transformers_pipeline
 
 import tiny
 from bokehdepth import BokehDepthPipeline, publishing
-from bokehdepth.convert import convert_state
 from bokehdepth.hub import EMBEDDED_FOLDER
 from bokehdepth.loading_bokehdepth import joined_source
 from bokehdepth.publishing import PACKAGE, PROJECT
+from bokehdepth.released.convert import convert_state
 from doors import assert_same_bits, call_local, run_client, write_photo
 
 MODEL, DEPTH, OTHER = "tester/unidepth", "tester/unidepth-dsfa", "tester/other"

@@ -203,10 +203,10 @@ def test_outputs_of_the_reference_frame(base, frames):
 
 
 BAD_STRENGTHS = [
-    ([[0.0, 10.0, 20.0, 31.0]] * 2, "wanted finite values in [0, 30]"),
-    ([[0.0, -1.0, 20.0, 30.0]] * 2, "wanted finite values in [0, 30]"),
-    ([[0.0, float("nan"), 20.0, 30.0]] * 2, "wanted finite values in [0, 30]"),
-    ([[5.0, 10.0, 20.0, 30.0]] * 2, "wanted 0 for the first frame"),
+    ([[0.0, 10.0, 20.0, 31.0]] * 2, "must be in [0, 30], of the first frame 0, got"),
+    ([[0.0, -1.0, 20.0, 30.0]] * 2, "must be in [0, 30], of the first frame 0, got"),
+    ([[0.0, float("nan"), 20.0, 30.0]] * 2, "must be in [0, 30], of the first frame 0, got"),
+    ([[5.0, 10.0, 20.0, 30.0]] * 2, "must be in [0, 30], of the first frame 0, got"),
     ([[0.0, 10.0, 20.0]] * 2, "bokeh_strengths has shape (2, 3); wanted (B, F) = (2, 4)"),
     ([[False, True, True, True]] * 2, "bokeh_strengths has dtype torch.bool"),
 ]
@@ -226,8 +226,8 @@ def test_model_refuses_bad_pixels(base, frames):
         (frames[:, :0], STRENGTHS[:, :0], "pixel_values has shape (2, 0, 3, 70, 98)"),
         (frames.to(torch.uint8), STRENGTHS, "pixel_values has dtype torch.uint8"),
         (frames[..., 1:], STRENGTHS, "pixel_values is 70 x 97 px; wanted multiples of 14 px"),
-        (frames, None, "bokeh_strengths is None"),
-        (frames[:, 0], STRENGTHS[:, :1], "bokeh_strengths is given"),
+        (frames, None, "`bokeh_strengths` must be given with 5 axes"),
+        (frames[:, 0], STRENGTHS[:, :1], "`bokeh_strengths` must be given with 5 axes"),
     ]
     for pixel_values, strengths, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -240,11 +240,11 @@ def test_model_refuses_bad_pixels(base, frames):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"dsfa_levels": [2, 4]}, "dsfa_levels is [2, 4]"),
-        ({"dsfa_levels": []}, "dsfa_levels is []"),
-        ({"dsfa_levels": [3, 3]}, "dsfa_levels is [3, 3]"),
-        ({"bokeh_strength_scale": 0.0}, "bokeh_strength_scale is 0.0"),
-        ({"patch_size": [14, 14]}, "patch_size is [14, 14]"),
+        ({"dsfa_levels": [2, 4]}, "from 0 to 3, got [2, 4]"),
+        ({"dsfa_levels": []}, "`dsfa_levels` must be one feature-map index or more, got none"),
+        ({"dsfa_levels": [3, 3]}, "got [3, 3]"),
+        ({"bokeh_strength_scale": 0.0}, "`bokeh_strength_scale` must be a positive number, got 0.0"),
+        ({"patch_size": [14, 14]}, "`patch_size` must be one integer, even with focus_measure, got [14, 14]"),
         ({"use_focus": "no"}, "use_focus"),
     ],
 )
@@ -512,7 +512,7 @@ def test_smaller_stack_frames_cost_less_and_change_little(base, frames):
 
 def test_stack_scale_is_checked():
     for wrong in (0.0, 1.5, float("nan")):
-        with pytest.raises(Exception, match="stack_scale is .*wanted a number above 0 and up to 1"):
+        with pytest.raises(Exception, match="`stack_scale` must be a number above 0 and up to 1"):
             tiny_config(stack_scale=wrong)
 
 

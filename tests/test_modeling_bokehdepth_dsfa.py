@@ -230,11 +230,17 @@ def test_fixed_slope_is_no_parameter():
         (lambda: DividedSpaceFocusAttention(32, 4, use_space=False, use_focus=False), "use_space and use_focus"),
         (lambda: make_block()(torch.ones(2, 15, 32), STRENGTHS), "tokens has shape (2, 15, 32)"),
         (lambda: make_block()(torch.ones(2, 4, 15, 32), STRENGTHS[:, :3]), "bokeh_strengths has shape (2, 3)"),
-        (lambda: make_block(focus_measure=True)(torch.ones(2, 4, 15, 32), STRENGTHS), "focus_measures is None"),
-        (lambda: make_block()(torch.ones(2, 4, 15, 32), STRENGTHS, torch.ones(2)), "focus_measures is given"),
+        (
+            lambda: make_block(focus_measure=True)(torch.ones(2, 4, 15, 32), STRENGTHS),
+            "(2, 4, 15, 12), got None",
+        ),
+        (
+            lambda: make_block()(torch.ones(2, 4, 15, 32), STRENGTHS, torch.ones(2)),
+            "got (2,)",
+        ),
         (
             lambda: make_block(focus_measure=True)(torch.ones(2, 4, 15, 32), STRENGTHS, torch.ones(2, 4, 15, 3)),
-            "focus_measures has shape (2, 4, 15, 3)",
+            "got (2, 4, 15, 3)",
         ),
     ],
 )

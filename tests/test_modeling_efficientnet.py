@@ -225,7 +225,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         ({"pixel_values": torch.zeros(1, 3, 60, 96)}, "multiples of 32"),
         ({"pixel_values": torch.zeros(1, 3, 64, 96), "intrinsics": torch.eye(3)}, "`intrinsics` must be"),
         ({"pixel_values": torch.zeros(1, 3, 64, 96), "intrinsics": -torch.eye(3)[None]}, "`intrinsics` must be"),
-        ({"pixel_values": torch.zeros(1, 2, 3, 64, 96)}, "bokeh_strengths is None"),
+        ({"pixel_values": torch.zeros(1, 2, 3, 64, 96)}, "`bokeh_strengths` must be given with 5 axes"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, sentence):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as fn
 from transformers import AutoModelForDepthEstimation
 
-from bokehdepth.convert import convert_state
 from bokehdepth.modeling_bokehdepth_unidepth import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,6 +20,7 @@ from bokehdepth.modeling_bokehdepth_unidepth import (
     BokehDepthUniDepthForDepthEstimation,
 )
 from bokehdepth.modeling_unidepth_parts import pinhole_rays
+from bokehdepth.released.convert import convert_state
 
 DIM, WIDTH, HEADS = 64, 32, 8
 CAMERA = torch.tensor([[[45.0, 0, 25], [0, 50, 19], [0, 0, 1]]])
@@ -267,9 +267,9 @@ def test_photos_of_any_size_keep_their_size_and_their_camera():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: m(frames(), None), "bokeh_strengths is None"),
-        (lambda m: m(frames(), STRENGTHS + 1), "wanted 0 for the first frame"),
-        (lambda m: m(frames(), STRENGTHS * 30), "wanted finite values in [0, 30]"),
+        (lambda m: m(frames(), None), "`bokeh_strengths` must be given with 5 axes"),
+        (lambda m: m(frames(), STRENGTHS + 1), "must be in [0, 30], of the first frame 0, got"),
+        (lambda m: m(frames(), STRENGTHS * 30), "must be in [0, 30], of the first frame 0, got"),
         (lambda m: m(frames(40, 56), STRENGTHS), "wanted multiples of 14 px"),
         (lambda m: m(frames(), STRENGTHS, CAMERA[0]), "intrinsics has shape (3, 3)"),
         (lambda m: m(frames(), STRENGTHS, -CAMERA), "fx, fy > 0"),
@@ -290,9 +290,9 @@ def test_bad_input_is_refused(call, message):
     [
         ({"out_indices": [3, 6, 9]}, "out_indices is [3, 6, 9]"),
         ({"out_indices": [3, 6, 9, 30]}, "wanted numbers up to 24"),
-        ({"dsfa_levels": [0, 4]}, "dsfa_levels is [0, 4]"),
+        ({"dsfa_levels": [0, 4]}, "from 0 to 3, got [0, 4]"),
         ({"num_attention_heads": 7}, "num_attention_heads is 7"),
-        ({"bokeh_strength_max": 0}, "bokeh_strength_max is 0"),
+        ({"bokeh_strength_max": 0}, "`bokeh_strength_max` must be a positive number, got 0"),
         ({"pixels_max": 5}, "pixels_max is 5"),
     ],
 )

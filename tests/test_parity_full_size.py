@@ -8,7 +8,7 @@ import parity
 import torch
 from test_modeling_unidepth import PARITY_CAMERA, assert_output, normalised
 
-from bokehdepth.convert import convert_state
+from bokehdepth.released.convert import convert_state
 
 STRENGTHS = torch.tensor([[0.0, 10, 20, 30]])
 

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "bokehdepth"
 
 # A module may import modules of lower levels, and of its own level only as listed below.
 LEVELS = [
-    {"errors", "__init__"},
+    {"errors", "__init__", "released.__init__"},
     {"colours", "formats"},
-    {"optics", "staging", "checkpoints", "extras", "sessions", "server_folder", "array_files", "weights_bokehdepth"},
+    {"optics", "staging", "extras", "sessions", "server_folder", "array_files", "weights_bokehdepth"},
     {"exif_tags"},
     {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
     {"rendering.townscape", "rendering.textures"},
@@ -38,12 +38,11 @@ LEVELS = [
     {"modeling_bokehdepth_dav2", "modeling_bokehdepth_efficientnet", "modeling_bokehdepth_unidepth"},
     {"modeling_bokeh_adapter", "modeling_mini_flux", "processing_bokehdepth"},
     {"loading_bokehdepth", "sampling_bokehdepth"},
-    {"inputs_bokehdepth"},
+    {"inputs_bokehdepth", "released.checkpoint"},
     {"pipeline_bokehdepth"},
-    {"acceleration", "blur_fit", "cards", "content_filter", "convert", "released_files"},
-    {"memory_plan"},
-    {"bracket_checks", "released", "sweep"},
-    {"audit", "hub"},
+    {"acceleration", "blur_fit", "cards", "content_filter", "released.convert"},
+    {"bracket_checks", "released.pipeline", "sweep"},
+    {"hub", "released.audit"},
     {"jobs", "publishing"},
     {"serving"},
     {"endpoints", "page"},
@@ -68,12 +67,8 @@ STANDALONE = {
     "loading_bokehdepth": set(),
     "modeling_unidepth_parts": set(),
     "modeling_bokehdepth_dav2": {"modeling_bokehdepth"},
-    "modeling_bokehdepth_efficientnet": {
-        "modeling_bokehdepth",
-        "modeling_efficientnet_lite",
-        "weights_bokehdepth",
-    },
-    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts", "weights_bokehdepth"},
+    "modeling_bokehdepth_efficientnet": {"modeling_bokehdepth", "modeling_efficientnet_lite"},
+    "modeling_bokehdepth_unidepth": {"modeling_bokehdepth", "modeling_unidepth_parts"},
     "sampling_bokehdepth": {"processing_bokehdepth"},
     "inputs_bokehdepth": {"processing_bokehdepth", "sampling_bokehdepth"},
     "pipeline_bokehdepth": {

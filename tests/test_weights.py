@@ -13,12 +13,12 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 import tiny
-from bokehdepth.convert import convert_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline, weights_record
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.publishing import PROJECT, build_folder
+from bokehdepth.released.convert import convert_checkpoint
 from bokehdepth.weights_bokehdepth import WeightsError, check_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -172,20 +172,32 @@ FIRST = "embedding_layer.0.weight"
 ADAPTER = {FIRST: torch.ones(64, 1)}
 PLAIN = ("pixel_encoder.cls_token", "pixel_encoder.pos_embed", "pixel_decoder.depth_layer.to_latents.weight")
 RELEASED = {
-    "average is a number": ({"model": ADAPTER, "ema": {"shadow_params": 5}}, "shadow_params that is a int"),
-    "average is a word": ({"model": ADAPTER, "ema": {"shadow_params": "x"}}, "shadow_params that is a str"),
+    "average is a number": (
+        {"model": ADAPTER, "ema": {"shadow_params": 5}},
+        "must have ema.shadow_params for tensors",
+    ),
+    "average is a word": (
+        {"model": ADAPTER, "ema": {"shadow_params": "x"}},
+        "must have ema.shadow_params for tensors",
+    ),
     "sparse": ({FIRST: torch.ones(64, 1).to_sparse()}, "the layout torch.sparse_coo"),
-    "no values": ({FIRST: torch.ones(64, 1, device="meta")}, "a tensor with no values"),
-    "6 GB out of one value": ({FIRST: torch.ones(1, 1).expand(40_000, 40_000)}, "holds 4 bytes; wanted all values"),
-    "640 GB": ({FIRST: torch.ones(1, 1).expand(400_000, 400_000)}, "holds 4 bytes; wanted all values"),
+    "no values": ({FIRST: torch.ones(64, 1, device="meta")}, "got one without values"),
+    "6 GB out of one value": (
+        {FIRST: torch.ones(1, 1).expand(40_000, 40_000)},
+        "must hold all values of embedding_layer.0.weight, got 4 bytes",
+    ),
+    "640 GB": (
+        {FIRST: torch.ones(1, 1).expand(400_000, 400_000)},
+        "must hold all values of embedding_layer.0.weight, got 4 bytes",
+    ),
     "8 bits": ({FIRST: torch.ones(64, 1).to(torch.float8_e4m3fn)}, "a tensor of torch.float8_e4m3fn"),
     "a number for a matrix": (
         {**ADAPTER, "adapter_modules.0.to_v_dof.down.weight": torch.tensor(1.0)},
-        "of shape (); wanted 2 dimensions",
+        "must have 2 dimensions",
     ),
-    "a depth model of numbers": (dict.fromkeys(PLAIN, torch.tensor(1.0)), "of shape (); wanted"),
+    "a depth model of numbers": (dict.fromkeys(PLAIN, torch.tensor(1.0)), "must have 3 dimensions"),
     "a depth model of nothing": (
-        {"encoder_fusion.layers.0.x": torch.ones(1), "pretrained.cls_token": torch.ones(1, 1, 0)},
+        {"encoder_fusion.layers.0.block.x": torch.ones(1), "pretrained.cls_token": torch.ones(1, 1, 0)},
         "none of them 0",
     ),
 }
@@ -204,7 +216,7 @@ def test_an_odd_released_file_is_one_sentence(tmp_path, case):
 def test_a_pickle_is_not_taken_for_safetensors(tmp_path):
     torch.save(ADAPTER, tmp_path / "model.safetensors")
     for source in (tmp_path / "model.safetensors", tmp_path):
-        with pytest.raises(InputError, match="'model.safetensors', a PyTorch file by its content; wanted safetensors"):
+        with pytest.raises(InputError, match="got a PyTorch file 'model.safetensors'"):
             convert_checkpoint(source, tmp_path / "out")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForDepthEstimation
 
-from bokehdepth.checkpoints import read_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth_efficientnet import BokehDepthEfficientNetForDepthEstimation
 from bokehdepth.modeling_efficientnet_lite import EfficientNetLiteEncoder
+from bokehdepth.released.checkpoint import read_checkpoint
 
 _NORM_EPS = 1e-3
 _LAYERS = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1"),

@@ -29,8 +29,8 @@ def add_convert(commands: Any) -> None:
     parser.add_argument(
         "--audit",
         action="store_true",
-        help="write nothing; print the commit and checksum to pin, then check keys, whether K was trained, whether "
-        "the stack moves the depth, the scaling of attention and the camera",
+        help="write nothing; print the commit and checksum to pin, then check keys, which parts and whether K were "
+        "trained, and whether the stack moves the depth",
     )
     parser.add_argument(
         "--base",
@@ -85,7 +85,7 @@ def convert(arguments: argparse.Namespace) -> int:
         return _audit(arguments, options)
     import torch
 
-    from ..convert import convert_checkpoint
+    from ..released.convert import convert_checkpoint
 
     report = convert_checkpoint(
         arguments.checkpoint,
@@ -109,24 +109,19 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
-    from ..audit import audit_adapter, audit_checkpoint
+    from ..loading_bokehdepth import HubError
+    from ..released.audit import audit_checkpoint
 
-    if arguments.base is None:
-        findings = audit_checkpoint(arguments.checkpoint, **options)
-    else:
-        from ..loading_bokehdepth import HubError
-
-        try:
-            with quiet_libraries(arguments.verbose, show_progress=False):
-                device = available_device(arguments.device)
-                findings = audit_adapter(arguments.checkpoint, arguments.base, device=device, **options)
-        except HubError as error:
-            raise InputError(str(error)) from error
+    try:
+        with quiet_libraries(arguments.verbose, show_progress=False):
+            device = available_device(arguments.device)
+            findings = audit_checkpoint(arguments.checkpoint, arguments.base, device=device, **options)
+    except HubError as error:
+        raise InputError(str(error)) from error
     if arguments.json:
         write_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            mark = "BAD" if not finding.ok else "ok " if finding.asked else "-- "
             values = (f"      {name}: {value:.4g}" for name, value in finding.values.items())
-            say("\n".join([f"{mark} {finding.question}: {finding.says}", *values]))
+            say("\n".join([f"{'ok ' if finding.ok else 'BAD'} {finding.question}: {finding.says}", *values]))
     return EXIT_DONE if all(finding.ok for finding in findings) else EXIT_FAILED

@@ -2,32 +2,29 @@
 
 `load_released` puts FLUX.1-Kontext, the released adapter and a released depth model together, `ReleasedPipeline` is
 what a user calls, and `generate_released_stack` repeats the released script's sampling, quirks included. Facts are
-those of fogradio/BokehDepth at 0b5a790; the method is arXiv 2512.12425. `memory_plan` decides where the parts stay.
+those of fogradio/BokehDepth at 0b5a790; the method is arXiv 2512.12425.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import types
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from .checkpoints import read_checkpoint
-from .convert import convert_state
-from .errors import InputError
-from .imaging import lab_to_srgb, srgb_to_lab
-from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
-from .optics import DEFAULT_BOKEH_STRENGTHS
-from .pipeline_bokehdepth import BokehDepthPipeline
-from .processing_bokehdepth import (
+from ..errors import InputError
+from ..imaging import lab_to_srgb, srgb_to_lab
+from ..optics import DEFAULT_BOKEH_STRENGTHS
+from ..pipeline_bokehdepth import BokehDepthPipeline
+from ..processing_bokehdepth import (
     BokehDepthOutput,
     BokehStackOutput,
     DetailRestorer,
@@ -40,7 +37,8 @@ from .processing_bokehdepth import (
     to_output,
     to_pixels,
 )
-from .released_files import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, fetch_file, unpinned
+from .checkpoint import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, fetch_file, read_checkpoint
+from .convert import convert_state
 
 PROMPT_TEMPLATE = (
     "Set dof_cond = {strength:.2f} (stronger background defocus); preserve subject sharpness; keep composition, "
@@ -99,18 +97,13 @@ def transfer_color_8bit(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 sRGB. OpenCV converts by tables: single pixels differ from it by a few grey levels.
 
-    Raises:
-        InputError: an array is no uint8 picture.
     """
-    for name, array in (("image", image), ("reference", reference)):
-        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-            raise InputError(f"{name} is {array.dtype} of shape {array.shape}; wanted uint8 (H, W, 3).")
     scale, offset = np.array([2.55, 1.0, 1.0]), np.array([0.0, 128.0, 128.0])
-    lab, wanted = (
+    lab, target = (
         np.clip(np.rint(srgb_to_lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference)
     )
     mean, std = lab.mean((0, 1)), lab.std((0, 1))
-    moved = (lab - mean) / np.where(std < 1e-6, 1, std) * wanted.std((0, 1)) + wanted.mean((0, 1))
+    moved = (lab - mean) / np.where(std < 1e-6, 1, std) * target.std((0, 1)) + target.mean((0, 1))
     moved = np.clip(np.where(std < 1e-6, lab, moved), 0, 255).astype(np.uint8)
     return np.rint(255 * lab_to_srgb((moved - offset) / scale)).astype(np.uint8)
 
@@ -168,15 +161,15 @@ def generate_released_stack(
         needs=("transformer", "vae", "scheduler", "bokeh_adapter"),
     )
     if not isinstance(image, PIL.Image.Image):
-        raise InputError(f"image is a {type(image).__name__}; wanted a PIL image, which the release stretches.")
+        raise InputError(f"`image` must be a PIL image, which the release stretches, got a {type(image).__name__}.")
     strengths = [float(k) for k in bokeh_strengths]
     if not strengths or not all(np.isfinite(strengths)) or strengths != sorted(set(strengths)) or strengths[0] < 0:
-        raise InputError(f"bokeh_strengths is {strengths}; wanted ascending finite values.")
+        raise InputError(f"`bokeh_strengths` must be ascending finite values, got {strengths}.")
     if not clamp_strengths and not (strengths[0] >= _MIN_STRENGTH and strengths[-1] <= _MAX_STRENGTH):
-        raise InputError(f"bokeh_strengths is {strengths}; wanted values from 1 to 30, which the release clamps to.")
+        raise InputError(f"`bokeh_strengths` must be from 1 to 30, which the release clamps to, got {strengths}.")
     width_px, height_px = (side // _MULTIPLE_PX * _MULTIPLE_PX for side in size_px or image.size)
     if min(width_px, height_px) < _MULTIPLE_PX:
-        raise InputError(f"size_px is {size_px or image.size}; wanted sides of {_MULTIPLE_PX} px or more.")
+        raise InputError(f"`size_px` must be sides of {_MULTIPLE_PX} px or more, got {size_px or image.size}.")
 
     pipe.bokeh_adapter.prepare(pipe.transformer)
     device, dtype = pipe._execution_device, pipe.transformer.dtype
@@ -184,7 +177,7 @@ def generate_released_stack(
         prompt_embeds, pooled_prompt_embeds = encode_released_prompts(pipe, strengths)
     for name, value in (("prompt_embeds", prompt_embeds), ("pooled_prompt_embeds", pooled_prompt_embeds)):
         if value is None or len(value) != len(strengths):
-            raise InputError(f"{name} has {0 if value is None else len(value)} rows; wanted {len(strengths)}.")
+            raise InputError(f"`{name}` must have {len(strengths)} rows, got {0 if value is None else len(value)}.")
     stretched = image.resize((width_px, height_px), PIL.Image.Resampling.LANCZOS)
     tokens, ids = pipe._encode(to_pixels(stretched, "image"), device, dtype)
     latent = (pipe.transformer.config.in_channels // 4, *(2 * side // _MULTIPLE_PX for side in (height_px, width_px)))
@@ -192,8 +185,8 @@ def generate_released_stack(
         drawn = torch.randn((1, *latent), generator=torch.Generator().manual_seed(seed), dtype=dtype)
         noise = pipe._pack_latents(drawn, 1, *latent).expand(len(strengths), -1, -1)
     if tuple(noise.shape) != (len(strengths), *tokens.shape[1:]):
-        wanted = (len(strengths), *tokens.shape[1:])
-        raise InputError(f"noise has shape {tuple(noise.shape)}; wanted (F, N, C) = {wanted}.")
+        shape = (len(strengths), *tokens.shape[1:])
+        raise InputError(f"`noise` must have the shape (F, N, C) = {shape}, got {tuple(noise.shape)}.")
     seen = [float(torch.tensor(k).to(dtype).clamp(_MIN_STRENGTH, _MAX_STRENGTH)) for k in strengths]
     latents = pipe._denoise(
         latents=noise.to(device, dtype),
@@ -230,7 +223,7 @@ def encode_released_prompts(
         InputError: The text encoders are not loaded.
     """
     if pipe.text_encoder is None or pipe.text_encoder_2 is None:
-        raise InputError("The text encoders are None; wanted them, since the release reads K from the prompt.")
+        raise InputError("The text encoders must be loaded, since the release reads K from the prompt, got None.")
     prompts = [released_prompt(k) for k in bokeh_strengths]
     embeds, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe._execution_device, max_sequence_length=512)
     return embeds, pooled
@@ -239,24 +232,17 @@ def encode_released_prompts(
 # --- Stage-2 ---------------------------------------------------------------------------------------------------------
 
 
-def made_up_camera(height_px: int, width_px: int, focal_share: float = 0.7) -> np.ndarray:
+def made_up_camera(height_px: int, width_px: int) -> np.ndarray:
     """The camera that the released pipeline gives every photo: focal length 0.7 widths, principal point in the middle.
 
     Args:
         height_px: Of the photo.
         width_px: Of the photo.
-        focal_share: Focal length over the width.
 
     Returns:
         (3, 3) pinhole matrix in px.
-
-    Raises:
-        InputError: A value is not positive.
     """
-    for name, value in (("height_px", height_px), ("width_px", width_px), ("focal_share", focal_share)):
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value}; wanted a positive number.")
-    focal_px = focal_share * width_px
+    focal_px = 0.7 * width_px
     return np.array([[focal_px, 0, width_px / 2], [0, focal_px, height_px / 2], [0, 0, 1]])
 
 
@@ -268,7 +254,7 @@ class ReleasedPipeline(BokehDepthPipeline):
 
     Attributes:
         preset: Name in `PRESETS` of how stacks are sampled.
-        memory_plan: Where the parts stay.
+        placement: One of `PLACEMENTS`, where the parts stay.
         revisions: Commit that each repository was loaded at.
         notes: What a user has to know of these weights, a sentence each: licences, and what was not pinned.
         assume_camera: Give the depth model `made_up_camera` where a photo comes without intrinsics, as the released
@@ -276,8 +262,8 @@ class ReleasedPipeline(BokehDepthPipeline):
     """
 
     preset: str = "paper"
-    memory_plan: MemoryPlan | None = None
-    revisions: Mapping[str, str] = types.MappingProxyType({})
+    placement: str = "resident"
+    revisions: Mapping[str, str] = MappingProxyType({})
     notes: Sequence[str] = ()
     assume_camera: bool = False
 
@@ -289,7 +275,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         """Returns K as floats; ValueError unless ascending, each 0 or from 1 to 30: the release clamps the rest."""
         values = super().check_bokeh_strengths(bokeh_strengths, parts)
         if any(0 < k < _MIN_STRENGTH for k in values):
-            raise ValueError(f"bokeh_strengths is {list(values)}; wanted 0 or values from 1 to {_MAX_STRENGTH:g}.")
+            raise ValueError(f"`bokeh_strengths` must be 0 or from 1 to {_MAX_STRENGTH:g}, got {list(values)}.")
         return values
 
     @torch.no_grad()
@@ -311,26 +297,9 @@ class ReleasedPipeline(BokehDepthPipeline):
     ) -> BokehStackOutput | tuple:
         """As `BokehDepthPipeline.generate_stack`, sampled by `preset`, with K in the prompt unless one is given.
 
-        Args:
-            image: As there; the preset "released" takes PIL images.
-            bokeh_strengths: As there; 0 or from 1 to 30.
-            num_inference_steps: None takes the preset's.
-            guidance_scale: None takes the preset's.
-            prompt: As there, in place of the released sentence.
-            prompt_embeds: As there.
-            pooled_prompt_embeds: As there.
-            restore: As there.
-            output_type: As there.
-            return_dict: As there.
-            for_depth: As there.
-            processing_resolution: As there.
-            **arguments: As there; the preset "released" takes ``generator`` alone and of it the seed, 42 without one.
-
-        Returns:
-            `BokehStackOutput`.
-
-        Raises:
-            ValueError: As there.
+        Arguments, result and errors are as there, but for K, which is 0 or from 1 to 30, and steps and guidance, of
+        which None takes the preset's. The preset "released" takes PIL images, and of ``arguments`` a generator alone:
+        its seed, 42 without one.
         """
         preset = PRESETS[self.preset]
         steps = preset.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -357,20 +326,15 @@ class ReleasedPipeline(BokehDepthPipeline):
                 **arguments,
             )
         usual = inspect.signature(BokehDepthPipeline.generate_stack).parameters
-        unknown = sorted(
-            name
-            for name, value in arguments.items()
-            if name != "generator" and value is not None
-            if torch.is_tensor(value) or value != usual[name].default
-        )
-        if unknown:
-            raise ValueError(f"{unknown[0]} is given with the preset {self.preset!r}, which has no use for it.")
+        for name, value in arguments.items():
+            if name != "generator" and value is not None and (torch.is_tensor(value) or value != usual[name].default):
+                raise ValueError(f"`{name}` must be left out with the preset {self.preset!r}, got {value!r:.60}.")
         photos, is_list = list_photos(image)
-        given = arguments.get("generator")
-        sources = list(given) if isinstance(given, list | tuple) else [given] * len(photos)
-        if len(sources) != len(photos):
-            raise ValueError(f"generator has {len(sources)} entries; wanted one for each of {len(photos)} photos.")
-        seeds = [RELEASED_SEED if source is None else source.initial_seed() for source in sources]
+        generator = arguments.get("generator")
+        generators = list(generator) if isinstance(generator, list | tuple) else [generator] * len(photos)
+        if len(generators) != len(photos):
+            raise ValueError(f"`generator` must be one for each of {len(photos)} photos, got {len(generators)}.")
+        seeds = [RELEASED_SEED if one is None else one.initial_seed() for one in generators]
         sizes = [
             self.depth_working_size(*photo_size(photo, "image"), processing_resolution) if for_depth else None
             for photo in photos
@@ -422,13 +386,13 @@ class ReleasedPipeline(BokehDepthPipeline):
     def _released_prompts(self, strengths: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of the released prompts, each encoded once for this pipeline and kept on the CPU."""
         # diffusers reads a pipeline's components from its __init__, which therefore stays the base class's.
-        kept = self.__dict__.setdefault("_kept_prompts", {})
-        missing = [k for k in strengths if released_prompt(k) not in kept]
+        encoded = self.__dict__.setdefault("_encoded_prompts", {})
+        missing = [k for k in strengths if released_prompt(k) not in encoded]
         if missing:
             for k, embeds, pooled in zip(missing, *encode_released_prompts(self, missing), strict=True):
-                kept[released_prompt(k)] = (embeds.cpu(), pooled.cpu())
-        kept = [kept[released_prompt(k)] for k in strengths]
-        return torch.stack([embeds for embeds, _ in kept]), torch.stack([pooled for _, pooled in kept])
+                encoded[released_prompt(k)] = (embeds.cpu(), pooled.cpu())
+        embeds, pooled = zip(*(encoded[released_prompt(k)] for k in strengths), strict=True)
+        return torch.stack(embeds), torch.stack(pooled)
 
     def estimate_depth(
         self, image: PhotoInput | Sequence[PhotoInput], *arguments: Any, **keywords: Any
@@ -438,7 +402,7 @@ class ReleasedPipeline(BokehDepthPipeline):
             photos, is_list = list_photos(image)
             sizes = {photo_size(photo, "image") for photo in photos}
             if len(sizes) > 1:
-                raise ValueError(f"image has photos of {len(sizes)} sizes; wanted one size with assume_camera.")
+                raise ValueError(f"`image` must be photos of one size with assume_camera, got {len(sizes)} sizes.")
             keywords["intrinsics"] = made_up_camera(*sizes.pop())
         return super().estimate_depth(image, *arguments, **keywords)
 
@@ -448,7 +412,7 @@ class ReleasedPipeline(BokehDepthPipeline):
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"save_directory is {save_directory}; wanted `bokehdepth convert`, which writes the parts.")
+        raise ValueError(f"{save_directory} is not written; `bokehdepth convert` writes the released parts.")
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -457,15 +421,6 @@ LICENCE_NOTE = (
     "FLUX.1-Kontext-dev and what is made for it are non-commercial, UniDepthV2 and Depth Anything V2 Large are "
     "CC BY-NC 4.0, and so are these weights."
 )
-_ADAPTER_SIZES = {
-    "num_layers": "num_double_blocks",
-    "num_single_layers": "num_single_blocks",
-    "num_attention_heads": "num_attention_heads",
-    "attention_head_dim": "attention_head_dim",
-    "joint_attention_dim": "joint_attention_dim",
-    "pooled_projection_dim": "pooled_projection_dim",
-}
-"""Sizes of a base by the names of its transformer's configuration, and of the adapter's."""
 
 
 def load_released(
@@ -474,7 +429,7 @@ def load_released(
     dtype: torch.dtype | None = None,
     depth: str = "unidepth",
     preset: str = "paper",
-    plan: str | None = None,
+    placement: str | None = None,
     assume_camera: bool = False,
     base_model_id: str = BASE_MODEL,
     adapter: Source = ADAPTER,
@@ -493,12 +448,12 @@ def load_released(
         dtype: Of all weights; None is float32 on the CPU and bfloat16 elsewhere.
         depth: "unidepth" or "depth_anything".
         preset: Name in `PRESETS`.
-        plan: Name of a memory plan; None chooses by the device's memory, see `memory_plan.plan_memory`.
+        placement: One of `PLACEMENTS`; None chooses by the device's free memory, see `place`.
         assume_camera: See `ReleasedPipeline`; off by default, since a made-up camera makes metric depth wrong.
         base_model_id: Repository or folder of the base, whose sizes the adapter has to have.
         adapter: File of the adapter.
         depth_source: File of the depth model; None takes the released one.
-        revisions: Commit of each repository by its name, before those of `released_files.REVISIONS`. What is pinned in
+        revisions: Commit of each repository by its name, before those of `checkpoint.REVISIONS`. What is pinned in
             neither is loaded at its newest, with a warning. The result's ``revisions`` load the same weights again.
         with_base: Load base and adapter too; without them the pipeline reads depth from stacks that the caller brings.
         **options: For the Hub client: ``token``, ``cache_dir``, ``local_files_only``.
@@ -507,35 +462,39 @@ def load_released(
         The pipeline, ready to run.
 
     Raises:
-        InputError: An argument is none of these, a file is not what it should be, or the plan does not fit.
+        InputError: An argument is none of these, or a file is not what it should be.
         HubError: The Hub does not give a file; the sentence says why and what to do.
     """
     device = torch.device(device)
-    if depth not in DEPTH_MODELS:
-        raise InputError(f"depth is {depth!r}; wanted one of {', '.join(DEPTH_MODELS)}.")
-    if preset not in PRESETS:
-        raise InputError(f"preset is {preset!r}; wanted one of {', '.join(PRESETS)}.")
+    free_bytes(device)
+    choices = {"depth": (depth, DEPTH_MODELS), "preset": (preset, PRESETS), "placement": (placement, PLACEMENTS)}
+    for name, (value, names) in choices.items():
+        if value not in names and not (name == "placement" and value is None):
+            raise InputError(f"`{name}` must be one of {', '.join(names)}, got {value!r}.")
     depth_source = depth_source or DEPTH_MODELS[depth]
-    known = {base_model_id, adapter.repo_id, depth_source.repo_id}
-    unknown = sorted(set(revisions or {}) - known)
+    repositories = {base_model_id, adapter.repo_id, depth_source.repo_id}
+    unknown = sorted(set(revisions or {}) - repositories)
     if unknown:
-        raise InputError(f"revisions has {unknown[0]}, which is not loaded; wanted {', '.join(sorted(known))}.")
+        raise InputError(f"`revisions` must be of {', '.join(sorted(repositories))}, got one of {unknown[0]}.")
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    wanted = {name: commit for name, commit in {**REVISIONS, **(revisions or {})}.items() if commit is not None}
-    found: dict[str, str] = {}
+    pinned = {name: commit for name, commit in {**REVISIONS, **(revisions or {})}.items() if commit is not None}
+    commits: dict[str, str] = {}
 
     def fetch(source: Source) -> Path:
-        revision = found.get(source.repo_id, wanted.get(source.repo_id))
-        path, found[source.repo_id] = fetch_file(source, revision, **options)
+        path, commits[source.repo_id] = fetch_file(
+            source, commits.get(source.repo_id, pinned.get(source.repo_id)), **options
+        )
         return path
 
     def convert(source: Source, **sizes: Any) -> torch.nn.Module:
         return convert_state(read_checkpoint(fetch(source))[0], **sizes)[0].to(dtype)
 
-    bokeh_adapter, is_local = None, Path(base_model_id).is_dir()
+    bokeh_adapter, base_revision = None, {}
     if with_base:
-        folder = None if is_local else fetch(Source(base_model_id, BASE_CONFIG)).parents[1]
-        bokeh_adapter = convert(adapter, **base_sizes(base_model_id, folder))
+        sizes, base_revision = base_sizes(base_model_id, pinned.get(base_model_id), **options)
+        if base_revision:
+            commits[base_model_id] = base_revision["revision"]
+        bokeh_adapter = convert(adapter, **sizes)
     depth_model = convert(depth_source)
     pipe = ReleasedPipeline(
         **dict.fromkeys(ReleasedPipeline._base_components),
@@ -546,52 +505,93 @@ def load_released(
     if with_base:
         suited = {name: getattr(PRESETS[preset], name) for name in ("num_inference_steps", "guidance_scale")}
         bokeh_adapter.register_to_config(**suited)
-        revision = {} if is_local else {"revision": found[base_model_id]}
-        pipe.load_base_model(with_text_encoders=True, dtype=dtype, **revision, **options)
-    pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, types.MappingProxyType(found)
-    loose = unpinned(found, wanted)
-    if loose is not None:
-        warnings.warn(loose, stacklevel=2)
-    pipe.notes = (LICENCE_NOTE, *([] if loose is None else [loose]))
-    place(pipe, device, plan)
+        pipe.load_base_model(with_text_encoders=True, dtype=dtype, **base_revision, **options)
+    pipe.preset, pipe.assume_camera, pipe.revisions = preset, assume_camera, MappingProxyType(commits)
+    pipe.notes = [LICENCE_NOTE]
+    newest = [f"{repo_id}@{commit}" for repo_id, commit in commits.items() if repo_id not in pinned]
+    if newest:
+        pipe.notes.append(
+            f"not pinned, the newest was loaded; for the same weights again ask for revision {','.join(newest)}."
+        )
+        warnings.warn(pipe.notes[-1], stacklevel=2)
+    pipe.placement = place(pipe, device, placement)
     return pipe
 
 
-def place(pipe: ReleasedPipeline, device: str | torch.device, plan: str | None = None) -> None:
-    """Choose a memory plan for three frames of 512 x 512 px, and put the parts where it says.
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+PLACEMENTS = ("resident", "offload", "stream")
+"""From the fastest on: every part on the device; one part at a time there; a few layers at a time."""
+_MARGIN_BYTES = 3_000_000_000  # for what is computed beside the weights, with three frames of 512 x 512 px
+
+
+def free_bytes(device: str | torch.device) -> float:
+    """Free memory of a device, infinity for the CPU, where the weights are anyway; InputError if it is not there."""
+    device = torch.device(device)
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        raise InputError(f"`device` must be one that this machine has, got {str(device)!r}.")
+    if device.type == "cpu":
+        return float("inf")
+    if device.type == "mps":
+        return module.recommended_max_memory() - module.driver_allocated_memory()
+    return module.mem_get_info(device)[0]
+
+
+def place(pipe: BokehDepthPipeline, device: str | torch.device, placement: str | None = None) -> str:
+    """Put the parts where diffusers keeps them, so that they fit the device's free memory.
 
     Args:
-        pipe: With all its parts, on the CPU; its ``memory_plan`` is set.
+        pipe: With all its parts, on the CPU.
         device: Where it runs.
-        plan: As in `load_released`.
-
-    Raises:
-        InputError: The plan does not fit, or the device is not there.
-    """
-    sizes = {name: module_bytes(part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    pipe.memory_plan = plan_memory(sizes, device_memory_bytes(device), working_bytes(512 * 512, 3), plan)
-    apply_plan(pipe, pipe.memory_plan, device)
-
-
-def base_sizes(base_model_id: str, folder: Path | None = None) -> dict[str, int]:
-    """Fields of the adapter that fits a base.
-
-    Args:
-        base_model_id: Repository or folder of the base, for the message.
-        folder: Where the base's ``transformer/config.json`` lies; None is the base's own folder.
+        placement: One of `PLACEMENTS`, taken whether or not it seems to fit; None takes the fastest that fits.
 
     Returns:
-        Sizes by their names in `BokehAdapter`.
+        The placement.
+
+    Raises:
+        InputError: This machine does not have the device.
+    """
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    sizes, room = [part.get_memory_footprint() for part in parts], free_bytes(device) - _MARGIN_BYTES
+    placement = placement or ("resident" if sum(sizes) <= room else "offload" if max(sizes) <= room else "stream")
+    if placement == "resident":
+        pipe.to(device)
+    elif placement == "offload":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        options = {"offload_type": "leaf_level", "use_stream": torch.device(device).type == "cuda"}
+        pipe.enable_group_offload(torch.device(device), exclude_modules=["bokeh_adapter"], **options)
+    return placement
+
+
+def base_sizes(
+    base_model_id: str, revision: str | None = None, **options: Any
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Read which adapter fits a base.
+
+    Args:
+        base_model_id: Repository or folder of the base.
+        revision: Of a repository.
+        **options: As in `fetch_file`.
+
+    Returns:
+        Sizes by their names in `BokehAdapter`, and under "revision" the commit of a repository.
 
     Raises:
         InputError: There is no configuration of a FLUX transformer.
+        HubError: The Hub does not give it.
     """
-    path = Path(base_model_id if folder is None else folder) / BASE_CONFIG
+    path, commit = Path(base_model_id) / BASE_CONFIG, {}
+    if not Path(base_model_id).is_dir():
+        path, commit["revision"] = fetch_file(Source(base_model_id, BASE_CONFIG), revision, **options)
+    same = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
+    names = {"num_double_blocks": "num_layers", "num_single_blocks": "num_single_layers", **{n: n for n in same}}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {own: config[name] for name, own in _ADAPTER_SIZES.items()}
+        return {size: config[name] for size, name in names.items()}, commit
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"base_model_id is {base_model_id!r}, without the configuration of a FLUX transformer ({error!r}); wanted "
-            "a FLUX.1 model."
+            f"`base_model_id` must be a FLUX.1 model, got {base_model_id!r}, without the configuration of a FLUX "
+            f"transformer ({error!r})."
         ) from None

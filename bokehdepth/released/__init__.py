@@ -1,0 +1,1 @@
+"""The weights that the authors of BokehDepth released: reading, converting, running and auditing them."""
