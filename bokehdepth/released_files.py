@@ -88,7 +88,7 @@ def unpinned(found: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
 
 
 def fetch_file(source: Source, revision: str | None = None, **options: Any) -> tuple[Path, str]:
-    """Fetch one file of a repository, checked against the Hub's checksum.
+    """Fetch one file of a repository.
 
     Args:
         source: The file.
