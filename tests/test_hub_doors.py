@@ -159,9 +159,10 @@ pinned = DiffusionPipeline.from_pretrained("tester/bokehdepth", revision=TAG, tr
 keep("pinned", call(pinned))
 
 # Three repositories in one process, one with two releases of other code in files of the same names; each has its own
-# result, and the first one has it again at the end.
+# result, and the first one still has it after them.
 for door, revision in (("other_first", "first"), ("other", "main"), ("other_back", "first")):
     keep(door, call(DiffusionPipeline.from_pretrained("tester/other", revision=revision, trust_remote_code=True)))
+    keep(f"remote_after_{door}", call(first))
 second = DiffusionPipeline.from_pretrained("tester/second", trust_remote_code=True)
 keep("second", call(second))
 keep("remote_again", call(first))
@@ -246,6 +247,7 @@ def test_each_remote_door_gives_the_local_bits(strangers, wanted):
     for door, name in (
         ("remote", "changed"),
         ("remote_again", "changed"),
+        ("remote_after_other", "changed"),
         ("readme", "changed"),
         ("pinned", "mini"),
         ("other_first", "changed"),

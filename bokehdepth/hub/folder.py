@@ -30,6 +30,16 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PART_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 _SPACE_FILES = ("app.py", "requirements.txt", "README.md", "LICENSE")
+_APART = """
+
+# diffusers runs a file of this name from another repository in the same module; what is defined here keeps its names.
+if __name__.startswith("diffusers_modules."):
+    import sys
+    import types
+
+    sys.modules[__name__] = types.ModuleType(__name__)
+    sys.modules[__name__].__dict__.update(globals())
+"""
 
 
 # ---------------------------------------------------------------------- code
@@ -46,21 +56,20 @@ def _needed(source: Path) -> list[Path]:
 def joined_source(source: Path) -> str:
     """The code of a file and of those beside it that it imports, as one file.
 
-    diffusers fetches one file for each component of a pipeline, and not the files that this one imports. Of files that
-    import others it would run again the first one alone when a second repository is loaded.
+    diffusers fetches one file for each component of a pipeline, and not the files that this one imports.
 
     Args:
         source: file whose relative imports all stand at its top and rename nothing.
 
     Returns:
-        The file as it is where it imports none; else the docstring, every import of a library, then the definitions.
+        The docstring, every import of a library, the definitions, and lines that keep two repositories apart.
 
     Raises:
         ValueError: two of the files define the same name, or a name is imported under another one.
     """
     files = _needed(source)
     if len(files) == 1:
-        return source.read_text(encoding="utf-8")
+        return source.read_text(encoding="utf-8") + _APART
     imports: dict[str, str] = {}
     bodies, defined, docstring = [], {}, ""
     for path in files:
@@ -86,7 +95,7 @@ def joined_source(source: Path) -> str:
             lines[span] = [""] * len(lines[span])
         bodies.append("\n".join(lines).strip("\n"))
     heads = sorted(imports.values(), key=lambda text: not text.startswith("from __future__"))
-    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n"
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n" + _APART
 
 
 # ---------------------------------------------------------------------- folders
