@@ -1,6 +1,6 @@
 """What `BokehDepthPipeline` checks before any of its models runs, and the K that it is asked for.
 
-A Hub repository carries the file verbatim, with those of ours beside it that it imports.
+A Hub repository carries the file joined in front of `pipeline_bokehdepth.py`.
 """
 
 from __future__ import annotations

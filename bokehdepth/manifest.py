@@ -33,15 +33,14 @@ A key whose attribute is None (or an empty tuple) is left out of the file.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, dataclass_transform, get_args
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 
 from bokehdepth import optics
 from bokehdepth.errors import InputError
@@ -50,22 +49,101 @@ from bokehdepth.staging import write_file
 STRENGTH_TOLERANCE = 0.01
 """Largest relative gap between a stated K and the K of the row's own lens: room for rounded decimals, no more."""
 
-STRENGTH_UNITS = ("metric", "relative")
-DEPTH_UNITS = ("m", "dpt", "relative_disparity")
-SPLITS = ("train", "validation", "test")
-_ROW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
 
 
-def _key(name: str, kind: str, *, required: bool = False) -> Any:
-    metadata = {"key": name, "kind": kind, "required": required}
-    return field(metadata=metadata) if required else field(default=None, metadata=metadata)
+def _inside(value: Any, info: pydantic.ValidationInfo) -> Path:
+    """The file that a manifest's path names, which must exist inside the manifest's folder; any path elsewhere."""
+    if info.context is None:
+        if not isinstance(value, Path):
+            raise ValueError("must be a path")
+        return value
+    if not isinstance(value, str) or not value.strip() or "\\" in value or "\0" in value:
+        raise ValueError("must be a relative path with forward slashes")
+    relative = PurePosixPath(value)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError("must be relative to the manifest's folder and stay inside it")
+    path = info.context / relative
+    problem = _misplaced(path, info.context)
+    if problem:
+        raise ValueError(problem)
+    return path
 
 
-def _list(name: str, kind: str) -> Any:
-    return field(default=(), metadata={"key": name, "kind": kind, "required": False})
+def _misplaced(path: Path, root: Path) -> str | None:
+    if not path.is_file():
+        return "must be a file that exists"
+    # Links are followed before it is decided where a file lies.
+    inside = path.resolve().is_relative_to(root.resolve())
+    return None if inside else "must lead to a file inside the manifest's folder"
 
 
-@dataclass(frozen=True)
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if re.search("[\ud800-\udfff]", text):  # half a surrogate pair is valid JSON
+        raise ValueError("must be text that UTF-8 can hold")
+    return text
+
+
+FilePath = Annotated[
+    Path,
+    BeforeValidator(_inside),
+    PlainSerializer(lambda path, info: path.absolute().relative_to(info.context).as_posix()),
+]
+Text = Annotated[str, Field(strict=True), AfterValidator(_filled)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Strength = Annotated[NotNegative, AfterValidator(lambda value: optics.check_bokeh_strength(value, "dof-cond"))]
+FrameStrength = Annotated[Strength, Field(alias="dof-cond", gt=0)]
+RowId = Annotated[str, Field(alias="id", strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault of a row, by the key in the file."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(map(str, fault["loc"])) or "the row"
+    said = fault["msg"]
+    if fault["type"] == "value_error":
+        said = str(fault["ctx"]["error"])
+        if isinstance(fault["ctx"]["error"], InputError):
+            return said
+    if fault["type"] == "missing":
+        return f"`{key}` must be there, got a row without it."
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"`{key}` must be left out, got an unknown key."
+    if fault["type"].startswith("dataclass"):
+        return f"{key} must be an object, got {fault['input']!r:.100}."
+    said = re.sub("^(Input|String) should", "must", said).replace("tuple", "list")
+    return f"`{key}` {said}, got {fault['input']!r:.100}."
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def _row(cls: type) -> type:
+    """A frozen pydantic dataclass whose keys in the file are aliases, and whose errors are one sentence."""
+    config = pydantic.ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+    made = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
+    checked_init = made.__init__
+
+    def __init__(self: Any, *arguments: Any, **values: Any) -> None:  # noqa: N807
+        try:
+            checked_init(self, *arguments, **values)
+        except ValidationError as error:
+            raise InputError(_sentence(error)) from error
+
+    made.__init__ = __init__
+    return made
+
+
+def _check_close(name: str, stated: float, expected: float, rule: str) -> None:
+    if abs(stated - expected) > STRENGTH_TOLERANCE * max(stated, expected):
+        raise InputError(
+            f"{name} is {stated:g} but {rule} is {expected:g}, wanted a gap of at most {STRENGTH_TOLERANCE:.0%}."
+        )
+
+
+@_row
 class CameraAnns:
     """Lens and bokeh strength of a row's target (``camera_anns`` of section 8.3).
 
@@ -85,36 +163,19 @@ class CameraAnns:
             more than ``STRENGTH_TOLERANCE``.
     """
 
-    bokeh_strength: float | None = _key("dof-cond", "number")
-    full_frame_strength: float | None = _key("dof-cond-crop", "number")
-    f_number: float | None = _key("N", "number")
-    focal_length_mm: float | None = _key("fmm", "number")
-    focal_length_35mm: float | None = _key("f35mm", "number")
-    sensor_width_mm: float | None = _key("sensor_width", "number")
-    focus_distance_m: float | None = _key("s1", "number")
-    focus_relative_disparity: float | None = _key("disp_focus", "number")
-    foreground_clear: bool | None = _key("foreground_clear", "flag")
+    bokeh_strength: Strength | None = Field(None, alias="dof-cond")
+    full_frame_strength: NotNegative | None = Field(None, alias="dof-cond-crop")
+    f_number: Positive | None = Field(None, alias="N")
+    focal_length_mm: Positive | None = Field(None, alias="fmm")
+    focal_length_35mm: Positive | None = Field(None, alias="f35mm")
+    sensor_width_mm: Positive | None = Field(None, alias="sensor_width")
+    focus_distance_m: Positive | None = Field(None, alias="s1")
+    focus_relative_disparity: NotNegative | None = Field(None, alias="disp_focus")
+    foreground_clear: pydantic.StrictBool | None = None
 
     def __post_init__(self) -> None:
-        """Check every value and the crop-corrected K."""
-        _check_types(self)
-        for key, value, unit in (
-            ("N", self.f_number, ""),
-            ("fmm", self.focal_length_mm, "mm"),
-            ("f35mm", self.focal_length_35mm, "mm"),
-            ("sensor_width", self.sensor_width_mm, "mm"),
-            ("s1", self.focus_distance_m, "m"),
-        ):
-            if value is not None:
-                optics.check_number(value, key, unit)
-        if self.focus_relative_disparity is not None:
-            optics.check_number(self.focus_relative_disparity, "disp_focus", zero=True)
-        if self.bokeh_strength is not None:
-            optics.check_bokeh_strength(self.bokeh_strength, "dof-cond")
-        if self.full_frame_strength is None:
-            return
-        optics.check_number(self.full_frame_strength, "dof-cond-crop", zero=True)
-        if None not in (self.bokeh_strength, self.focal_length_mm, self.focal_length_35mm):
+        """Check the crop-corrected K."""
+        if None not in (self.full_frame_strength, self.bokeh_strength, self.focal_length_mm, self.focal_length_35mm):
             crop = optics.crop_factor(self.focal_length_mm, self.focal_length_35mm)
             expected = optics.full_frame_strength(self.bokeh_strength, crop)
             _check_close("dof-cond-crop", self.full_frame_strength, expected, "dof-cond over f35mm / fmm")
@@ -125,7 +186,7 @@ class CameraAnns:
         return None if None in parts else optics.bokeh_strength(*parts)
 
 
-@dataclass(frozen=True)
+@_row
 class StackFrame:
     """One frame of a Stage-2 stack.
 
@@ -137,17 +198,11 @@ class StackFrame:
         InputError: K is out of range.
     """
 
-    image_path: Path = _key("image_path", "path", required=True)
-    bokeh_strength: float = _key("dof-cond", "number", required=True)
-
-    def __post_init__(self) -> None:
-        """Check the types and K."""
-        _check_types(self)
-        if optics.check_bokeh_strength(self.bokeh_strength, "dof-cond of a stack frame") == 0:
-            raise InputError("dof-cond of a stack frame is 0, wanted above 0: K = 0 is the all-in-focus photo itself.")
+    image_path: FilePath
+    bokeh_strength: FrameStrength
 
 
-@dataclass(frozen=True)
+@_row
 class Intrinsics:
     """Pinhole intrinsics of the all-in-focus photo, in its pixels; the centre of the first pixel is (0.5, 0.5).
 
@@ -161,19 +216,13 @@ class Intrinsics:
         InputError: A focal length is not above 0, or the principal point is negative or not finite.
     """
 
-    fx: float = _key("fx", "number", required=True)
-    fy: float = _key("fy", "number", required=True)
-    cx: float = _key("cx", "number", required=True)
-    cy: float = _key("cy", "number", required=True)
-
-    def __post_init__(self) -> None:
-        """Check the four numbers."""
-        _check_types(self)
-        for name in ("fx", "fy", "cx", "cy"):
-            optics.check_number(getattr(self, name), f"intrinsics {name}", "px", zero=name[0] == "c")
+    fx: Positive
+    fy: Positive
+    cx: NotNegative
+    cy: NotNegative
 
 
-@dataclass(frozen=True)
+@_row
 class ManifestRow:
     """One row; see the module's table. At least one of ``image_path`` and ``target_path`` is given.
 
@@ -203,47 +252,35 @@ class ManifestRow:
             that of the row's lens by more than ``STRENGTH_TOLERANCE``.
     """
 
-    row_id: str = _key("id", "text", required=True)
-    scene: str = _key("scene", "text", required=True)
-    image_path: Path | None = _key("input_image_path", "path")
-    target_path: Path | None = _key("target_image_path", "path")
-    depth_path: Path | None = _key("depth_map_path", "path")
-    depth_unit: str | None = _key("depth_unit", "text")
-    depth_scale: float | None = _key("depth_scale", "number")
-    mask_path: Path | None = _key("fg_mask_path", "path")
-    captions: tuple[str, ...] = _list("captions", "texts")
-    strength_unit: str | None = _key("k_unit", "text")
-    camera_anns: CameraAnns | None = _key("camera_anns", "camera")
-    stack: tuple[StackFrame, ...] = _list("stack", "frames")
-    intrinsics: Intrinsics | None = _key("intrinsics", "intrinsics")
-    dataset: str | None = _key("dataset", "text")
-    split: str | None = _key("split", "text")
+    row_id: RowId
+    scene: Text
+    image_path: FilePath | None = Field(None, alias="input_image_path")
+    target_path: FilePath | None = Field(None, alias="target_image_path")
+    depth_path: FilePath | None = Field(None, alias="depth_map_path")
+    depth_unit: Literal["m", "dpt", "relative_disparity"] | None = None
+    depth_scale: Positive | None = None
+    mask_path: FilePath | None = Field(None, alias="fg_mask_path")
+    captions: tuple[Text, ...] = ()
+    strength_unit: Literal["metric", "relative"] | None = Field(None, alias="k_unit")
+    camera_anns: CameraAnns | None = None
+    stack: tuple[StackFrame, ...] = ()
+    intrinsics: Intrinsics | None = None
+    dataset: Text | None = None
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Check the row against itself."""
-        _check_types(self)
-        if not _ROW_ID.fullmatch(self.row_id):
-            raise InputError(f"id is {self.row_id!r}, wanted up to 200 letters, digits, '.', '_' or '-'.")
         if self.image_path is None and self.target_path is None:
             raise InputError("input_image_path and target_image_path are both missing, wanted at least one.")
         if self.image_path is None and (self.stack or self.depth_path or self.mask_path or self.intrinsics):
             raise InputError(
                 "input_image_path is missing, wanted one: depth, mask, intrinsics and stack belong to it."
             )
-        if self.split is not None and self.split not in SPLITS:
-            raise InputError(f"split is {self.split!r}, wanted one of {SPLITS}.")
-        self._check_depth()
+        if self.depth_path is None and (self.depth_unit or self.depth_scale):
+            raise InputError("depth_unit or depth_scale is given without depth_map_path, wanted none of them.")
+        if self.depth_path is not None and self.depth_unit is None:
+            raise InputError("depth_unit is missing, wanted that of depth_map_path.")
         self._check_strength()
-
-    def _check_depth(self) -> None:
-        if self.depth_path is None:
-            if self.depth_unit is not None or self.depth_scale is not None:
-                raise InputError("depth_unit or depth_scale is given without depth_map_path, wanted none of them.")
-            return
-        if self.depth_unit not in DEPTH_UNITS:
-            raise InputError(f"depth_unit is {self.depth_unit!r}, wanted one of {DEPTH_UNITS} with depth_map_path.")
-        if self.depth_scale is not None:
-            optics.check_number(self.depth_scale, "depth_scale")
 
     def _check_strength(self) -> None:
         camera = self.camera_anns
@@ -255,8 +292,8 @@ class ManifestRow:
             raise InputError(f"stack has the dof-cond {ascending}, wanted ascending values, each once.")
         if stated is None and not self.stack and self.strength_unit is None:
             return
-        if self.strength_unit not in STRENGTH_UNITS:
-            raise InputError(f"k_unit is {self.strength_unit!r}, wanted one of {STRENGTH_UNITS} with a K.")
+        if self.strength_unit is None:
+            raise InputError("k_unit is missing, wanted metric or relative with a K.")
         relative = self.strength_unit == "relative"
         if self.depth_unit is not None and (self.depth_unit == "relative_disparity") != relative:
             raise InputError(
@@ -273,132 +310,12 @@ class ManifestRow:
 
     def paths(self) -> dict[str, Path]:
         """Return every file of the row by its key, stack frames as ``stack[0]`` and so on."""
-        found = {
-            item.metadata["key"]: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.metadata["kind"] == "path" and getattr(self, item.name) is not None
-        }
-        return found | {f"stack[{index}]": frame.image_path for index, frame in enumerate(self.stack)}
+        values = {field.alias: getattr(self, name) for name, field in type(self).__pydantic_fields__.items()}
+        paths = {key: value for key, value in values.items() if isinstance(value, Path)}
+        return paths | {f"stack[{index}]": frame.image_path for index, frame in enumerate(self.stack)}
 
 
-_KINDS = {"camera": CameraAnns, "intrinsics": Intrinsics, "frames": StackFrame}
-
-
-def _check_close(name: str, stated: float, expected: float, rule: str) -> None:
-    if abs(stated - expected) > STRENGTH_TOLERANCE * max(stated, expected):
-        raise InputError(
-            f"{name} is {stated:g} but {rule} is {expected:g}, wanted a gap of at most {STRENGTH_TOLERANCE:.0%}."
-        )
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if kind == "number":
-        # An integer of thousands of digits is no number that a float can hold.
-        return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind == "flag":
-        return isinstance(value, bool)
-    if kind == "text":
-        # Half a surrogate pair is valid JSON but no text that UTF-8 can write back.
-        return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
-    if kind == "texts":
-        return isinstance(value, tuple) and all(_fits(item, "text") for item in value)
-    if kind == "path":
-        return isinstance(value, Path)
-    if kind == "frames":
-        return isinstance(value, tuple) and all(isinstance(item, StackFrame) for item in value)
-    return isinstance(value, _KINDS[kind])
-
-
-_WANTED = {
-    "number": "a number",
-    "flag": "true or false",
-    "text": "a text that is not empty",
-    "texts": "a list of texts that are not empty",
-    "path": "a path",
-    "frames": 'a list of {"image_path", "dof-cond"}',
-    "camera": "an object",
-    "intrinsics": 'an object {"fx", "fy", "cx", "cy"}',
-}
-
-
-def _check_types(row: Any) -> None:
-    for item in dataclasses.fields(row):
-        value, kind = getattr(row, item.name), item.metadata["kind"]
-        empty = value is None and item.default is None
-        if not empty and not _fits(value, kind):
-            raise InputError(f"{item.metadata['key']} is {value!r}, wanted {_WANTED[kind]}.")
-
-
-def _inside(text: Any, key: str, root: Path) -> Path:
-    """Return the file that a manifest's path names, which must exist inside ``root``."""
-    if not _fits(text, "text") or "\\" in text or "\0" in text:
-        raise InputError(f"{key} is {text!r}, wanted a relative path with forward slashes.")
-    relative = PurePosixPath(text)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise InputError(f"{key} is {text!r}, wanted a path relative to the manifest's folder that stays inside it.")
-    path = root / relative
-    _check_file(path, key, root, text)
-    return path
-
-
-def _check_file(path: Path, key: str, root: Path, shown: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{key} is {shown!r}, which is no file, wanted one that exists.")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{key} is {shown!r}, which leads out of the manifest's folder, wanted a file inside it.")
-
-
-def _from_json(cls: type, values: Any, root: Path, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} is {values!r}, wanted an object.")
-    fields = {item.metadata["key"]: item for item in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise InputError(f"{where} has the unknown key {unknown[0]!r}, wanted only {', '.join(fields)}.")
-    missing = [key for key, item in fields.items() if item.metadata["required"] and key not in values]
-    if missing:
-        raise InputError(f"{where} lacks the key {missing[0]!r}.")
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        kind = fields[key].metadata["kind"]
-        if value is None:
-            raise InputError(f"{key} is null, wanted {_WANTED[kind]} or no such key.")
-        if kind == "path":
-            value = _inside(value, key, root)
-        elif kind in ("texts", "frames"):
-            if not isinstance(value, list):
-                raise InputError(f"{key} is {value!r}, wanted {_WANTED[kind]}.")
-            if kind == "frames":
-                value = [_from_json(StackFrame, item, root, f"stack[{index}]") for index, item in enumerate(value)]
-            value = tuple(value)
-        elif kind in ("camera", "intrinsics"):
-            value = _from_json(_KINDS[kind], value, root, key)
-        arguments[fields[key].name] = value
-    return cls(**arguments)
-
-
-def _to_json(row: Any, root: Path) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(row):
-        key, kind, value = item.metadata["key"], item.metadata["kind"], getattr(row, item.name)
-        if value is None or value == ():
-            continue
-        if kind == "path":
-            absolute = value.absolute()
-            if not absolute.is_relative_to(root) or ".." in absolute.parts:
-                raise InputError(f"{key} is {str(value)!r}, wanted a file inside the manifest's folder {str(root)!r}.")
-            _check_file(absolute, key, root, str(value))
-            value = absolute.relative_to(root).as_posix()
-        elif kind == "frames":
-            value = [_to_json(frame, root) for frame in value]
-        elif kind == "texts":
-            value = list(value)
-        elif kind == "number":
-            value = float(value)
-        elif kind in ("camera", "intrinsics"):
-            value = _to_json(value, root)
-        values[key] = value
-    return values
+_ROWS = TypeAdapter(ManifestRow)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -406,11 +323,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"the key {key!r} stands twice, wanted each key once.")
-    return dict(pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise InputError(
+            f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice, wanted each once."
+        )
+    for key, value in pairs:
+        if value is None:
+            raise InputError(f"{key} is null, wanted a value or no such key.")
+    return values
 
 
 def read_manifest(path: Path | str) -> list[ManifestRow]:
@@ -442,9 +364,11 @@ def read_manifest(path: Path | str) -> list[ManifestRow]:
             values = json.loads(
                 line.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_each_key_once
             )
-            row = _from_json(ManifestRow, values, root, "the row")
+            row = _ROWS.validate_python(values, context=root, by_alias=True, by_name=False)
             if row.row_id in lines_of:
                 raise InputError(f"id is {row.row_id!r} as in line {lines_of[row.row_id]}, wanted another one.")
+        except ValidationError as error:
+            raise InputError(f"{path}, line {number}: {_sentence(error)}") from error
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
         except (ValueError, RecursionError) as error:
@@ -477,7 +401,14 @@ def write_manifest(path: Path | str, rows: Iterable[ManifestRow], *, overwrite: 
         try:
             if row.row_id in seen:
                 raise InputError(f"id is {row.row_id!r}, which an earlier row has, wanted another one.")
-            lines.append(json.dumps(_to_json(row, root), ensure_ascii=False, allow_nan=False))
+            for key, file in row.paths().items():
+                if not file.absolute().is_relative_to(root) or ".." in file.parts:
+                    raise InputError(f"{key} must lie inside the manifest's folder {str(root)!r}, got {str(file)!r}.")
+                problem = _misplaced(file.absolute(), root)
+                if problem:
+                    raise InputError(f"{key} {problem}, got {str(file)!r}.")
+            values = _ROWS.dump_python(row, by_alias=True, exclude_defaults=True, context=root)
+            lines.append(json.dumps(values, ensure_ascii=False, allow_nan=False))
         except InputError as error:
             raise InputError(f"{path}, row {number}: {error}") from error
         seen.add(row.row_id)

@@ -1,7 +1,7 @@
 """Stage-2 on Depth Anything as its authors run it: DINOv2's position table interpolated by their rule.
 
 Hub repositories carry this file with `modeling_bokehdepth.py`, which it imports, joined in front of it, see
-`loading_bokehdepth.joined_source`.
+`hub.folder.joined_source`.
 """
 
 from typing import Any, NoReturn

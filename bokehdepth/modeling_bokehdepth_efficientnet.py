@@ -6,7 +6,7 @@ combinations of its coarse neighbours (as in arXiv 2003.12039). Depth is predict
 scaled by the camera's, given or guessed (as in arXiv 2307.10984), so that metres hold on another lens.
 
 Hub repositories carry this file with the files of ours that it imports joined in front of it, see
-`loading_bokehdepth.joined_source`.
+`hub.folder.joined_source`.
 
 ``B`` batch, ``F`` frames with the sharp reference first, ``N = h w`` positions of a feature map, ``D`` its channels,
 ``H W`` pixels at the network.

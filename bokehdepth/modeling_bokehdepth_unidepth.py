@@ -2,7 +2,7 @@
 
 The two backbones share one Divided Space Focus Attention (Sec. 4.2 of arXiv 2512.12425, Eq. 6-9), which is in
 `modeling_bokehdepth.py`. Hub repositories carry this file with the two of ours that it imports joined in front of it,
-see `loading_bokehdepth.joined_source`.
+see `hub.folder.joined_source`.
 
 **The published UniDepthV2 weights are licensed CC BY-NC 4.0:** they, and all that is fine-tuned from them, are for
 non-commercial use. This code is Apache-2.0 and holds no weights.

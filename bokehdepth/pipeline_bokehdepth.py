@@ -1,8 +1,7 @@
 """`BokehDepthPipeline`: one photo to a calibrated bokeh stack (Stage-1) and a metric depth map (Stage-2).
 
-A Hub repository carries the file verbatim, with `inputs_bokehdepth.py`, `sampling_bokehdepth.py`,
-`processing_bokehdepth.py` and `loading_bokehdepth.py` beside it, the files of ours that it imports. It treats the
-adapter and the depth model by what they can do, not by their class.
+A Hub repository carries it with those of our files that it imports in front (`hub.folder.joined_source`).
+It treats the adapter and the depth model by what they can do, not by their class.
 Method: arXiv 2512.12425.
 
 Shape letters: `F` frames of a stack, `N` tokens, `C` channels, `H W` pixels of the photo, `h w` pixels at work.

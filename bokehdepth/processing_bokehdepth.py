@@ -1,6 +1,6 @@
 """Pictures in and out of `BokehDepthPipeline`: reading, sizing, restoring detail, results.
 
-The file stands alone, since a Hub repository carries it verbatim.
+The file stands alone; a Hub repository carries it joined in front of `pipeline_bokehdepth.py`.
 
 Shape letters: `F` frames of a stack, `H W` pixels of the photo, `h w` pixels at work.
 """

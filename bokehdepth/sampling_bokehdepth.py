@@ -1,6 +1,6 @@
 """How `BokehDepthPipeline` samples a bokeh stack, and what it remembers of a photo for the next one.
 
-A Hub repository carries the file verbatim, with `processing_bokehdepth.py` beside it.
+A Hub repository carries the file joined in front of `pipeline_bokehdepth.py`.
 Method: arXiv 2512.12425, Sec. 4.1.
 
 Shape letters: `B` photos of one size, `F` frames of a stack, `N` tokens, `C` channels, `L` adapted blocks, `h w`

@@ -1,7 +1,7 @@
 """Weights that are loaded are all there and all finite, or loading ends with one sentence.
 
-diffusers and transformers fill what a folder lacks with random numbers and only warn. The file stands alone: a Hub
-repository carries it beside the pipeline's code, and joined in front of the code of each model.
+diffusers and transformers fill what a folder lacks with random numbers and only warn. The file stands alone; a Hub
+repository carries it joined in front of the pipeline's code and of each model's.
 """
 
 import json

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bokehdepth.cards import check_card, fill_card
 from bokehdepth.errors import InputError
-from bokehdepth.publishing import check_links
+from bokehdepth.hub.cards import check_card, fill_card
+from bokehdepth.hub.folder import check_links
 from bokehdepth.staging import write_file
 from datasets_scripts.scenes300 import DEPTH_SCALE_M, JPEG_QUALITY, STRENGTHS, Settings, scene_files
 

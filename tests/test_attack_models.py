@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bokehdepth.convert import convert_checkpoint
+from bokehdepth.released.convert import convert_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline
 from train import config, loop

@@ -16,11 +16,11 @@ from PIL import Image
 from transformers import pipeline as transformers_pipeline
 
 import tiny
-from bokehdepth import BokehDepthPipeline, publishing
-from bokehdepth.hub import EMBEDDED_FOLDER
-from bokehdepth.loading_bokehdepth import joined_source
-from bokehdepth.publishing import PACKAGE, PROJECT
+from bokehdepth import BokehDepthPipeline
 from bokehdepth.released.convert import convert_state
+from bokehdepth.hub import EMBEDDED_FOLDER
+from bokehdepth.hub import folder as hub_folder
+from bokehdepth.hub.folder import PACKAGE, PROJECT, joined_source
 from doors import assert_same_bits, call_local, run_client, write_photo
 
 MODEL, DEPTH, OTHER = "tester/unidepth", "tester/unidepth-dsfa", "tester/other"
@@ -64,8 +64,8 @@ def home(tmp_path_factory):
         assert old in text
         (package / name).write_text(text.replace(old, new))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publishing, "PACKAGE", package)
-        publishing.build_folder(
+        patch.setattr(hub_folder, "PACKAGE", package)
+        hub_folder.build_folder(
             "pipeline", folder / "saved", folder / "other", repository=OTHER, facts=folder / "pipeline.yaml"
         )
     return folder
@@ -78,7 +78,7 @@ def wanted(home):
 
 @pytest.fixture(scope="module")
 def hub(home):
-    with HubServer(home / "hub") as server:
+    with HubServer() as server:
         environment = server.environment(home / "owner")
         for kind, repository in (("pipeline", MODEL), ("depth", DEPTH)):
             command = [sys.executable, "-m", "bokehdepth", "publish", str(home / "saved"), "--kind", kind,
@@ -86,8 +86,7 @@ def hub(home):
             run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
             assert run.returncode == 0, run.stderr
         other = server.repositories["model", OTHER] = Repository()
-        files = {path.relative_to(home / "other").as_posix(): path for path in (home / "other").rglob("*")}
-        other.commit({name: server.keep(path.read_bytes()) for name, path in files.items() if path.is_file()})
+        other.commit(server.keep_folder(home / "other"))
         yield server
 
 
@@ -137,12 +136,10 @@ def strangers(hub, home):
 
 def test_published_code_is_one_file_with_all_that_it_imports(hub):
     index = json.loads(hub.read(MODEL, "model_index.json"))
-    suffix = index["depth_estimator"][0].removeprefix(CODE[-1])
-    assert len(suffix) == 9
+    assert index["depth_estimator"][0] == CODE[-1]
     code = hub.read(DEPTH, f"{CODE[-1]}.py").decode()
     for place in ("", "depth_estimator/"):
-        for end in ("", suffix):
-            assert hub.read(MODEL, f"{place}{CODE[-1]}{end}.py").decode() == code
+        assert hub.read(MODEL, f"{place}{CODE[-1]}.py").decode() == code
     names = set(hub.files(MODEL)) | set(hub.files(DEPTH))
     assert not any(name in path for path in names for name in ("modeling_bokehdepth.py", "modeling_unidepth_parts"))
     assert "from ." not in code
@@ -166,7 +163,7 @@ def test_files_that_define_the_same_name_are_not_joined(tmp_path):
     (tmp_path / "a.py").write_text('"""A."""\n\nimport os\n\n\ndef f():\n    return os\n')
     (tmp_path / "b.py").write_text('"""B."""\n\nimport os\n\nfrom .a import f\n\ng = f  # kept\n')
     wanted = '"""B."""\n\nimport os\n\n\ndef f():\n    return os\n\n\ng = f  # kept\n'
-    assert joined_source(tmp_path / "b.py") == wanted
+    assert joined_source(tmp_path / "b.py").startswith(wanted)
     (tmp_path / "c.py").write_text("from .a import f\n\n\nclass f:\n    pass\n")
     with pytest.raises(ValueError, match="c.py and a.py both define f"):
         joined_source(tmp_path / "c.py")
@@ -193,7 +190,7 @@ def test_depth_model_alone_and_its_task_give_the_local_bits(strangers, home, tmp
     model = BokehDepthPipeline.from_pretrained(home / "saved").depth_estimator
     pixels = torch.linspace(-1, 1, 3 * 42 * 56).reshape(1, 3, 42, 56)
     stack, strengths = torch.stack([pixels, pixels / 2], dim=1), torch.tensor([[0.0, 1.5]])
-    folder = publishing.build_folder(
+    folder = hub_folder.build_folder(
         "depth", home / "saved" / "depth_estimator", tmp_path / "depth", repository=DEPTH, facts=home / "depth.yaml"
     )
     task = transformers_pipeline("depth-estimation", model=str(folder))

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 import yaml
-from hub_server import HubServer, metadata_problem
+from hub_server import HubServer
 from huggingface_hub import SpaceCard
 
 from bokehdepth.cli import main
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER
-from bokehdepth.loading_bokehdepth import joined_source
-from bokehdepth.publishing import PACKAGE, PROJECT, build_folder, list_files, publish
+from bokehdepth.hub.folder import PACKAGE, PROJECT, build_folder, joined_source
+from bokehdepth.hub.publish import list_files, publish
 
 
 def facts_file(path, **metadata):
@@ -34,17 +34,19 @@ def test_pipeline_folder_has_the_layout_of_the_design(tmp_path):
     folder = build_folder("pipeline", "embedded", tmp_path / "folder", repository="me/model")
     names = {name for name, _ in list_files(folder)}
     index = json.loads((folder / "model_index.json").read_text())
-    suffix = index["_class_name"][0].removeprefix("pipeline_bokehdepth")
-    assert len(suffix) == 9 and index["vae"] == [f"modeling_mini_flux{suffix}", "PatchAutoencoder"]
+    assert index["vae"] == ["modeling_mini_flux", "PatchAutoencoder"]
     assert {"README.md", "LICENSE", "depth_estimator/preprocessor_config.json", "pipeline.py"} <= names
     assert "card.yaml" not in names and not any("pycache" in name or "__init__" in name for name in names)
-    for name in ("pipeline_bokehdepth", "sampling_bokehdepth", "processing_bokehdepth", "loading_bokehdepth"):
-        text = (folder / f"{name}{suffix}.py").read_text()
-        assert text.replace(f"bokehdepth{suffix} import", "bokehdepth import") == (PACKAGE / f"{name}.py").read_text()
-    for part, name in (("bokeh_adapter", "modeling_bokeh_adapter"), ("transformer", "modeling_mini_flux"),
-                       ("depth_estimator", "modeling_bokehdepth_efficientnet")):  # fmt: skip
-        for place in (f"{name}.py", f"{part}/{name}.py", f"{part}/{name}{suffix}.py"):
-            assert (folder / place).read_text() == joined_source(PACKAGE / f"{name}.py")
+    assert {name for name in names if name.endswith("bokehdepth.py")} == {"pipeline_bokehdepth.py"}
+    assert "def joined_source" not in (folder / "pipeline_bokehdepth.py").read_text()  # publishing stays at home
+    for part, name in (
+        ("", "pipeline_bokehdepth"),
+        ("bokeh_adapter", "modeling_bokeh_adapter"),
+        ("transformer", "modeling_mini_flux"),
+        ("depth_estimator", "modeling_bokehdepth_efficientnet"),
+    ):
+        for place in (folder, folder / part):
+            assert (place / f"{name}.py").read_text() == joined_source(PACKAGE / f"{name}.py")
     assert "examples/photos.jpg" in names
     for path in EMBEDDED_FOLDER.rglob("*.safetensors"):
         assert (folder / path.relative_to(EMBEDDED_FOLDER)).read_bytes() == path.read_bytes()
@@ -198,23 +200,13 @@ def run(*arguments, **environment):
 
 
 def test_space_holds_what_a_space_needs_and_passes_the_clients_validation(tmp_path):
-    with HubServer(tmp_path / "hub") as hub:
+    with HubServer() as hub:
         environment = hub.environment(tmp_path / "hf")
         done = run("--space", "--repo", "tester/demo", **environment)
         assert done.returncode == 0, done.stderr
         files = hub.files("tester/demo", "space")
-        assert {"app.py", "requirements.txt", "README.md", "LICENSE", "bokehdepth/hub.py"} <= set(files)
+        assert {"app.py", "requirements.txt", "README.md", "LICENSE", "bokehdepth/hub/load.py"} <= set(files)
         assert "bokehdepth/mini/model_index.json" in files and not any(".pyc" in name for name in files)
-        card = tmp_path / "README.md"
-        card.write_bytes(hub.read("tester/demo", "README.md", "space"))
-        # `validate` asks the Hub's own check, by this client.
-        code = "import sys; from huggingface_hub import SpaceCard; SpaceCard.load(sys.argv[1]).validate()"
-        for text, fine in ((card.read_text(), True), (card.read_text().replace("sdk: gradio", "sdk: gradoi"), False)):
-            card.write_text(text)
-            checked = subprocess.run([sys.executable, "-c", code, str(card)], env={**os.environ, **environment},
-                                     capture_output=True, text=True)  # fmt: skip
-            assert (checked.returncode == 0) == fine, checked.stderr
-            assert fine or "wrong sdk" in checked.stderr
 
 
 def test_space_imports_from_its_own_folder(tmp_path):
@@ -239,7 +231,7 @@ def test_data_set_is_published_with_its_own_card(tmp_path):
     (folder / "images" / "a.jpg").write_bytes(b"jpeg")
     (folder / ".build").mkdir()
     (folder / ".build" / "state").write_text("x")
-    with HubServer(tmp_path / "hub") as hub:
+    with HubServer() as hub:
         environment = hub.environment(tmp_path / "hf")
         arguments = (folder, "--kind", "dataset", "--repo", "tester/data", "--private", "--tag", "v1.0.0")
         assert "without README.md" in run(*arguments, **environment).stderr
@@ -253,10 +245,3 @@ def test_data_set_is_published_with_its_own_card(tmp_path):
         repository = hub.repositories["dataset", "tester/data"]
         assert repository.private and repository.tags == {"v1.0.0": repository.head}
         assert set(hub.files("tester/data", "dataset")) == {".gitattributes", "README.md", "images/a.jpg"}
-
-
-def test_the_servers_rules_are_not_empty():
-    good = (PROJECT / "README.md").read_text()
-    assert metadata_problem(good, "space") is None
-    for old, new in (("colorTo: gray", "colorTo: grey"), ("app_file: app.py\n", ""), ('"3.12"', "3.12")):
-        assert old in good and metadata_problem(good.replace(old, new), "space")

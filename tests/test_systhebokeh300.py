@@ -138,7 +138,7 @@ def test_a_finished_build_is_left_as_it_is_and_other_arguments_are_refused(copy,
 
 
 def test_it_is_published_and_loads_from_the_hub(built, tmp_path):
-    with HubServer(tmp_path / "hub") as hub:
+    with HubServer() as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
         words = ["--validate", str(built), "--push-to-hub", "tester/bokeh300", "--private"]
         run = subprocess.run(

@@ -490,7 +490,7 @@ def test_optimisers_by_name_and_what_is_not_installed(monkeypatch):
 
 
 def test_a_card_is_filled_from_the_run(root, mini, tmp_path):
-    from bokehdepth.publishing import build_folder
+    from bokehdepth.hub.folder import build_folder
 
     cfg = config.load(Stage1Config, root / "stage1.yaml", [])
     with pytest.raises(InputError, match="card is missing"):

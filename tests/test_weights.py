@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline, weights_record
+from bokehdepth.hub.folder import PROJECT, build_folder
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
-from bokehdepth.publishing import PROJECT, build_folder
 from bokehdepth.released.convert import convert_checkpoint
 from bokehdepth.weights_bokehdepth import WeightsError, check_weights
 
@@ -98,7 +98,7 @@ def test_from_the_hub(published, tmp_path):
         "import sys\nfrom bokehdepth.hub import load_pipeline\n"
         "try: load_pipeline('tester/model')\nexcept ValueError as error: print(error)"
     )
-    with HubServer(tmp_path / "hub") as hub:
+    with HubServer() as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "hf"), "PYTHONPATH": str(PROJECT)}
         upload = (
             "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('tester/model')\n"

@@ -1,4 +1,4 @@
-"""`--push-to-hub` of both trainers: a card filled from the run, then `bokehdepth.publishing`."""
+"""`--push-to-hub` of both trainers: a card filled from the run, then `bokehdepth.hub.publish`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from bokehdepth.cards import read_facts
 from bokehdepth.errors import InputError
-from bokehdepth.publishing import publish
+from bokehdepth.hub.cards import read_facts
+from bokehdepth.hub.publish import publish
 from bokehdepth.staging import write_file
 from train.config import Stage1Config, Stage2Config
 
@@ -39,7 +39,7 @@ def facts_of(cfg: Stage1Config | Stage2Config, command: str) -> dict[str, Any]:
         command: that printed its numbers.
 
     Returns:
-        Facts as `bokehdepth.cards` wants them.
+        Facts as `bokehdepth.hub.cards` wants them.
 
     Raises:
         InputError: the run has no log, or no card.
@@ -106,7 +106,7 @@ def push(cfg: Stage1Config | Stage2Config, model: Path, repository: str, command
         model: that it saved.
         repository: `user/name`.
         command: that trained it.
-        **options: further ones of `bokehdepth.publishing.publish`.
+        **options: further ones of `bokehdepth.hub.publish.publish`.
 
     Raises:
         InputError: as `facts_of` and `publish` say.

@@ -9,7 +9,6 @@ steps. `<output>/model` holds the averaged weights.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import math
 from pathlib import Path
@@ -27,6 +26,7 @@ import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its cla
 from bokehdepth import modeling_bokehdepth_efficientnet as efficientnet
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
+from bokehdepth.hub.folder import write_image_processor
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
 from bokehdepth.modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
@@ -309,21 +309,7 @@ def look(cfg: Stage2Config, network: Stage2Network, source: PoolStacks | RowStac
 def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
     """Writes the model, and what size it works at, in the form that the depth-estimation task reads."""
     model.save_pretrained(folder)
-    settings = {
-        "image_processor_type": "DPTImageProcessorPil",
-        "size": {"height": cfg.size_px, "width": cfg.size_px},
-        "keep_aspect_ratio": True,
-        "ensure_multiple_of": model.config.patch_size,
-        "resample": 3,  # bicubic, as the pipeline
-        "do_resize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "do_pad": False,
-        "image_mean": list(getattr(model.config, "image_mean", IMAGENET_MEAN)),
-        "image_std": list(getattr(model.config, "image_std", IMAGENET_STD)),
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
+    write_image_processor(folder, cfg.size_px, model.config.to_dict())
 
 
 def run(

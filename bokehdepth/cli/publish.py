@@ -61,7 +61,7 @@ def publish(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: something is missing, or the Hub refuses.
     """
-    from .. import publishing
+    from ..hub import publish as publishing
 
     if arguments.space and arguments.model is not None:
         raise InputError(f"MODEL is {arguments.model!r}; wanted none with --space.")

@@ -132,7 +132,7 @@ def generate_released_stack(
     noise of one seed depends on the version of torch.
 
     Args:
-        pipe: With base and a released adapter (`bokehdepth.convert.convert_adapter`).
+        pipe: With base and a released adapter (`released.convert.convert_adapter`).
         image: RGB photo.
         bokeh_strengths: Ascending K. Every one is generated; 0 is none that the release knows.
         num_inference_steps: Denoising steps.

@@ -1,55 +1,101 @@
-"""Folders as the Hub wants them (DESIGN.md, section 5), and their way there: all of a folder in one commit, or none.
+"""Folders as the Hub wants them (DESIGN.md, section 5): weights, the code that loads them, and a card.
 
-Publishing works from a checkout of the project, where card templates, licence and the Space's page lie.
+They are built from a checkout of the project, where card templates, licence and the Space's page lie.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import shutil
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+from ..loading_bokehdepth import write_code
+from ..staging import staged
 from .cards import check_card, model_card, read_facts
-from .errors import InputError
-from .hub import EMBEDDED, EMBEDDED_FOLDER
-from .loading_bokehdepth import explain_hub_error, joined_source, plain_name, write_code
-from .staging import staged
+from .load import EMBEDDED, EMBEDDED_FOLDER
 
 KINDS = ("pipeline", "adapter", "depth", "dataset", "space")
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 PROJECT = PACKAGE.parent
 FACTS_NAME = "card.yaml"
+TAG = re.compile(r"v?\d+(\.\d+)*([.-]?[a-z0-9]+)?")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TAG = re.compile(r"v?\d+(\.\d+)*([.-]?[a-z0-9]+)?")
 _PART_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
+_RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 _SPACE_FILES = ("app.py", "requirements.txt", "README.md", "LICENSE")
-_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_BICUBIC = 3  # PIL's number
+_APART = """
+
+# diffusers runs a file of this name from another repository in the same module; what is defined here keeps its names.
+if __name__.startswith("diffusers_modules."):
+    import sys
+    import types
+
+    sys.modules[__name__] = types.ModuleType(__name__)
+    sys.modules[__name__].__dict__.update(globals())
+"""
 
 
-@dataclass(frozen=True)
-class Publication:
-    """What was published, or would be.
+# ---------------------------------------------------------------------- code
+
+
+def _needed(source: Path) -> list[Path]:
+    """A file of code behind the files beside it that it imports, directly or through another one."""
+    found: list[Path] = []
+    for name in _RELATIVE_IMPORT.findall(source.read_text(encoding="utf-8")):
+        found += [path for path in _needed(source.with_name(f"{name}.py")) if path not in found]
+    return [*found, source]
+
+
+def joined_source(source: Path) -> str:
+    """The code of a file and of those beside it that it imports, as one file.
+
+    diffusers fetches one file for each component of a pipeline, and not the files that this one imports.
 
     Args:
-        repository: `user/name`.
-        repo_type: "model", "dataset" or "space".
-        files: name and size in bytes of each file, by name.
-        tag: that the commit got, if any.
-        commit: its hash; None of a dry run.
-    """
+        source: file whose relative imports all stand at its top and rename nothing.
 
-    repository: str
-    repo_type: str
-    files: tuple[tuple[str, int], ...]
-    tag: str | None
-    commit: str | None
+    Returns:
+        The docstring, every import of a library, the definitions, and lines that keep two repositories apart.
+
+    Raises:
+        ValueError: two of the files define the same name, or a name is imported under another one.
+    """
+    files = _needed(source)
+    if len(files) == 1:
+        return source.read_text(encoding="utf-8") + _APART
+    imports: dict[str, str] = {}
+    bodies, defined, docstring = [], {}, ""
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for index, node in enumerate(ast.parse(text).body):
+            span = slice(node.lineno - 1, node.end_lineno)
+            is_docstring = index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if is_docstring:
+                docstring = "\n".join(lines[span])
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                if not getattr(node, "level", 0):
+                    imports.setdefault(ast.unparse(node), "\n".join(lines[span]))
+                elif any(alias.asname not in (None, alias.name) for alias in node.names):
+                    raise ValueError(f"{path.name} imports {ast.unparse(node)}; wanted names as they are.")
+            else:
+                targets = node.targets if isinstance(node, ast.Assign) else [node]
+                for name in {getattr(target, "id", getattr(target, "name", None)) for target in targets} - {None}:
+                    if name in defined:
+                        raise ValueError(f"{path.name} and {defined[name]} both define {name}; wanted one of them.")
+                    defined[name] = path.name
+                continue
+            lines[span] = [""] * len(lines[span])
+        bodies.append("\n".join(lines).strip("\n"))
+    heads = sorted(imports.values(), key=lambda text: not text.startswith("from __future__"))
+    return "\n\n\n".join([docstring + "\n\n" + "\n".join(heads), *bodies]) + "\n" + _APART
 
 
 # ---------------------------------------------------------------------- folders
@@ -131,12 +177,12 @@ def _plain_auto_map(config: dict[str, Any]) -> dict[str, Any]:
     entries = {}
     for name, value in config.get("auto_map", {}).items():
         module, _, kind = value.rpartition("--")[2].partition(".")
-        entries[name] = f"{plain_name(module)}.{kind}"
+        entries[name] = f"{module}.{kind}"
     return {**config, "auto_map": entries}
 
 
 def _module_file(name: str) -> Path:
-    path = PACKAGE / f"{plain_name(name)}.py"
+    path = PACKAGE / f"{name}.py"
     if not name.startswith("modeling_") or not path.is_file():
         raise InputError(f"model has a part of {name!r}, which is no module of bokehdepth; wanted a class of its own.")
     return path
@@ -157,53 +203,66 @@ def _sizes_itself(config: dict[str, Any]) -> bool:
     return "pixels_min" in config or "area_px" in config
 
 
-def _image_processor(shorter_side_px: int, config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of transformers' image processor that come next to what the pipeline does itself."""
-    colours = {name: config[name] for name in _IMAGENET if name in config}
-    return {
+def write_image_processor(folder: Path, side_px: int, config: Mapping[str, Any]) -> None:
+    """Writes the settings of transformers' image processor that come next to what the pipeline does itself.
+
+    Args:
+        folder: of a depth model.
+        side_px: shorter side at which it works.
+        config: of the model.
+    """
+    settings = {
         "image_processor_type": "DPTImageProcessorPil",
         "do_resize": True,
-        "size": {"height": shorter_side_px, "width": shorter_side_px},
+        "size": {"height": side_px, "width": side_px},
         "keep_aspect_ratio": True,
         "ensure_multiple_of": config.get("patch_size") or 14,
-        "resample": _BICUBIC,
+        "resample": 3,  # bicubic
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_pad": False,
-        **_IMAGENET,
-        **colours,
+        "image_mean": config.get("image_mean", (0.485, 0.456, 0.406)),
+        "image_std": config.get("image_std", (0.229, 0.224, 0.225)),
     }
+    _write_json(folder / "preprocessor_config.json", settings)
 
 
 def _build_pipeline(model: Path, folder: Path) -> dict[str, Any]:
     index = _read_json(model / "model_index.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "_class_name"}
-    sources = {}
-    for name, (library, _) in parts.items():
-        if library is None:
+    sources = {"": ("pipeline_bokehdepth", joined_source(PACKAGE / "pipeline_bokehdepth.py"))}
+    for name, value in index.items():
+        if name == "_class_name" or not isinstance(value, list) or value[0] is None:
             continue
         if not (model / name).is_dir():
             raise InputError(f"model is {str(model)!r} without the folder {name}, which its model_index.json names.")
         _place_part(model / name, folder / name)
-        if library not in ("diffusers", "transformers"):
-            sources[name] = _module_file(library)
+        if value[0] not in ("diffusers", "transformers"):
+            sources[name] = (value[0], joined_source(_module_file(value[0])))
     for picture in sorted((model / "examples").glob("*.jpg")):  # the card's
         _place(picture, folder / "examples" / picture.name)
-    suffix = write_code(folder, PACKAGE / "pipeline_bokehdepth.py", sources, unique=True)
-    for name, source in sources.items():
-        index[name] = [f"{source.stem}{suffix}", index[name][1]]
-    index["_class_name"] = [f"pipeline_bokehdepth{suffix}", "BokehDepthPipeline"]
+    write_code(folder, sources)
+    index["_class_name"] = ["pipeline_bokehdepth", "BokehDepthPipeline"]
     _write_json(folder / "model_index.json", index)
     if "depth_estimator" in sources:
-        part = folder / "depth_estimator"
-        config = _read_json(part / "config.json")
-        (part / "config.json").unlink()
-        _write_json(part / "config.json", _plain_auto_map(config))
-        if not (part / "preprocessor_config.json").exists():
-            _write_json(part / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
+        _settle_depth(folder / "depth_estimator")
     adapter = _read_json(folder / "bokeh_adapter" / "config.json") if "bokeh_adapter" in sources else {}
     return _pipeline_facts(index, adapter)
+
+
+def _settle_depth(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Writes the settings that transformers reads beside a depth model's weights; returns the configuration."""
+    config = _plain_auto_map(_read_json(folder / "config.json")) | changes
+    (folder / "config.json").unlink()  # a link to the model's own file
+    _write_json(folder / "config.json", config)
+    if not (folder / "preprocessor_config.json").exists():
+        if not _sizes_itself(config) and "processing_resolution" not in config:
+            raise InputError(
+                f"model is a {config.get('model_type')} without preprocessor_config.json; wanted it, or "
+                "processing_resolution in config.json, which says at what size the model works."
+            )
+        write_image_processor(folder, _working_side_px(config), config)
+    return config
 
 
 def _pipeline_facts(index: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:
@@ -226,25 +285,15 @@ def _build_adapter(model: Path, folder: Path) -> dict[str, Any]:
 
 
 def _build_depth(model: Path, folder: Path) -> dict[str, Any]:
-    in_pipeline = (model / "model_index.json").is_file()
-    part = model / "depth_estimator" if in_pipeline else model
-    config = _plain_auto_map(_read_json(part / "config.json"))
+    part = model / "depth_estimator" if (model / "model_index.json").is_file() else model
+    _place_part(part, folder)
+    # Whatever the weights are stored in: the depth-estimation task hands its output to NumPy, which knows no bfloat16.
+    config = _settle_depth(folder, dtype="float32")
     loader = config["auto_map"].get("AutoModelForDepthEstimation")
     if loader is None:
         raise InputError(f"model is {str(part)!r}, whose config.json has no auto_map; wanted a saved depth model.")
-    _place_part(part, folder)
-    (folder / "config.json").unlink()
-    # Whatever the weights are stored in: the depth-estimation task hands its output to NumPy, which knows no bfloat16.
-    _write_json(folder / "config.json", {**config, "dtype": "float32"})
     source = _module_file(loader.partition(".")[0])
     (folder / source.name).write_text(joined_source(source), encoding="utf-8")
-    if not (folder / "preprocessor_config.json").exists():
-        if not _sizes_itself(config) and "processing_resolution" not in config:
-            raise InputError(
-                f"model is {str(part)!r} without preprocessor_config.json; wanted it, or processing_resolution in "
-                "config.json, which says at what size the model works."
-            )
-        _write_json(folder / "preprocessor_config.json", _image_processor(_working_side_px(config), config))
     unit = "metres along the optical axis" if config["depth_estimation_type"] == "metric" else "relative disparity"
     return {"max_bokeh_strength": f"{config['bokeh_strength_max']:g}", "depth_unit": unit}
 
@@ -305,11 +354,11 @@ def build_folder(
     if output.exists():
         raise InputError(f"output is {str(output)!r}, which exists; wanted a new folder.")
     with staged(output) as folder:
-        _fill(kind, model, folder, repository, facts, Path(project))
+        fill_folder(kind, model, folder, repository, facts, Path(project))
     return output
 
 
-def _fill(
+def fill_folder(
     kind: str, model: str | Path | None, folder: Path, repository: str, facts: str | Path | None, project: Path
 ) -> str | None:
     """Fills an empty folder for `build_folder`; returns the version that a model's facts state."""
@@ -342,7 +391,7 @@ def _build_model(
     _check_is_finished(home)
     template = _project_file(project, f"model_cards/{kind}.md")
     stated = read_facts(home / FACTS_NAME if facts is None else facts)
-    if not _TAG.fullmatch(str(stated.get("version"))):
+    if not TAG.fullmatch(str(stated.get("version"))):
         raise InputError(f"facts has version {stated.get('version')!r}; wanted numbers such as 0.1.0.")
     build = {"pipeline": _build_pipeline, "adapter": _build_adapter, "depth": _build_depth}[kind]
     derived = build(home, folder)
@@ -366,148 +415,3 @@ def embedded_card() -> str:
     template = _project_file(PROJECT, "model_cards/pipeline.md")
     facts = read_facts(EMBEDDED_FOLDER / FACTS_NAME)
     return model_card(template, facts, "<user>/bokehdepth-mini", **_pipeline_facts(index, adapter))
-
-
-def list_files(folder: Path) -> tuple[tuple[str, int], ...]:
-    """Names every file of a folder with its size in bytes."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
-
-
-# ---------------------------------------------------------------------- upload
-
-
-def upload_folder(
-    folder: Path,
-    repository: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    tag: str | None = None,
-    token: str | None = None,
-    message: str = "Publish",
-) -> str:
-    """Uploads a folder as the whole content of a repository: one commit, in which files that are no more are deleted.
-
-    Contents that a broken upload had already brought are not sent again. Until the commit nothing of the repository
-    changes, but for its creation.
-
-    Args:
-        folder: to upload.
-        repository: `user/name`; created where it does not exist.
-        repo_type: "model", "dataset" or "space".
-        private: create it as private; one that exists and is public is refused.
-        tag: name for the commit; refused where it exists.
-        token: None takes the client's own.
-        message: of the commit.
-
-    Returns:
-        The commit's hash.
-
-    Raises:
-        InputError: there is no token, or the Hub refuses; nothing was committed, or the sentence says so.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-
-    token = token or get_token()
-    if not token:
-        raise InputError(
-            "token is not there; wanted one with write access (`hf auth login`, or the variable HF_TOKEN)."
-        )
-    api = HfApi(token=token)
-    where: dict[str, Any] = {"repo_id": repository, "repo_type": repo_type}
-    try:
-        role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            raise InputError("token can only read; wanted one with write access.")
-        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
-        api.create_repo(**where, private=private or None, exist_ok=True, **sdk)
-        info = api.repo_info(**where)
-        if private and not info.private:
-            raise InputError(f"{repository} exists and is public; wanted a private repository, or private left out.")
-        taken = {ref.name for ref in api.list_repo_refs(**where).tags}
-        local = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        operations: list[Any] = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in local]
-        kept = {operation.path_in_repo for operation in operations} | {".gitattributes"}
-        gone = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename not in kept]
-        operations += [CommitOperationDelete(name) for name in gone]
-        if tag in taken:
-            raise InputError(f"{repository} has a tag {tag} already; wanted a new version.")
-        commit = api.create_commit(**where, operations=operations, commit_message=message, parent_commit=info.sha).oid
-    except InputError:
-        raise
-    except Exception as error:
-        sentence = _explain(error, repository)
-        if sentence is None:
-            raise
-        raise InputError(f"{sentence} The repository's content is unchanged.") from error
-    if tag is not None:
-        try:
-            api.create_tag(**where, tag=tag, revision=commit)
-        except Exception as error:
-            sentence = _explain(error, repository)
-            if sentence is None:
-                raise
-            raise InputError(f"{sentence} The content is published as {commit[:8]}, its tag {tag} is not.") from error
-    return commit
-
-
-def _explain(error: Exception, repository: str) -> str | None:
-    """One sentence on what the client raised while it uploaded; the client reports bad metadata as ValueError."""
-    sentence = explain_hub_error(error, repository)
-    if sentence is None and isinstance(error, ValueError):
-        return f"{repository} was not published ({' '.join(str(error).split())})."
-    return sentence
-
-
-def publish(
-    kind: str,
-    model: str | Path | None,
-    repository: str,
-    *,
-    facts: str | Path | None = None,
-    private: bool = False,
-    tag: str | None = None,
-    token: str | None = None,
-    dry_run: bool = False,
-    project: Path = PROJECT,
-) -> Publication:
-    """Builds the folder of a repository and uploads it.
-
-    Args:
-        kind: as in `build_folder`.
-        model: likewise.
-        repository: `user/name`.
-        facts: likewise.
-        private: as in `upload_folder`.
-        tag: name for the commit; None takes `v` and the version that the facts state, of a model.
-        token: as in `upload_folder`.
-        dry_run: build and check the folder, ask the Hub nothing.
-        project: as in `build_folder`.
-
-    Returns:
-        What was published, or would be.
-
-    Raises:
-        InputError: something is missing, or the Hub refuses.
-    """
-    if tag is not None and not _TAG.fullmatch(tag):
-        raise InputError(f"tag is {tag!r}; wanted a version such as v0.1.0.")
-    repo_type = kind if kind in ("dataset", "space") else "model"
-    with tempfile.TemporaryDirectory(prefix="bokehdepth-publish-") as home:
-        folder = Path(home)
-        version = _fill(kind, model, folder, repository, facts, Path(project))
-        if tag is None and version is not None:
-            tag = f"v{version.removeprefix('v')}"
-        files, commit = list_files(folder), None
-        if not dry_run:
-            commit = upload_folder(
-                folder,
-                repository,
-                repo_type=repo_type,
-                private=private,
-                tag=tag,
-                token=token,
-                message=f"Publish {tag}" if tag else "Publish",
-            )
-    return Publication(repository, repo_type, files, tag, commit)

@@ -8,16 +8,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from .pipeline_bokehdepth import BokehDepthPipeline
+    from ..pipeline_bokehdepth import BokehDepthPipeline
 
 EMBEDDED = "embedded"
 RELEASED = "released"
-EMBEDDED_FOLDER = Path(__file__).parent / "mini"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "mini"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -69,15 +69,15 @@ def load_pipeline(
     """
     import torch
 
-    from .loading_bokehdepth import HubError
-    from .pipeline_bokehdepth import BokehDepthPipeline
-    from .released.checkpoint import REVISIONS
-    from .weights_bokehdepth import WeightsError
+    from ..loading_bokehdepth import HubError
+    from ..pipeline_bokehdepth import BokehDepthPipeline
+    from ..released.checkpoint import REVISIONS
+    from ..weights_bokehdepth import WeightsError
 
     source = resolve_model(model)
     if source == RELEASED:
-        from .released.checkpoint import parse_revisions
-        from .released.pipeline import load_released
+        from ..released.checkpoint import parse_revisions
+        from ..released.pipeline import load_released
 
         revisions = None if revision is None else parse_revisions(revision)
         try:
@@ -148,7 +148,7 @@ def _base_record(index: Path) -> dict[str, dict[str, str | None]]:
         return {}
     if Path(base).is_dir():
         return {"base": {"id": Path(base).resolve().name, "revision": None}}
-    from .released.checkpoint import BASE_CONFIG, REVISIONS
+    from ..released.checkpoint import BASE_CONFIG, REVISIONS
 
     return {"base": {"id": base, "revision": _cached_commit(base, BASE_CONFIG, REVISIONS.get(base))}}
 
@@ -163,7 +163,7 @@ def _cached_commit(repository: str, filename: str, revision: str | None) -> str 
 
 def _released_record(revision: str | None, with_base: bool) -> dict[str, dict[str, str | None]]:
     """Repository and cached commit of each released part."""
-    from .released.checkpoint import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
+    from ..released.checkpoint import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
 
     wanted = {**REVISIONS, **({} if revision is None else parse_revisions(revision))}
     parts = {"base": Source(BASE_MODEL, BASE_CONFIG), "adapter": ADAPTER} if with_base else {}
