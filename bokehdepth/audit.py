@@ -30,7 +30,7 @@ from .released import (
     place,
 )
 from .released_files import BASE_CONFIG, BASE_MODEL, REVISIONS, Source, cached_source, fetch_file
-from .rendering.scenes import Scene, SceneGenerator
+from datasets_scripts.scenes.generator import Scene, SceneGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -5,7 +5,7 @@ import torch
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.layered_torch import SceneBatch, render_batch
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 
 SIZE = (48, 64)
 

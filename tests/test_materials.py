@@ -8,7 +8,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 from train.data import split_files
 
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV, of the extra train")

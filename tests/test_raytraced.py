@@ -8,7 +8,7 @@ from scipy import optimize
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import Layer, render_bokeh
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, disk_points, margin_px, render_raytraced
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, disk_points, margin_px, render_raytraced
 
 SIZE, MARGIN = (48, 64), 16
 CANVAS = (SIZE[0] + 2 * MARGIN, SIZE[1] + 2 * MARGIN)
@@ -191,7 +191,7 @@ def test_no_ray_leaves_the_margin():
 
 
 def test_importing_it_loads_no_compiler():
-    code = "import sys, bokehdepth.rendering.raytraced; print([m for m in ('torch', 'numba') if m in sys.modules])"
+    code = "import sys, datasets_scripts.systhebokeh300.raytraced; print([m for m in ('torch', 'numba') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

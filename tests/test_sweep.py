@@ -12,7 +12,7 @@ from bokehdepth import blur_fit
 from bokehdepth.benchmarks import sweep as sweep_bench
 from bokehdepth.errors import InputError
 from bokehdepth.optics import disparity_offset_from_sweep
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep, measure_blur_radii
 
 STRENGTHS = (10.0, 20.0, 30.0)

@@ -15,7 +15,7 @@ from hub_server import HubServer
 from PIL import Image
 
 from bokehdepth import optics
-from bokehdepth.rendering.raytraced import margin_px, render_raytraced
+from datasets_scripts.systhebokeh300.raytraced import margin_px, render_raytraced
 from datasets_scripts import systhebokeh300 as command
 from datasets_scripts.foregrounds import draw_foreground
 from datasets_scripts.scenes300 import Settings, box_share_range, make_scene, scene_files

@@ -24,7 +24,7 @@ from bokehdepth.rendering.aperture import DISK, span_table
 from bokehdepth.rendering.refocus import refocus_light, signed_radius_px
 from bokehdepth.rendering.scatter import kernel_numbers, span_scatter, to_light
 from bokehdepth.rendering.scatter_torch import span_scatter as torch_scatter
-from bokehdepth.rendering.scenes import Scene, SceneGenerator
+from datasets_scripts.scenes.generator import Scene, SceneGenerator
 
 SPAN, BRUTE, PLAIN = "span scatter", "brute scatter, vectors", "brute scatter"
 FFT, OPENCV = "FFT per layer", "OpenCV per layer"

@@ -10,7 +10,7 @@ from bokehdepth.benchmarks import timing
 from bokehdepth.errors import InputError
 from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS as BOKEH_STRENGTHS
 from bokehdepth.rendering.layered_torch import SceneBatch, render_batch
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 
 
 def run(sizes_px: Sequence[int] = (128, 256), scenes: int = 24, device: str = "cpu") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.aperture import DISK, Aperture
 from bokehdepth.rendering.scatter import GAMMA
 from bokehdepth.rendering.scatter_torch import span_scatter
-from bokehdepth.rendering.scenes import Scene
+from datasets_scripts.scenes.generator import Scene
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from bokehdepth import __version__, imaging, optics
 from bokehdepth.errors import InputError
 from bokehdepth.io import save_depth_png
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 from bokehdepth.rendering.scatter import GAMMA
 from datasets_scripts.backgrounds import VIEWS, draw_background
 from datasets_scripts.foregrounds import FIGURES, draw_foreground
@@ -244,7 +244,7 @@ def make_scene(
         "seed": settings.seed,
         "rays": settings.rays,
         "gamma": GAMMA,
-        "renderer": f"bokehdepth.rendering.raytraced {settings.version}",
+        "renderer": f"datasets_scripts.systhebokeh300.raytraced {settings.version}",
         "jpeg_quality": JPEG_QUALITY,
         "depth_scale_m": DEPTH_SCALE_M,
         "assets": assets,

@@ -14,10 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering import drawing, townscape
-from bokehdepth.rendering.drawing import TILE_PX, drawn_tile, shading
-from bokehdepth.rendering.textures import Texture
-from bokehdepth.rendering.townscape import CAR_M, vehicle_views
+from datasets_scripts.scenes import drawing, townscape
+from datasets_scripts.scenes.drawing import TILE_PX, drawn_tile, shading
+from datasets_scripts.scenes.textures import Texture
+from datasets_scripts.scenes.townscape import CAR_M, vehicle_views
 
 FAMILIES = drawing.FAMILIES | townscape.FAMILIES
 """Of drawn things: how they are drawn, their smallest and largest height in metres, their open sides."""

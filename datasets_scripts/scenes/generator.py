@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import Layer, composite, render_bokeh
-from bokehdepth.rendering.materials import Materials
-from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
-from bokehdepth.rendering.streets import Streets
+from datasets_scripts.scenes.materials import Materials
+from datasets_scripts.scenes.stage import MIN_DEPTH_M, SKY_M, Plane, Surface
+from datasets_scripts.scenes.streets import Streets
 
 KIND_WEIGHTS = {
     "portrait": 0.3, "ground": 0.17, "street": 0.14, "room": 0.12, "landscape": 0.1, "table": 0.09, "wall": 0.08,

@@ -279,7 +279,7 @@ def render_raytraced(
     for name, plane in zip(("foreground_plane", "background_plane"), planes, strict=True):
         _check_steepness(name, plane, scene.size_px, px_per_dpt, focus_disparity_dpt)
 
-    from bokehdepth.rendering import _raytraced_numba
+    from datasets_scripts.systhebokeh300 import _raytraced_numba
 
     share = _SIGMA_PER_SPACING if filtered else 0.0
     levels, bases, reaches = [], [], []
@@ -349,7 +349,7 @@ def _reach_px(plane: DisparityPlane, size_px: tuple[int, int], px_per_dpt: float
 
     The radius rises or falls throughout with D and, for one sign of it, with g: its largest values are at their ends.
     """
-    from bokehdepth.rendering import _raytraced_numba
+    from datasets_scripts.systhebokeh300 import _raytraced_numba
 
     spread, steepest = abs(plane.a) + abs(plane.b), plane._steepness_per_px(size_px)
     ends = [(1 + side * spread, turn * steepest) for side in (-1, 1) for turn in (-1, 1)]
@@ -399,7 +399,7 @@ def _filtered(light: np.ndarray, low_px: float, high_px: float) -> tuple[int, np
 
 def _kinds(scene: TwoPlaneScene, reach_px: int) -> np.ndarray:
     """What the foreground does to the rays of each pixel, uint8 ``(H, W)``; in doubt MIXED."""
-    from bokehdepth.rendering import _raytraced_numba
+    from datasets_scripts.systhebokeh300 import _raytraced_numba
 
     alpha, size = scene.foreground_rgba[..., 3], 2 * reach_px + 1
     some = ndimage.maximum_filter(alpha > 0, size=size, mode="nearest")[scene._frame]

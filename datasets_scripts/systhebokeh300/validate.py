@@ -17,7 +17,7 @@ from scipy import ndimage
 from bokehdepth import optics
 from bokehdepth.depth_files import load_depth
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.raytraced import DisparityPlane
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane
 from datasets_scripts.scenes300 import BOX_SHARE, DEPTH_SCALE_M, F_NUMBERS, STRENGTHS, Settings, scene_files
 
 SHARP_LEVELS = 3.0

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from bokehdepth.rendering.drawing import TILE_PX
+from datasets_scripts.scenes.drawing import TILE_PX
 from bokehdepth.rendering.layered import extent
-from bokehdepth.rendering.materials import Materials, Sprite
-from bokehdepth.rendering.textures import Texture
+from datasets_scripts.scenes.materials import Materials, Sprite
+from datasets_scripts.scenes.textures import Texture
 
 MIN_DEPTH_M = 0.4
 SKY_M = 2000.0

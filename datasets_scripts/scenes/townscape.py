@@ -6,7 +6,7 @@ things are upright and are not bent; their size in metres is that of their famil
 
 import numpy as np
 
-from bokehdepth.rendering.drawing import Pen, Shape, Tile, covered, paint_over, power_law_noise, random_colour
+from datasets_scripts.scenes.drawing import Pen, Shape, Tile, covered, paint_over, power_law_noise, random_colour
 
 STOREY_M = 3.0
 """From floor to floor, in all houses."""
