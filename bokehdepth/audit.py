@@ -17,6 +17,8 @@ import PIL.Image
 import torch
 from scipy.stats import kstest
 
+from datasets_scripts.scenes.generator import Scene, SceneGenerator
+
 from .checkpoints import read_checkpoint
 from .convert import convert_state, identify
 from .errors import InputError
@@ -30,7 +32,6 @@ from .released import (
     place,
 )
 from .released_files import BASE_CONFIG, BASE_MODEL, REVISIONS, Source, cached_source, fetch_file
-from datasets_scripts.scenes.generator import Scene, SceneGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,8 @@ from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import composite
-from datasets_scripts.scenes.materials import FAMILIES, Materials, hue_chroma_matrix
 from datasets_scripts.scenes.generator import KIND_WEIGHTS, Scene, SceneGenerator
+from datasets_scripts.scenes.materials import FAMILIES, Materials, hue_chroma_matrix
 from datasets_scripts.scenes.stage import FOCAL_SHARES, MIN_DEPTH_M, SKY_M
 
 SIZE = (64, 80)

@@ -6,9 +6,9 @@ from PIL import Image
 
 from bokehdepth.errors import InputError
 from datasets_scripts.scenes import stage as staging
+from datasets_scripts.scenes.generator import KIND_WEIGHTS, SceneGenerator, _Draft
 from datasets_scripts.scenes.materials import Materials
 from datasets_scripts.scenes.outdoors import Outdoors
-from datasets_scripts.scenes.generator import KIND_WEIGHTS, SceneGenerator, _Draft
 from datasets_scripts.scenes.stage import SKY_M, Surface
 from datasets_scripts.scenes.textures import Texture
 from datasets_scripts.scenes.townscape import CAR_M, vehicle_views

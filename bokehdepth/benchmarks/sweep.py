@@ -21,8 +21,8 @@ from bokehdepth.errors import InputError
 from bokehdepth.optics import blur_radius_px, check_number
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.scatter import GAMMA
-from datasets_scripts.scenes.generator import SceneGenerator
 from bokehdepth.sweep import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
+from datasets_scripts.scenes.generator import SceneGenerator
 
 AREAS = ("textured", "flat", "border", "focus")
 """Kinds of pixels, each pixel of one kind."""

@@ -84,10 +84,12 @@ class SceneGenerator:
         seed: 0 or more.
         backdrops: Photos to be seen whole behind a subject: best views without a large face in them, which would be
             blurred there and teach that faces are. None: all photos.
-        portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). Three
+        portraits: RGBA files of whole photographs with their subject as alpha (`cut_outs` makes them). Three
             scenes in ten are then such a photograph itself, its subject where it was.
         kinds: Weights of the kinds that are made, keys as `generate` takes them. None: `KIND_WEIGHTS`, and
             ``photograph`` in `PHOTOGRAPH_SHARE` of the scenes where portraits are given.
+        detail: How many times as finely things and textures are drawn as suits scenes of 256 px; another one gives
+            other drawings.
 
     Raises:
         InputError: If ``size_px`` or ``seed`` is out of range, a path is not a file, or ``kinds`` names something
@@ -104,6 +106,7 @@ class SceneGenerator:
         backdrops: Sequence[Path] = (),
         portraits: Sequence[Path] = (),
         kinds: Mapping[str, float] | None = None,
+        detail: int = 1,
     ) -> None:
         if len(size_px) != 2 or not all(isinstance(n, int | np.integer) and 32 <= n <= 2048 for n in size_px):
             raise InputError(f"size_px is {size_px!r}, wanted (H, W), each a whole number from 32 to 2048")
@@ -111,7 +114,7 @@ class SceneGenerator:
             raise InputError(f"seed is {seed!r}, wanted a whole number, 0 or more")
         self.size_px, self.seed = (int(size_px[0]), int(size_px[1])), int(seed)
         self._materials = Materials(photos, mattes, max(self.size_px), self.seed, backdrops=backdrops,
-                                    portraits=portraits)  # fmt: skip
+                                    portraits=portraits, detail=detail)  # fmt: skip
         self._kinds = self._checked_kinds(kinds)
 
     def _checked_kinds(self, kinds: Mapping[str, float] | None) -> dict[str, float]:

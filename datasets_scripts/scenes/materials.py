@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bokehdepth.errors import InputError
 from datasets_scripts.scenes import drawing, townscape
-from datasets_scripts.scenes.drawing import TILE_PX, drawn_tile, shading
+from datasets_scripts.scenes.drawing import TILE_PX, Kit, drawn_tile, shading
 from datasets_scripts.scenes.textures import Texture
 from datasets_scripts.scenes.townscape import CAR_M, vehicle_views
 
@@ -73,7 +73,10 @@ class Materials:
         *,
         backdrops: Sequence[Path] = (),
         portraits: Sequence[Path] = (),
+        detail: int = 1,
     ) -> None:
+        self._kit = Kit(self.tile, detail)
+        self._tile_px = TILE_PX * detail
         self._photos, self._mattes = _checked_files("photos", photos), _checked_files("mattes", mattes)
         self._backdrops = _checked_files("backdrops", backdrops) or self._photos
         self._portraits = _checked_files("portraits", portraits)
@@ -161,10 +164,10 @@ class Materials:
             side = int(min(photo.shape[:2]) * rng.uniform(0.35, 1.0))
             top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[:2])
             piece = Image.fromarray(photo[top : top + side, left : left + side])
-            return np.asarray(piece.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR))
+            return np.asarray(piece.resize((self._tile_px, self._tile_px), Image.Resampling.BILINEAR))
         number = int(rng.integers(_TILE_COUNT))
         if number not in self._cache:
-            self._cache[number] = drawn_tile(np.random.default_rng([self._seed, 1, number]))
+            self._cache[number] = drawn_tile(np.random.default_rng([self._seed, 1, number]), self._tile_px)
         tile = np.rot90(self._cache[number], rng.integers(4))[:, :, rng.permutation(3)]
         if rng.random() < 0.5:  # towards grey: most walls and floors have little colour
             grey = tile.mean(axis=2, keepdims=True)
@@ -193,7 +196,7 @@ class Materials:
         for _ in range(8):
             path = self._mattes[rng.integers(len(self._mattes))]
             if path not in self._cache:
-                self._cache[path] = _read_matte(path, 2 * self._side_px)
+                self._cache[path] = read_matte(path, 2 * self._side_px)
             sprite = self._cache[path]
             if sprite.open_sides <= set(allowed_open):
                 break
@@ -243,7 +246,7 @@ class Materials:
             # Its own generator: the same thing whoever asks first.
             own = np.random.default_rng([self._seed, 2, list(FAMILIES).index(family), number])
             shape, height_m, open_sides = FAMILIES[family]
-            rgba = shape(own, self.tile)
+            rgba = shape(own, self._kit)
             if family not in townscape.FAMILIES:
                 rgba[..., :3] *= shading(own, rgba.shape[:2])[..., None]
             rows, columns = np.flatnonzero(rgba[..., 3].max(1) > 8), np.flatnonzero(rgba[..., 3].max(0) > 8)
@@ -357,7 +360,8 @@ def _opened(path: Path, mode: str, side_px: int) -> Image.Image:
         raise InputError(f"{str(path)!r} cannot be read as a picture ({error}), wanted a picture file") from error
 
 
-def _read_matte(path: Path, side_px: int) -> Sprite:
+def read_matte(path: Path, side_px: int) -> Sprite:
+    """Read a cut-out: its largest piece, its short side no longer than ``side_px``; InputError if there is none."""
     picture = np.asarray(_opened(path, "RGBA", side_px))
     solid = picture[..., 3] > 40
     if not solid.any():

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from datasets_scripts.scenes.drawing import power_law_noise, random_colour
 from bokehdepth.rendering.layered import extent
+from datasets_scripts.scenes.drawing import power_law_noise, random_colour
 from datasets_scripts.scenes.materials import Sprite
 from datasets_scripts.scenes.stage import MIN_DEPTH_M, SKY_M, Plane, Stage, Surface
 

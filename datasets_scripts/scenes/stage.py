@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from datasets_scripts.scenes.drawing import TILE_PX
 from bokehdepth.rendering.layered import extent
 from datasets_scripts.scenes.materials import Materials, Sprite
 from datasets_scripts.scenes.textures import Texture
@@ -123,7 +122,7 @@ class Stage:
             point = [depth * x, depth * y, depth]
             u, v = (sum(np.float32(axis[i] / plane.span_m) * point[i] for i in range(3)) for axis in plane.axes)
             cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
-            footprint = depth / self.focal_px * (TILE_PX / plane.span_m) / np.sqrt(cosine)
+            footprint = depth / self.focal_px * (len(plane.tile) / plane.span_m) / np.sqrt(cosine)
             total += texture.read(u, v, footprint, mirrored=True)
         rgb[rows, columns] = total[:, :3] * np.float32(0.5 * plane.gain / 255)
 
