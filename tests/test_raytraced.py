@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from datasets_scripts.systhebokeh300.raytraced import (
     render_raytraced,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE, MARGIN = (48, 64), 16
 CANVAS = (SIZE[0] + 2 * MARGIN, SIZE[1] + 2 * MARGIN)
 NEAR, FAR = DisparityPlane(0, 0, 0.8), DisparityPlane(0, 0, 0.2)
@@ -171,13 +173,12 @@ def test_the_result_converges_to_that_of_many_plain_rays():
 
 def test_the_same_scene_gives_the_same_bits_in_another_process():
     code = (
-        "import hashlib, test_raytraced as t; out = t.render_raytraced(t._rich_scene(), 40.0, 0.75, rays=40);"
+        "import hashlib, sys; sys.path.append('tests'); import test_raytraced as t;"
+        "out = t.render_raytraced(t._rich_scene(), 40.0, 0.75, rays=40);"
         "print(hashlib.sha256(out.tobytes()).hexdigest())"
     )
     here = hashlib.sha256(render_raytraced(_rich_scene(), 40.0, 0.75, rays=40).tobytes()).hexdigest()
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=__file__.rpartition("/")[0]
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == here
 
 
