@@ -199,8 +199,6 @@ def test_files_that_are_no_pictures_are_refused(tmp_path):
     Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(clear)
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="cannot be read as a picture"):
-        Materials([text], [], 64, 0).photo(rng)
+        Materials([text], [], 64, 0).backdrop(rng)
     with pytest.raises(InputError, match="has no visible pixel"):
         Materials([], [clear], 64, 0).matte(rng)
-    with pytest.raises(InputError, match="photos is empty"):
-        Materials([], [], 64, 0).photo(rng)

@@ -119,9 +119,9 @@ class SceneGenerator:
 
     def _checked_kinds(self, kinds: Mapping[str, float] | None) -> dict[str, float]:
         """Make shares that sum to 1 of weights; every kind that can be made has one, 0 where it is not wanted."""
-        share = PHOTOGRAPH_SHARE if self._materials.has_portraits else 0.0
+        share = PHOTOGRAPH_SHARE if self._materials.portraits else 0.0
         usual = {kind: (1 - share) * weight for kind, weight in KIND_WEIGHTS.items()}
-        if self._materials.has_portraits:
+        if self._materials.portraits:
             usual["photograph"] = share
         if kinds is None:
             return usual
@@ -194,11 +194,7 @@ class _Draft(Streets):
     def build_photograph(self) -> None:
         """Build a real photograph from its subject and, behind it, the rest, which is given a plausible depth."""
         photo = self.materials.portrait(self.rng)
-        rows, columns = photo.shape[:2]
-        scale = self.uniform(0.55, 1.0) * min(rows / self.height, columns / self.width)
-        tall, wide = self.height * scale, self.width * scale
-        left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
-        box = (left, top, left + wide, top + tall)
+        box = self.window(photo, 0.55)
         bands = [
             Image.fromarray(np.ascontiguousarray(photo[..., i])).resize(
                 (self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0

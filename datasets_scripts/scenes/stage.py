@@ -204,7 +204,7 @@ class Stage:
                depth_m: float | None = None) -> Sprite:  # fmt: skip
         """Draw a sprite whose open sides are among the allowed ones; one to be seen at a known depth costs less."""
         height_px = None if depth_m is None else 2 * self.focal_px / depth_m
-        if self.materials.has_mattes and self.happens(matte_share):
+        if self.materials.mattes and self.happens(matte_share):
             sprite = self.materials.matte(self.rng, allowed_open, height_px)
             if sprite is not None:
                 return sprite
@@ -328,18 +328,21 @@ class Stage:
         """Add a picture as backdrop: nobody can tell from it how far it is."""
         return self.add_backdrop(disparity_dpt, self.picture(), is_known=False)
 
+    def window(self, photo: np.ndarray, smallest: float) -> tuple[float, float, float, float]:
+        """Draw a part of a photo in the frame's shape: a box in its pixels, from ``smallest`` of the most to all."""
+        rows, columns = photo.shape[:2]
+        scale = self.uniform(smallest, 1.0) * min(rows / self.height, columns / self.width)
+        tall, wide = self.height * scale, self.width * scale
+        left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
+        return left, top, left + wide, top + tall
+
     def picture(self) -> np.ndarray:
         """Fill the frame with most of one photograph, or with a drawn one: float32 ``(H, W, 3)``."""
-        if self.materials.has_photos and self.happens(0.85):
+        if self.materials.backdrops and self.happens(0.85):
             photo = self.materials.backdrop(self.rng)
-            rows, columns = photo.shape[:2]
-            scale = self.uniform(0.6, 1.0) * min(rows / self.height, columns / self.width)
-            tall, wide = self.height * scale, self.width * scale
-            left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
-            picture = Image.fromarray(photo)
+            box, picture = self.window(photo, 0.6), Image.fromarray(photo)
             if self.happens(0.5):
                 picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            box = (left, top, left + wide, top + tall)
             resized = picture.resize((self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
             return np.asarray(resized, dtype=np.float32) / 255
         tile = Image.fromarray(self.materials.tile(self.rng)).resize(
