@@ -17,7 +17,7 @@ FOREGROUNDS = {
     "car": 1, "blob": 4, "sign": 2,
 }  # fmt: skip
 """Families of drawn things, and how many of one stand beside each other at most."""
-BACKGROUNDS = ("street", "landscape", "street", "ground", "street", "room", "table")
+BACKGROUNDS = ("street", "landscape", "street", "ground", "street", "room")
 _HEIGHT_PX = 768
 _VIEW_PX = 800  # larger views would take two gigabytes
 _LARGEST_SUBJECT = 0.15  # of the background's own, as a share of it
