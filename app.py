@@ -42,7 +42,7 @@ from bokehdepth.apertures import lens_assumptions
 from bokehdepth.content_filter import CLASSIFIER, load_content_filter
 from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
-from bokehdepth.examples import bundled_photos, write_example_scenes
+from bokehdepth.examples import example_photos
 from bokehdepth.fairness import FairQueue, Room, Turns
 from bokehdepth.gate import Gate, gate_options
 from bokehdepth.imaging import Photo
@@ -585,7 +585,7 @@ def main(folder: Path) -> None:
         demo.launch()
         return
     pipeline.set_progress_bar_config(disable=True)
-    offered = [str(path) for path in (*bundled_photos(), *write_example_scenes(folder))]
+    offered = [str(path) for path in example_photos()]
     demo = build_demo(pipeline, model, offered, folder, screened)
     try:
         demo.launch(**launch_options(demo))

@@ -251,12 +251,9 @@ def _stacks(folder: Path) -> Work:
 
 
 def _dataset(folder: Path) -> Work:
-    import datasets  # noqa: F401 - once for all tries
+    from datasets_scripts.systhebokeh300.build import build, check
+    from datasets_scripts.systhebokeh300.scene import Settings
 
-    from datasets_scripts.scenes300 import Settings
-    from datasets_scripts.systhebokeh300 import build, check
-
-    datasets.disable_progress_bars()
     settings = Settings(1, 3, 64, 4)
     whole = folder / "whole" / "data"
     build(whole, settings)

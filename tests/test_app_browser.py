@@ -22,7 +22,7 @@ from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub, io
-from bokehdepth.examples import write_example_scenes
+from bokehdepth.examples import example_photos
 from bokehdepth.page import KIND_INFO
 from bokehdepth.serving import F_STOPS
 from visits import serve
@@ -32,8 +32,8 @@ WIDTHS_PX = {"desktop": (1280, 1000), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_example_scenes(tmp_path_factory.mktemp("photos"))[0]
+def photo() -> Path:
+    return example_photos()[-2]
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import blur_response
 from bokehdepth.rendering.disk import disk_blur
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
 from bokehdepth.rendering.refocus import render_from_depth
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
 
 STRENGTHS = (5.0, 15.0, 30.0)
 

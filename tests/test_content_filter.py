@@ -142,7 +142,6 @@ def test_the_app_takes_the_filter_that_is_named(tmp_path: Path, monkeypatch: pyt
         refused.append(error.value.message)
 
     monkeypatch.setattr(hub, "load_pipeline", lambda *_, **__: tiny.pipeline())
-    monkeypatch.setattr(app, "write_example_scenes", lambda folder: [])  # drawn for seconds, and not looked at here
     monkeypatch.setattr(app.gr.Blocks, "launch", launch)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     monkeypatch.setenv("BOKEHDEPTH_MODEL", "released")

@@ -15,7 +15,7 @@ import pytest
 
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.examples import write_example_scenes
+from bokehdepth.examples import example_photos
 from bokehdepth.exr import save_depth_exr
 from bokehdepth.imaging import open_photo
 from bokehdepth.pointcloud import distance_between_m, points_from_depth, save_glb, save_ply
@@ -215,8 +215,8 @@ def test_the_view_marks_the_points_and_says_their_distance() -> None:
     assert describe_depth(depth_m, FOCAL_PX) == "Nearest 3 m, farthest 3 m."
 
 
-def test_refocusing_agrees_with_the_renderer_and_refuses_contradictions(tmp_path: Path) -> None:
-    scene = write_example_scenes(tmp_path)[0]
+def test_refocusing_agrees_with_the_renderer_and_refuses_contradictions() -> None:
+    scene = example_photos()[-2]
     photo = open_photo(scene)
     camera = read_camera(photo)
     assert camera.focus_distance_m.source == camera.focal_length_mm.source == "read"

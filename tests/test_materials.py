@@ -1,18 +1,16 @@
 """What the embedded model's scenes are made of, from photographs that the test draws itself."""
 
-import sys
-
 import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 from train.data import split_files
 
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV, of the extra train")
-from train import materials  # noqa: E402 - after the check for OpenCV
+from datasets_scripts.scenes import cut_outs as materials  # noqa: E402 - after the check for OpenCV
 
 
 def draw_photo(path):
@@ -65,18 +63,17 @@ def test_an_outline_without_an_edge_is_taken_as_it_is(tmp_path):
     assert overlap(materials.cut_out(noise, circle(40)), np.asarray(drawn)) > 0.75
 
 
-def run(monkeypatch, marks, tmp_path, *arguments):
+def run(marks, tmp_path):
     (tmp_path / "marks.yaml").write_text(yaml.safe_dump(marks))
-    command = ["materials", "--marks", str(tmp_path / "marks.yaml"), "--output", str(tmp_path / "out"), *arguments]
-    monkeypatch.setattr(sys, "argv", command)
-    materials.main()
+    return materials.main(["--marks", str(tmp_path / "marks.yaml"), "--output", str(tmp_path / "out")])
 
 
-def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
+def test_the_command_makes_what_scenes_need(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     for name in ("disk", "view", "chart"):
         draw_photo(tmp_path / "photos" / f"{name}.png")
     marks = {
+        "license": "cc-by-sa-4.0",
         "photos": [str(tmp_path / "photos" / "*.png")],
         "subjects": {
             "disk": [
@@ -88,12 +85,14 @@ def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
         "backdrops": ["view"],
         "left_out": ["chart"],
     }
-    run(monkeypatch, marks, tmp_path, "--figures", "2")
+    assert run(marks, tmp_path) == 0
     out = tmp_path / "out"
-    found = {folder.name: sorted(file.name for file in folder.iterdir()) for folder in out.iterdir()}
+    found = {
+        folder.name: sorted(file.name for file in folder.iterdir()) for folder in out.iterdir() if folder.is_dir()
+    }
     assert found["cutouts"] == ["disk--2.png", "disk.png"] and found["backdrops"] == ["view.png"]
     assert found["portraits"] == ["disk.png"] and Image.open(out / "portraits" / "disk.png").mode == "RGBA"
-    assert found["textures"] == ["disk.png", "view.png"] and len(found["figures"]) == 2
+    assert found["textures"] == ["disk.png", "view.png"] and (out / "license.txt").read_text() == "cc-by-sa-4.0\n"
     cutout = np.asarray(Image.open(out / "cutouts" / "disk.png"))
     photo = np.asarray(Image.open(tmp_path / "photos" / "disk.png"))
     assert np.array_equal(cutout[..., :3], photo)  # the photograph itself stays whole behind its alpha
@@ -101,12 +100,17 @@ def test_the_command_makes_what_scenes_need(tmp_path, monkeypatch):
     for share in (0.2, 0.5, 0.8):
         files = [str(tmp_path / "photos" / "disk.png"), str(out / "cutouts" / "disk*.png")]
         assert len(split_files(files, share, "train")) in (0, 3)
-    with pytest.raises(InputError, match="output is .*, which exists"):
-        run(monkeypatch, marks, tmp_path)
-    with pytest.raises(InputError, match="marks names 'nobody'"):
-        run(monkeypatch, {**marks, "backdrops": ["nobody"]}, tmp_path)
-    with pytest.raises(InputError, match="which no file matches"):
-        run(monkeypatch, {**marks, "photos": [str(tmp_path / "none*")]}, tmp_path)
+    no_file, no_terms = (
+        {**marks, "photos": [str(tmp_path / "none*")]},
+        {k: v for k, v in marks.items() if k != "license"},
+    )
+    wrong = ((marks, "which exists"), ({**marks, "backdrops": ["nobody"]}, "got 'nobody'"), (no_file, "none matches"),
+             (no_terms, "must have the `license`"))  # fmt: skip
+    for values, message in wrong:
+        capsys.readouterr()
+        assert run(values, tmp_path) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
 
 
 def test_photographs_become_scenes_with_their_subject_in_place(tmp_path):

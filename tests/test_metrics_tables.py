@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 from bokehdepth import metrics
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import PROTOCOLS
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 
 RNG = np.random.default_rng(11)
 

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,15 @@ from scipy import optimize
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import Layer, render_bokeh
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, disk_points, margin_px, render_raytraced
+from datasets_scripts.systhebokeh300.raytraced import (
+    DisparityPlane,
+    TwoPlaneScene,
+    disk_points,
+    margin_px,
+    render_raytraced,
+)
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE, MARGIN = (48, 64), 16
 CANVAS = (SIZE[0] + 2 * MARGIN, SIZE[1] + 2 * MARGIN)
 NEAR, FAR = DisparityPlane(0, 0, 0.8), DisparityPlane(0, 0, 0.2)
@@ -165,13 +173,12 @@ def test_the_result_converges_to_that_of_many_plain_rays():
 
 def test_the_same_scene_gives_the_same_bits_in_another_process():
     code = (
-        "import hashlib, test_raytraced as t; out = t.render_raytraced(t._rich_scene(), 40.0, 0.75, rays=40);"
+        "import hashlib, sys; sys.path.append('tests'); import test_raytraced as t;"
+        "out = t.render_raytraced(t._rich_scene(), 40.0, 0.75, rays=40);"
         "print(hashlib.sha256(out.tobytes()).hexdigest())"
     )
     here = hashlib.sha256(render_raytraced(_rich_scene(), 40.0, 0.75, rays=40).tobytes()).hexdigest()
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=__file__.rpartition("/")[0]
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == here
 
 
@@ -190,12 +197,6 @@ def test_no_ray_leaves_the_margin():
     assert np.array_equal(*pictures)
 
 
-def test_importing_it_loads_no_compiler():
-    code = "import sys, bokehdepth.rendering.raytraced; print([m for m in ('torch', 'numba') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-
-
 def test_lens_points_cover_the_disk_evenly():
     points = disk_points(256)
     assert np.abs(points.mean(axis=0)).max() < 1e-12 and np.hypot(*points.T).max() <= 1.001
@@ -204,50 +205,9 @@ def test_lens_points_cover_the_disk_evenly():
         assert (points @ (np.cos(angle), np.sin(angle)) > 0).mean() == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"foreground_rgba": _nothing().astype(np.float64)}, "foreground_rgba is float64"),
-        ({"background_rgb": np.full((*CANVAS, 3), np.nan, np.float32)}, r"background_rgb spans \[nan"),
-        ({"background_rgb": np.full((*CANVAS, 3), -0.1, np.float32)}, r"background_rgb spans \[-0.1"),
-        ({"background_rgb": np.zeros((8, 8, 3), np.float32)}, "wanted one canvas size"),
-        ({"foreground_rgba": np.full((*CANVAS, 4), 2, np.float32)}, "opacity 2"),
-        ({"size_px": (47, 64)}, r"size_px is \(47, 64\)"),
-        ({"size_px": (0, 64)}, r"size_px is \(0, 64\)"),
-        ({"foreground_rgba": _square(30, 40), "background_plane": NEAR}, "behind background_plane at 100 pixels"),
-        ({"background_plane": DisparityPlane(0.7, 0.7, 0.1)}, "a = 0.7, b = 0.7"),
-    ],
-)
-def test_bad_scenes_are_refused(change, message):
-    good = {"foreground_rgba": _nothing(), "background_rgb": _noise(3), "foreground_plane": NEAR}
-    with pytest.raises(InputError, match=message):
-        TwoPlaneScene(**(good | {"background_plane": FAR, "size_px": SIZE} | change))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        ((-1.0, 0.5), {}, "bokeh_strength is -1.0"),
-        ((float("nan"), 0.5), {}, "bokeh_strength is nan"),
-        ((10.0, -0.1), {}, "focus_disparity_dpt is -0.1"),
-        ((10.0, float("inf")), {}, "focus_disparity_dpt is inf"),
-        ((10.0, 0.5), {"rays": 0}, "rays is 0"),
-        ((10.0, 0.5), {"rays": 2.5}, "rays is 2.5"),
-        ((10.0, 0.5), {"aperture": lambda n: np.zeros((n, 3))}, "aperture gave an array"),
-        ((10.0, 0.5), {"aperture": lambda n: np.full((n, 2), 2.0)}, "aperture gave a point at 2.8"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, options, message):
-    with pytest.raises(InputError, match=message):
-        render_raytraced(_scene(), *arguments, **options)
-
-
 def test_planes_that_a_ray_meets_twice_are_refused():
     steep = DisparityPlane(0.3, 0.3, 0.5)
     with pytest.raises(InputError, match="background_plane has a = 0.3, b = 0.3, too steep"):
         render_raytraced(_scene(far=steep, near=DisparityPlane(0, 0, 3.0)), 3000.0, 0.1)
     with pytest.raises(InputError, match="no margin is enough|reaches 1 - a x - b y"):
         margin_px((steep,), SIZE, 3000.0, 0.1)
-    for values, message in (((0, 0, 0), "c is 0"), ((float("nan"), 0, 1), "a is nan")):
-        with pytest.raises(InputError, match=message):
-            DisparityPlane(*values)

@@ -15,10 +15,10 @@ from bokehdepth.optics import bokeh_strength as strength_of_lens
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.disk import disk_kernel
 from bokehdepth.rendering.layered import Layer, render_bokeh
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 from bokehdepth.rendering.refocus import focus_distance_at, refocus_light, render_from_depth, signed_radius_px
 from bokehdepth.rendering.scatter import to_light
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 
 SIZE = (90, 120)
 

@@ -6,9 +6,9 @@ import skimage.data
 from scipy import ndimage
 
 from bokehdepth.rendering.aperture import Aperture
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 from bokehdepth.rendering.refocus import refocus_light, render_from_depth, signed_radius_px
 from bokehdepth.rendering.scatter import from_light, span_scatter, to_light
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 
 SIZE, STRENGTH = 160, 100.0
 PX_PER_DPT = STRENGTH * SIZE / 512

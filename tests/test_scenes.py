@@ -7,9 +7,9 @@ from PIL import Image
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import composite
-from bokehdepth.rendering.materials import FAMILIES, Materials, hue_chroma_matrix
-from bokehdepth.rendering.scenes import KIND_WEIGHTS, Scene, SceneGenerator
-from bokehdepth.rendering.staging import FOCAL_SHARES, MIN_DEPTH_M, SKY_M
+from datasets_scripts.scenes.generator import KIND_WEIGHTS, Scene, SceneGenerator
+from datasets_scripts.scenes.materials import FAMILIES, Materials, hue_chroma_matrix
+from datasets_scripts.scenes.stage import FOCAL_SHARES, MIN_DEPTH_M, SKY_M
 
 SIZE = (64, 80)
 
@@ -199,8 +199,6 @@ def test_files_that_are_no_pictures_are_refused(tmp_path):
     Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(clear)
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="cannot be read as a picture"):
-        Materials([text], [], 64, 0).photo(rng)
+        Materials([text], [], 64, 0).backdrop(rng)
     with pytest.raises(InputError, match="has no visible pixel"):
         Materials([], [clear], 64, 0).matte(rng)
-    with pytest.raises(InputError, match="photos is empty"):
-        Materials([], [], 64, 0).photo(rng)

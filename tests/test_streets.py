@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering import staging
-from bokehdepth.rendering.materials import Materials
-from bokehdepth.rendering.outdoors import Outdoors
-from bokehdepth.rendering.scenes import KIND_WEIGHTS, SceneGenerator, _Draft
-from bokehdepth.rendering.staging import SKY_M, Surface
-from bokehdepth.rendering.textures import Texture
-from bokehdepth.rendering.townscape import CAR_M, vehicle_views
+from datasets_scripts.scenes import stage as staging
+from datasets_scripts.scenes.generator import KIND_WEIGHTS, SceneGenerator, _Draft
+from datasets_scripts.scenes.materials import Materials
+from datasets_scripts.scenes.outdoors import Outdoors
+from datasets_scripts.scenes.stage import SKY_M, Surface
+from datasets_scripts.scenes.textures import Texture
+from datasets_scripts.scenes.townscape import CAR_M, vehicle_views
 
 SIZE = (96, 128)
 OUTDOORS = ("landscape", "street")

@@ -1,6 +1,7 @@
 """The house's rules, read from the code: imports run one way, the library is silent, light doors stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,19 +19,17 @@ LEVELS = [
     {"colours", "formats"},
     {"optics", "staging", "extras", "sessions", "server_folder", "array_files", "weights_bokehdepth"},
     {"exif_tags"},
-    {"camera", "imaging", "manifest", "rendering.disk", "rendering.drawing"},
-    {"rendering.townscape", "rendering.textures"},
-    {"rendering._scatter_numba", "rendering._raytraced_numba"},
+    {"camera", "imaging", "manifest", "rendering.disk"},
+    {"rendering._scatter_numba"},
     {"rendering.aperture", "rendering._refocus_numba"},
-    {"rendering.scatter"},
-    {"rendering.layered", "rendering.materials", "rendering.raytraced"},
-    {"rendering.staging", "rendering.refocus", "metrics.checks"},
+    {"rendering.scatter", "rendering.scatter_torch"},
+    {"rendering.layered"},
+    {"rendering.refocus", "metrics.checks"},
     {"metrics.blur_response", "metrics.controls", "metrics.depth"},
     {"metrics.perceptual", "metrics.pictures", "metrics.statistics"},
-    {"metrics.protocols", "rendering.outdoors"},
-    {"rendering.streets"},
-    {"rendering.scenes", "metrics.__init__", "io", "visualization", "apertures"},
-    {"examples", "exr", "pointcloud"},
+    {"metrics.protocols"},
+    {"metrics.__init__", "io", "visualization", "apertures"},
+    {"rendering.layered_torch", "examples", "exr", "pointcloud"},
     {"results", "viewing", "depth_files", "limits"},
     {"previews", "refocusing", "gate", "housekeeping"},
     {"fairness"},
@@ -145,6 +144,12 @@ def test_the_library_imports_none_of_its_users():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 roots = [node.module.split(".")[0]]
             assert not {"train", "datasets_scripts", "app", "gradio", "spaces"} & set(roots), name
+
+
+def test_data_sets_need_no_training_and_training_only_their_scenes():
+    for folder, refused in (("datasets_scripts", r"train\b"), ("train", r"datasets_scripts\.(?!scenes\b)")):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(rf"^\s*(from|import) {refused}", path.read_text(), re.MULTILINE), path
 
 
 def test_the_library_is_silent_and_asks_no_environment():

@@ -11,8 +11,8 @@ from scipy import ndimage
 from bokehdepth import blur_fit
 from bokehdepth.errors import InputError
 from bokehdepth.optics import disparity_offset_from_sweep
-from bokehdepth.rendering.scenes import SceneGenerator
 from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep, measure_blur_radii
+from datasets_scripts.scenes.generator import SceneGenerator
 
 STRENGTHS = (10.0, 20.0, 30.0)
 INNER = (slice(16, -16), slice(16, -16))

@@ -15,13 +15,14 @@ from hub_server import HubServer
 from PIL import Image
 
 from bokehdepth import optics
-from bokehdepth.rendering.raytraced import margin_px, render_raytraced
-from datasets_scripts import systhebokeh300 as command
-from datasets_scripts.foregrounds import draw_foreground
-from datasets_scripts.scenes300 import Settings, box_share_range, make_scene, scene_files
+from datasets_scripts.systhebokeh300 import __main__ as command
+from datasets_scripts.systhebokeh300.drawn import FOREGROUNDS, draw_foreground
+from datasets_scripts.systhebokeh300.publish import license_of
+from datasets_scripts.systhebokeh300.raytraced import margin_px, render_raytraced
+from datasets_scripts.systhebokeh300.scene import Settings, box_share_range, make_scene, scene_files
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--scenes", "2", "--size", "64", "--rays", "16", "--seed", "3"]
+SMALL = ["--scenes", "2", "--size", "64", "--rays", "16", "--seed", "6"]
 
 
 def _bytes(folder: Path) -> dict[str, str]:
@@ -56,7 +57,7 @@ def copy(built, tmp_path) -> Path:
 
 def test_the_tree_is_that_of_the_paper_and_a_card(built):
     wanted = {name for index in range(2) for name in scene_files(index)}
-    wanted |= {"README.md", "build.json", "metadata.jsonl", "parquet/shard-00000-of-00001.parquet"}
+    wanted |= {"README.md", "build.json", "metadata.jsonl", "manifest.jsonl"}
     assert set(_bytes(built)) == wanted
     records = [json.loads((built / f"metadata/{s}_{k}.json").read_text()) for s in ("0000", "0001") for k in range(3)]
     for record in records:
@@ -72,7 +73,7 @@ def test_the_tree_is_that_of_the_paper_and_a_card(built):
 
 
 def test_pictures_are_the_renderings_of_the_recorded_scene(built):
-    settings = Settings(2, 3, 64, 16)
+    settings = Settings(2, 6, 64, 16)
     for index in range(2):
         scene, record = make_scene(settings, index, (None, None))
         strongest, focus = record["bokeh_strengths"][-1], record["focus_disparity_dpt"]
@@ -89,15 +90,10 @@ def test_pictures_are_the_renderings_of_the_recorded_scene(built):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("form", ["folder", "parquet"])
-def test_it_loads_by_datasets(built, tmp_path, form, streaming):
+def test_it_loads_by_datasets(built, tmp_path, streaming):
     from datasets import load_dataset
 
-    if form == "folder":
-        options = {"path": "imagefolder", "data_dir": str(built), "split": "train", "drop_labels": True}
-    else:
-        options = {"path": str(built), "split": "test"}
-    rows = list(load_dataset(**options, streaming=streaming, cache_dir=str(tmp_path)))
+    rows = list(load_dataset(str(built), split="test", streaming=streaming, cache_dir=str(tmp_path)))
     assert [row["id"] for row in rows] == [f"{s}_{k}" for s in ("0000", "0001") for k in range(3)]
     for row in rows:
         assert row["image"].size == row["aif"].size == row["depth"].size == (64, 64)
@@ -140,35 +136,15 @@ def test_a_finished_build_is_left_as_it_is_and_other_arguments_are_refused(copy,
 def test_it_is_published_and_loads_from_the_hub(built, tmp_path):
     with HubServer() as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
-        words = ["--validate", str(built), "--push-to-hub", "tester/bokeh300", "--private"]
+        words = ["publish", str(built), "--kind", "dataset", "--repo", "tester/bokeh300", "--private"]
         run = subprocess.run(
-            [sys.executable, "-m", "datasets_scripts.systhebokeh300", *words],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
+            [sys.executable, "-m", "bokehdepth", *words], cwd=ROOT, env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
         names = set(hub.files("tester/bokeh300", "dataset")) - {".gitattributes"}
         assert names == set(_bytes(built))
         assert hub.read("tester/bokeh300", "aif/0000.jpg", "dataset") == (built / "aif/0000.jpg").read_bytes()
         assert hub.repositories["dataset", "tester/bokeh300"].private
-        refused = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "datasets_scripts.systhebokeh300",
-                "--validate",
-                str(built),
-                "--push-to-hub",
-                "a/b/c",
-            ],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert refused.returncode == 2 and "--push-to-hub is 'a/b/c'" in refused.stderr
 
 
 def _edit(path: Path, **values) -> None:
@@ -221,10 +197,11 @@ DAMAGES = {
         ),
         "metadata.jsonl is missing or says something else",
     ),
-    "no shard": (lambda d: next(d.glob("parquet/*")).unlink(), "parquet/ holds 0 files"),
-    "another shard": (
-        lambda d: Image.open(d / "images/0000_0.jpg").save(d / "images/0000_0.jpg", quality=96, subsampling=0),
-        "holds a row '0000_0' that is not that of the files",
+    "another manifest": (
+        lambda d: (d / "manifest.jsonl").write_text(
+            (d / "manifest.jsonl").read_text().replace('"0000_1"', '"0000_9"')
+        ),
+        "manifest.jsonl says something else",
     ),
     "no card": (lambda d: (d / "README.md").unlink(), "README.md is missing"),
     "no build": (lambda d: (d / "build.json").unlink(), "has no build.json"),
@@ -262,6 +239,7 @@ def test_pictures_of_folders_are_used_and_named(tmp_path):
     cut[10:80, 10:60] = (220, 30, 30, 255)
     Image.fromarray(cut).save(tmp_path / "front" / "red.png")
     Image.new("RGB", (130, 90), (20, 40, 200)).save(tmp_path / "back" / "blue.jpg")
+    (tmp_path / "license.txt").write_text("cc-by-sa-4.0\n")
     folders = ["--foregrounds", str(tmp_path / "front"), "--backgrounds", str(tmp_path / "back")]
     out = tmp_path / "out"
     assert command.main(["--output", str(out), *SMALL, "--workers", "1", *folders]) == 0
@@ -269,18 +247,48 @@ def test_pictures_of_folders_are_used_and_named(tmp_path):
     near = [(np.abs(picture - colour).max(axis=1) < 12).mean() for colour in ((220, 30, 30), (20, 40, 200))]
     record = json.loads((out / "metadata/0000_0.json").read_text())
     assert near[0] == pytest.approx(record["foreground_mask_share"], abs=0.06) and sum(near) > 0.9
+    card = (out / "README.md").read_text()
+    assert "license: cc-by-sa-4.0" in card and "CC BY-SA 4.0, as the photographs" in card
     digest = hashlib.sha256((tmp_path / "front" / "red.png").read_bytes()).hexdigest()
     assert record["assets"]["foreground"] == {"source": "folder", "name": "red.png", "sha256": digest}
 
 
-@pytest.mark.parametrize("figure", ["couple", "bicycle", "chair", "branches"])  # the slimmest ones
-def test_drawn_foregrounds_are_cut_outs_that_fit(figure):
-    rgba = draw_foreground(np.random.default_rng(8), figure)
-    solid = rgba[..., 3] > 0.5
-    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    low, high = box_share_range(np.ptp(columns) + 1, np.ptp(rows) + 1)
-    assert high > low
-    assert 0.04 < solid.mean() < 0.9 and rgba[solid][:, :3].std() > 0.04
+@pytest.mark.parametrize("family", FOREGROUNDS)
+def test_drawn_foregrounds_are_cut_outs_that_fit(family):
+    rng = np.random.default_rng(8)
+    fitting = 0
+    for _ in range(4):
+        rgba = draw_foreground(rng, family, 0).rgba
+        solid = rgba[..., 3] > 127
+        low, high = box_share_range(*rgba.shape[1::-1])
+        fitting += high > low
+        assert 0.04 < solid.mean() < 0.97 and rgba[solid][:, :3].std() > 8
+    assert fitting
+
+
+def test_train_and_evaluation_read_a_built_set(built):
+    from bokehdepth.manifest import read_manifest
+    from train.sources import RowSource
+
+    source = RowSource(read_manifest(built / "manifest.jsonl"), "SYSTHEBOKEH300")
+    assert len(source) == 6 and len(set(source.scenes)) == 2
+    for sample in source:
+        record = json.loads((built / f"metadata/{sample.sample_id}.json").read_text())
+        assert sample.targets[0].bokeh_strength == record["bokeh_strength"]
+        assert sample.focus_distance_m == pytest.approx(1 / record["focus_disparity_dpt"])
+        assert np.abs(1 / sample.depth_m - np.load(built / record["disparity"])).max() < 0.002
+        assert sample.photo.shape == sample.targets[0].picture.shape == (64, 64, 3)
+
+
+def test_the_terms_of_the_pictures_are_those_of_the_set(tmp_path):
+    for name, terms in (("by", "cc-by-4.0"), ("sa", "cc-by-sa-4.0"), ("none", None)):
+        (tmp_path / name / "cutouts").mkdir(parents=True)
+        if terms:
+            (tmp_path / name / "license.txt").write_text(terms + "\n")
+    by, share_alike, none = (tmp_path / name / "cutouts" for name in ("by", "sa", "none"))
+    assert license_of([]) == "apache-2.0" and license_of([by]) == "cc-by-4.0" and license_of([none]) == "unknown"
+    assert license_of([by, share_alike]) == license_of([share_alike, none]) == "cc-by-sa-4.0"
+    assert license_of([by, none]) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -288,12 +296,11 @@ def test_drawn_foregrounds_are_cut_outs_that_fit(figure):
     [
         ([], "wanted either --output DIR to build or --validate DIR"),
         (["--output", "a", "--validate", "b"], "wanted either"),
-        (["--output", "{tmp}/new", "--private"], "--private is given without"),
         (["--validate", "{tmp}"], "has no build.json"),
         (["--output", "{tmp}"], "holds other files"),
-        (["--output", "{tmp}/file"], "which is a file"),
-        (["--output", "{tmp}/new", "--foregrounds", "{tmp}/none"], "--foregrounds is"),
-        (["--output", "{tmp}/new", "--backgrounds", "{tmp}"], "holds none of"),
+        (["--output", "{tmp}/file"], "must be a folder, got the file"),
+        (["--output", "{tmp}/new", "--foregrounds", "{tmp}/none"], "--foregrounds must be a folder"),
+        (["--output", "{tmp}/new", "--backgrounds", "{tmp}"], "--backgrounds must be a folder"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tmp_path, capsys, arguments, message):
@@ -308,4 +315,4 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, arguments, message):
 def test_numbers_out_of_range_exit_with_2(capsys, option, value):
     with pytest.raises(SystemExit) as left:
         command.main(["--output", "nowhere", f"{option}={value}"])
-    assert left.value.code == 2 and f"is '{value}', wanted a whole number" in capsys.readouterr().err
+    assert left.value.code == 2 and "must be a whole number" in capsys.readouterr().err

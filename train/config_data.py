@@ -35,7 +35,7 @@ class PoolConfig:
     backdrops: list[str] = field(default_factory=list)
     """Glob patterns of photos that are seen whole behind a subject; empty: the photos."""
     portraits: list[str] = field(default_factory=list)
-    """Glob patterns of RGBA files, whole photographs with their subject as alpha (train.materials)."""
+    """Glob patterns of RGBA files, whole photographs with their subject as alpha (`cut_outs` of datasets_scripts)."""
     hold_out: float = 0.2
     """Share of photos and mattes (by file name) that only the held-out split sees."""
     scenes: int = 4000

@@ -23,9 +23,9 @@ import torch.nn.functional as fn
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_mini_flux import GAMMA
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
-from bokehdepth.rendering.materials import hue_chroma_matrix
-from bokehdepth.rendering.scenes import SceneGenerator
 from bokehdepth.staging import write_file
+from datasets_scripts.scenes.generator import SceneGenerator
+from datasets_scripts.scenes.materials import hue_chroma_matrix
 from train import config as configuration
 from train.checkpointing import step_rng
 from train.config import (

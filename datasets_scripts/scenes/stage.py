@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from bokehdepth.rendering.drawing import TILE_PX
 from bokehdepth.rendering.layered import extent
-from bokehdepth.rendering.materials import Materials, Sprite
-from bokehdepth.rendering.textures import Texture
+from datasets_scripts.scenes.materials import Materials, Sprite
+from datasets_scripts.scenes.textures import Texture
 
 MIN_DEPTH_M = 0.4
 SKY_M = 2000.0
@@ -123,7 +122,7 @@ class Stage:
             point = [depth * x, depth * y, depth]
             u, v = (sum(np.float32(axis[i] / plane.span_m) * point[i] for i in range(3)) for axis in plane.axes)
             cosine = np.clip(facing / np.sqrt(x * x + y * y + 1), 0.05, 1)
-            footprint = depth / self.focal_px * (TILE_PX / plane.span_m) / np.sqrt(cosine)
+            footprint = depth / self.focal_px * (len(plane.tile) / plane.span_m) / np.sqrt(cosine)
             total += texture.read(u, v, footprint, mirrored=True)
         rgb[rows, columns] = total[:, :3] * np.float32(0.5 * plane.gain / 255)
 
@@ -205,7 +204,7 @@ class Stage:
                depth_m: float | None = None) -> Sprite:  # fmt: skip
         """Draw a sprite whose open sides are among the allowed ones; one to be seen at a known depth costs less."""
         height_px = None if depth_m is None else 2 * self.focal_px / depth_m
-        if self.materials.has_mattes and self.happens(matte_share):
+        if self.materials.mattes and self.happens(matte_share):
             sprite = self.materials.matte(self.rng, allowed_open, height_px)
             if sprite is not None:
                 return sprite
@@ -329,18 +328,21 @@ class Stage:
         """Add a picture as backdrop: nobody can tell from it how far it is."""
         return self.add_backdrop(disparity_dpt, self.picture(), is_known=False)
 
+    def window(self, photo: np.ndarray, smallest: float) -> tuple[float, float, float, float]:
+        """Draw a part of a photo in the frame's shape: a box in its pixels, from ``smallest`` of the most to all."""
+        rows, columns = photo.shape[:2]
+        scale = self.uniform(smallest, 1.0) * min(rows / self.height, columns / self.width)
+        tall, wide = self.height * scale, self.width * scale
+        left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
+        return left, top, left + wide, top + tall
+
     def picture(self) -> np.ndarray:
         """Fill the frame with most of one photograph, or with a drawn one: float32 ``(H, W, 3)``."""
-        if self.materials.has_photos and self.happens(0.85):
+        if self.materials.backdrops and self.happens(0.85):
             photo = self.materials.backdrop(self.rng)
-            rows, columns = photo.shape[:2]
-            scale = self.uniform(0.6, 1.0) * min(rows / self.height, columns / self.width)
-            tall, wide = self.height * scale, self.width * scale
-            left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
-            picture = Image.fromarray(photo)
+            box, picture = self.window(photo, 0.6), Image.fromarray(photo)
             if self.happens(0.5):
                 picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            box = (left, top, left + wide, top + tall)
             resized = picture.resize((self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
             return np.asarray(resized, dtype=np.float32) / 255
         tile = Image.fromarray(self.materials.tile(self.rng)).resize(

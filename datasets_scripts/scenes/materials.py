@@ -14,10 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.rendering import drawing, townscape
-from bokehdepth.rendering.drawing import TILE_PX, drawn_tile, shading
-from bokehdepth.rendering.textures import Texture
-from bokehdepth.rendering.townscape import CAR_M, vehicle_views
+from datasets_scripts.scenes import drawing, townscape
+from datasets_scripts.scenes.drawing import TILE_PX, Kit, drawn_tile, shading
+from datasets_scripts.scenes.textures import Texture
+from datasets_scripts.scenes.townscape import CAR_M, vehicle_views
 
 FAMILIES = drawing.FAMILIES | townscape.FAMILIES
 """Of drawn things: how they are drawn, their smallest and largest height in metres, their open sides."""
@@ -59,9 +59,10 @@ class Materials:
         seed: Seed of the drawn textures.
         backdrops: Picture files for whole backgrounds; none: the photos.
         portraits: RGBA files of whole photographs, the subject as their alpha.
+        detail: How many times as finely things and textures are drawn as suits scenes of 256 px.
 
     Raises:
-        InputError: If a path is not a file.
+        InputError: If a path is not a file; later, if one cannot be read as a picture.
     """
 
     def __init__(
@@ -73,59 +74,27 @@ class Materials:
         *,
         backdrops: Sequence[Path] = (),
         portraits: Sequence[Path] = (),
+        detail: int = 1,
     ) -> None:
-        self._photos, self._mattes = _checked_files("photos", photos), _checked_files("mattes", mattes)
-        self._backdrops = _checked_files("backdrops", backdrops) or self._photos
-        self._portraits = _checked_files("portraits", portraits)
+        self._kit = Kit(self.tile, detail)
+        self._tile_px = TILE_PX * detail
+        self._photos, self.mattes = _checked_files("photos", photos), _checked_files("mattes", mattes)
+        self.backdrops = _checked_files("backdrops", backdrops) or self._photos
+        self.portraits = _checked_files("portraits", portraits)
         self._side_px, self._seed = side_px, seed
         self._cache: dict[Any, Any] = {}  # files and drawings, by path, number and use
 
-    @property
-    def has_photos(self) -> bool:
-        """Whether photographs were given, as textures or as backgrounds."""
-        return bool(self._backdrops)
-
-    @property
-    def has_portraits(self) -> bool:
-        """Whether photographs with their subject as alpha were given."""
-        return bool(self._portraits)
-
-    @property
-    def has_mattes(self) -> bool:
-        """Whether mattes were given."""
-        return bool(self._mattes)
-
-    def photo(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw one of the photographs.
-
-        Args:
-            rng: Source of chance.
-
-        Returns:
-            uint8 ``(h, w, 3)``, shared: not to be changed.
-
-        Raises:
-            InputError: If no photographs were given, or the file cannot be read as a picture.
-        """
-        return self._read(self._photos, rng)
-
     def backdrop(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw one of the backgrounds: as `photo`, from ``backdrops`` where these were given."""
-        return self._read(self._backdrops, rng)
+        """Draw one of the backgrounds: uint8 ``(h, w, 3)``, shared, not to be changed."""
+        return self._read(self.backdrops, rng)
 
     def portrait(self, rng: np.random.Generator) -> np.ndarray:
         """Draw one of the whole photographs with a subject; mirrored, bent and recoloured by chance.
 
-        Args:
-            rng: Source of chance.
-
         Returns:
             uint8 ``(h, w, 4)``, alpha not premultiplied and above 0 on the subject.
-
-        Raises:
-            InputError: If none were given, or the file cannot be read as a picture.
         """
-        photo = self._read(self._portraits, rng, "RGBA")
+        photo = self._read(self.portraits, rng, "RGBA")
         if rng.random() < 0.5:
             photo = photo[:, ::-1]
         # Of RGBA, Pillow would forget the colours of what is transparent.
@@ -135,8 +104,6 @@ class Materials:
         return np.dstack([_recoloured(np.asarray(rgb), rng), np.asarray(alpha)])
 
     def _read(self, paths: Sequence[Path], rng: np.random.Generator, mode: str = "RGB") -> np.ndarray:
-        if not paths:
-            raise InputError("photos is empty, wanted picture files for a scene with a photograph")
         path = paths[rng.integers(len(paths))]
         key = (path, mode)
         if key not in self._cache:
@@ -148,23 +115,16 @@ class Materials:
         return self._cache[key]
 
     def tile(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a square texture: a piece of a photograph, or a drawn pattern in random colours.
-
-        Args:
-            rng: Source of chance.
-
-        Returns:
-            uint8 ``(TILE_PX, TILE_PX, 3)``.
-        """
+        """Draw a square texture, uint8: a piece of a photograph, or a drawn pattern in random colours."""
         if self._photos and rng.random() < 0.55:
-            photo = self.photo(rng)
+            photo = self._read(self._photos, rng)
             side = int(min(photo.shape[:2]) * rng.uniform(0.35, 1.0))
             top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[:2])
             piece = Image.fromarray(photo[top : top + side, left : left + side])
-            return np.asarray(piece.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR))
+            return np.asarray(piece.resize((self._tile_px, self._tile_px), Image.Resampling.BILINEAR))
         number = int(rng.integers(_TILE_COUNT))
         if number not in self._cache:
-            self._cache[number] = drawn_tile(np.random.default_rng([self._seed, 1, number]))
+            self._cache[number] = drawn_tile(np.random.default_rng([self._seed, 1, number]), self._tile_px)
         tile = np.rot90(self._cache[number], rng.integers(4))[:, :, rng.permutation(3)]
         if rng.random() < 0.5:  # towards grey: most walls and floors have little colour
             grey = tile.mean(axis=2, keepdims=True)
@@ -184,16 +144,11 @@ class Materials:
         Returns:
             The sprite. One that ends at the bottom of its file is taken for a half figure, another for a whole one.
             None where eight that were drawn have other open sides.
-
-        Raises:
-            InputError: If no mattes were given, or the file is not a picture with a visible cut-out.
         """
-        if not self._mattes:
-            raise InputError("mattes is empty, wanted RGBA files for a scene with a matte")
         for _ in range(8):
-            path = self._mattes[rng.integers(len(self._mattes))]
+            path = self.mattes[rng.integers(len(self.mattes))]
             if path not in self._cache:
-                self._cache[path] = _read_matte(path, 2 * self._side_px)
+                self._cache[path] = read_matte(path, 2 * self._side_px)
             sprite = self._cache[path]
             if sprite.open_sides <= set(allowed_open):
                 break
@@ -205,26 +160,14 @@ class Materials:
         return _varied(sprite, rng)
 
     def drawn(self, rng: np.random.Generator, families: Sequence[str]) -> Sprite:
-        """Draw a thing of one of some families and cover it with textures.
-
-        Args:
-            rng: Source of chance.
-            families: Some of `FAMILIES`.
-
-        Returns:
-            The sprite.
-        """
+        """Draw a thing of one of some of the `FAMILIES` and cover it with textures."""
         return _varied(self._thing(*self._chosen(families[rng.integers(len(families))], rng)), rng)
 
     def textures(self, rng: np.random.Generator, family: str) -> dict[str, Texture]:
         """Draw a front of a house, or a vehicle, to be laid on walls in the world: kept, so it costs nothing again.
 
-        Args:
-            rng: Source of chance.
-            family: One of `townscape.FAMILIES`.
-
         Returns:
-            ``rear``, ``front`` and ``side`` of a vehicle, the ``front`` of anything else.
+            ``rear``, ``front`` and ``side`` of a vehicle, the ``front`` of any other of `townscape.FAMILIES`.
         """
         family, number = self._chosen(family, rng)
         key = (family, number, "textures")
@@ -243,7 +186,7 @@ class Materials:
             # Its own generator: the same thing whoever asks first.
             own = np.random.default_rng([self._seed, 2, list(FAMILIES).index(family), number])
             shape, height_m, open_sides = FAMILIES[family]
-            rgba = shape(own, self.tile)
+            rgba = shape(own, self._kit)
             if family not in townscape.FAMILIES:
                 rgba[..., :3] *= shading(own, rgba.shape[:2])[..., None]
             rows, columns = np.flatnonzero(rgba[..., 3].max(1) > 8), np.flatnonzero(rgba[..., 3].max(0) > 8)
@@ -278,11 +221,6 @@ def _bent(
     """Draw a smooth change of shape: proportions, lean and bends, so that no outline is met twice.
 
     Open sides stay straight and where they are; beyond the others there is room to move into.
-
-    Args:
-        size_px: ``(width, height)`` of a picture.
-        open_sides: Some of `SIDES`.
-        rng: Source of chance.
 
     Returns:
         ``(width, height)`` of the bent picture, and the quadrilaterals that Pillow's mesh transform wants.
@@ -357,7 +295,8 @@ def _opened(path: Path, mode: str, side_px: int) -> Image.Image:
         raise InputError(f"{str(path)!r} cannot be read as a picture ({error}), wanted a picture file") from error
 
 
-def _read_matte(path: Path, side_px: int) -> Sprite:
+def read_matte(path: Path, side_px: int) -> Sprite:
+    """Read a cut-out: its largest piece, its short side no longer than ``side_px``; InputError if there is none."""
     picture = np.asarray(_opened(path, "RGBA", side_px))
     solid = picture[..., 3] > 40
     if not solid.any():

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bokehdepth.rendering.layered import extent
-from bokehdepth.rendering.materials import Sprite
-from bokehdepth.rendering.outdoors import Outdoors
-from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
-from bokehdepth.rendering.textures import Texture
-from bokehdepth.rendering.townscape import CAR_M, STOREY_M, vehicle_views
+from datasets_scripts.scenes.materials import Sprite
+from datasets_scripts.scenes.outdoors import Outdoors
+from datasets_scripts.scenes.stage import MIN_DEPTH_M, SKY_M, Plane, Surface
+from datasets_scripts.scenes.textures import Texture
+from datasets_scripts.scenes.townscape import CAR_M, STOREY_M, vehicle_views
 
 _NEAREST_M = 1.4  # of a house's wall or a thing beside the camera
 _HOUSE_DEPTH_M = 10.0

@@ -6,6 +6,7 @@ that is passed in.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -44,14 +45,14 @@ def random_colour(rng: np.random.Generator) -> np.ndarray:
     return (value * (1 - saturation + saturation * wheel)).astype(np.float32)
 
 
-def drawn_tile(rng: np.random.Generator) -> np.ndarray:
-    """Draw one square pattern, uint8 ``(TILE_PX, TILE_PX, 3)``."""
-    y, x = np.mgrid[:TILE_PX, :TILE_PX].astype(np.float32) / TILE_PX
+def drawn_tile(rng: np.random.Generator, side_px: int = TILE_PX) -> np.ndarray:
+    """Draw one square pattern, uint8 ``(side_px, side_px, 3)``."""
+    y, x = np.mgrid[:side_px, :side_px].astype(np.float32) / side_px
     first, second, third = (random_colour(rng) for _ in range(3))
-    noise = power_law_noise(rng, (TILE_PX, TILE_PX), rng.uniform(0.7, 1.6))
+    noise = power_law_noise(rng, (side_px, side_px), rng.uniform(0.7, 1.6))
     kind = rng.integers(6)
     if kind <= 1:  # clouds of colour: earth, lawn, plaster
-        other = power_law_noise(rng, (TILE_PX, TILE_PX), 1.2)
+        other = power_law_noise(rng, (side_px, side_px), 1.2)
         mix = np.clip(0.5 + 0.28 * noise, 0, 1)[..., None]
         colour = first * mix + second * (1 - mix) + 0.06 * other[..., None] * third
     elif kind == 2:  # wood: warped stripes
@@ -71,7 +72,7 @@ def drawn_tile(rng: np.random.Generator) -> np.ndarray:
         sign = np.sin(2 * np.pi * count * x) * (np.sin(2 * np.pi * count * y) if rng.random() < 0.5 else 1)
         colour = np.where(sign[..., None] > 0, first, second)
     else:  # leaves, gravel: speckles
-        cells = ndimage.zoom(rng.random((64, 64)).astype(np.float32), TILE_PX / 64, order=1, mode="grid-wrap")
+        cells = ndimage.zoom(rng.random((64, 64)).astype(np.float32), side_px / 64, order=1, mode="grid-wrap")
         colour = np.where((cells > 0.62)[..., None], first, second) * (0.6 + 0.6 * cells[..., None])
     colour = colour * (1 + rng.uniform(0.03, 0.15) * noise[..., None])
     return (np.clip(colour, 0, 1) * 255).astype(np.uint8)
@@ -84,23 +85,38 @@ def shading(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return 1 + strength * (np.sin(angle) * y[:, None] + np.cos(angle) * x[None])
 
 
-Tile = Callable[[np.random.Generator], np.ndarray]
+@dataclass(frozen=True)
+class Kit:
+    """What things are drawn with: a source of square textures (uint8), and how many times as finely as usual."""
+
+    tile: Callable[[np.random.Generator], np.ndarray]
+    detail: int = 1
+
+    @property
+    def height_px(self) -> int:
+        """Height at which outlines are drawn."""
+        return _DRAWN_PX * self.detail
 
 
 class Pen:
     """Masks drawn at twice the size, on a canvas whose height is 1."""
 
-    def __init__(self, aspect: float, height_px: int = _DRAWN_PX) -> None:
+    def __init__(self, aspect: float, height_px: int) -> None:
         self.size = (height_px, max(8, round(height_px * aspect)))
 
     def mask(self, *shapes: tuple[str, Sequence[float]], width: float = 0.02) -> np.ndarray:
-        """Draw ``(kind, coordinates)`` shapes: float32 ``(h, w)`` in [0, 1]; coordinates in units of the height."""
+        """Draw ``(kind, coordinates)`` shapes: float32 ``(h, w)`` in [0, 1]; coordinates in units of the height.
+
+        Kinds are ``line`` and ``ring``, of that width, and the filled ones of `ImageDraw`.
+        """
         image = Image.new("L", (2 * self.size[1], 2 * self.size[0]))
         draw, scale = ImageDraw.Draw(image), 2 * self.size[0]
         for kind, coordinates in shapes:
             scaled = [scale * float(value) for value in coordinates]
             if kind == "line":
                 draw.line(scaled, fill=255, width=max(1, round(width * scale)), joint="curve")
+            elif kind == "ring":
+                draw.ellipse(scaled, outline=255, width=max(1, round(width * scale)))
             else:
                 getattr(draw, kind)(scaled, fill=255)
         return np.asarray(image.reduce(2), dtype=np.float32) / 255
@@ -127,9 +143,9 @@ def paint_over(rgba: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
     part[..., 3] = np.maximum(part[..., 3], 255 * mask)
 
 
-def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _half_figure(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw head and shoulders, from the front or from behind, down to the chest."""
-    pen = Pen(rng.uniform(0.8, 1.1))
+    pen = Pen(rng.uniform(0.8, 1.1), kit.height_px)
     middle = pen.size[1] / pen.size[0] / 2
     wide, head = rng.uniform(0.36, 0.46) * 2 * middle, rng.uniform(0.125, 0.16)
     eye_row = rng.uniform(0.28, 0.34)
@@ -140,7 +156,7 @@ def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         ("ellipse", (middle - wide, chin + 0.06, middle + wide, chin + 0.9)),
         ("rectangle", (middle - wide, chin + 0.45, middle + wide, 1.01)),
     )
-    rgba = covered(tile(rng), body)
+    rgba = covered(kit.tile(rng), body)
     long = rng.uniform(0.9, 2.6) if rng.random() < 0.5 else 0.8
     back = (face_x - 1.2 * head, eye_row - 1.45 * head, face_x + 1.2 * head, eye_row + long * head)
     grain = power_law_noise(rng, pen.size, 0.6)[..., None]
@@ -178,16 +194,16 @@ def _half_figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     return rgba
 
 
-def _figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _figure(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a whole standing person."""
-    pen, middle = Pen(0.42), 0.21
+    pen, middle = Pen(0.42, kit.height_px), 0.21
     skin, hair = np.array(_SKINS[rng.integers(len(_SKINS))]) * 255, np.array(_HAIRS[rng.integers(len(_HAIRS))]) * 255
     spread = rng.uniform(0.01, 0.07)
     legs = pen.mask(
         ("polygon", (middle - 0.09, 0.48, middle + 0.01, 0.48, middle - spread + 0.02, 1, middle - spread - 0.05, 1)),
         ("polygon", (middle - 0.01, 0.48, middle + 0.09, 0.48, middle + spread + 0.05, 1, middle + spread - 0.02, 1)),
     )
-    rgba = covered(tile(rng), legs)
+    rgba = covered(kit.tile(rng), legs)
     swing = rng.uniform(-0.06, 0.09, 2)
     arms = pen.mask(
         ("line", (middle - 0.1, 0.2, middle - 0.13 - swing[0] / 2, 0.35, middle - 0.12 - swing[0], 0.5)),
@@ -195,42 +211,42 @@ def _figure(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         width=0.05,
     )
     torso = pen.mask(("rounded_rectangle", (middle - 0.12, 0.155, middle + 0.12, 0.54)))
-    paint_over(rgba, np.maximum(arms, torso), covered(tile(rng), torso)[..., :3])
+    paint_over(rgba, np.maximum(arms, torso), covered(kit.tile(rng), torso)[..., :3])
     paint_over(rgba, pen.mask(("ellipse", (middle - 0.055, -0.002, middle + 0.055, 0.12))), hair)
     if rng.random() < 0.75:
         paint_over(rgba, pen.mask(("ellipse", (middle - 0.043, 0.025, middle + 0.043, 0.145))), skin)
     return rgba
 
 
-def _bottle(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _bottle(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a turned thing: bottle, vase, glass, lamp."""
     knots = np.sort(rng.uniform(0, 1, 4))
     widths = rng.uniform(0.06, 0.22, 6)
-    y = np.linspace(0, 1, _DRAWN_PX)
+    y = np.linspace(0, 1, kit.height_px)
     half_width = np.interp(y, [0, *knots, 1], widths)
-    half_width = ndimage.gaussian_filter1d(half_width, rng.uniform(1, 14))
-    x = np.arange(round(0.5 * _DRAWN_PX)) / _DRAWN_PX - 0.25
-    alpha = np.clip((half_width[:, None] - np.abs(x)[None]) * _DRAWN_PX + 0.5, 0, 1).astype(np.float32)
-    rgba = covered(tile(rng), alpha)
+    half_width = ndimage.gaussian_filter1d(half_width, rng.uniform(1, 14) * kit.detail)
+    x = np.arange(round(0.5 * kit.height_px)) / kit.height_px - 0.25
+    alpha = np.clip((half_width[:, None] - np.abs(x)[None]) * kit.height_px + 0.5, 0, 1).astype(np.float32)
+    rgba = covered(kit.tile(rng), alpha)
     if rng.random() < 0.6:
         low, high = np.sort(rng.uniform(0.1, 0.95, 2))
         label = ((y > low) & (y < high))[:, None] * alpha
-        paint_over(rgba, label, covered(tile(rng), alpha)[..., :3])
+        paint_over(rgba, label, covered(kit.tile(rng), alpha)[..., :3])
     relative = np.clip(x[None] / half_width[:, None], -1, 1)
     rgba[..., :3] *= (0.45 + 0.65 * np.sqrt(1 - np.clip(relative - rng.uniform(-0.4, 0.4), -1, 1) ** 2))[..., None]
     return rgba
 
 
-def _box(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _box(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a box seen at an angle: two faces of unequal light, or one."""
     aspect = np.exp(rng.uniform(np.log(0.35), np.log(2.0)))
-    pen = Pen(aspect)
+    pen = Pen(aspect, kit.height_px)
     alpha = np.ones(pen.size, dtype=np.float32)
-    rgba = covered(tile(rng), alpha)
+    rgba = covered(kit.tile(rng), alpha)
     if rng.random() < 0.7:
         edge = int(pen.size[1] * rng.uniform(0.15, 0.85))
         if rng.random() < 0.5:
-            rgba[:, :edge, :3] = covered(tile(rng), alpha)[:, :edge, :3]
+            rgba[:, :edge, :3] = covered(kit.tile(rng), alpha)[:, :edge, :3]
         rgba[:, :edge, :3] *= rng.uniform(0.4, 0.85)
     for _ in range(rng.integers(3)):  # windows, handles, prints
         y, x = rng.uniform(0.08, 0.7), rng.uniform(0.05, 0.7) * aspect
@@ -239,7 +255,7 @@ def _box(rng: np.random.Generator, tile: Tile) -> np.ndarray:
     return rgba
 
 
-def _blob(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _blob(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a rounded lump: fruit, stone, shrub, ball."""
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radius = np.ones_like(angle)
@@ -248,16 +264,16 @@ def _blob(rng: np.random.Generator, tile: Tile) -> np.ndarray:
         radius += rough / order * rng.standard_normal() * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
     radius = 0.47 * np.maximum(radius, 0.3) / radius.max()
     aspect = rng.uniform(0.75, 1.4)
-    pen = Pen(aspect)
+    pen = Pen(aspect, kit.height_px)
     points = np.stack([aspect * (0.5 + radius * np.cos(angle)), 0.5 + radius * np.sin(angle)], axis=1)
-    rgba = covered(tile(rng), pen.mask(("polygon", points.ravel())))
+    rgba = covered(kit.tile(rng), pen.mask(("polygon", points.ravel())))
     y, x = np.mgrid[-1 : 1 : pen.size[0] * 1j, -1 : 1 : pen.size[1] * 1j]
     light = rng.uniform(-0.5, 0.5, 2)
     rgba[..., :3] *= np.clip(1.2 - 0.45 * ((x - light[0]) ** 2 + (y + 0.4 - light[1]) ** 2), 0.25, 1.3)[..., None]
     return rgba
 
 
-def _branch(rng: np.random.Generator, pen: Pen, start: tuple[float, float], angle: float, length: float) -> list:
+def branch(rng: np.random.Generator, start: tuple[float, float], angle: float, length: float) -> list:
     """List the shapes of a twig and of its leaves."""
     shapes: list[tuple[str, Sequence[float]]] = []
     x, y = start
@@ -273,34 +289,34 @@ def _branch(rng: np.random.Generator, pen: Pen, start: tuple[float, float], angl
     return shapes
 
 
-def _foliage(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _foliage(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw leafy twigs that fan out from the bottom."""
     aspect = rng.uniform(0.7, 1.3)
-    pen = Pen(aspect)
+    pen = Pen(aspect, kit.height_px)
     shapes = []
     for _ in range(int(rng.integers(3, 7))):
         start = (rng.uniform(0.2, 0.8) * aspect, 1.0)
-        shapes += _branch(rng, pen, start, -np.pi / 2 + rng.normal(0, 0.4), rng.uniform(0.6, 1.1))
-    rgba = covered(tile(rng), pen.mask(*shapes, width=0.015))
+        shapes += branch(rng, start, -np.pi / 2 + rng.normal(0, 0.4), rng.uniform(0.6, 1.1))
+    rgba = covered(kit.tile(rng), pen.mask(*shapes, width=0.015))
     _tint_leaves(rng, rgba, pen)
     return rgba
 
 
-def _tree(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _tree(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a trunk with a ragged crown."""
     aspect = rng.uniform(0.45, 0.95)
-    pen = Pen(aspect)
+    pen = Pen(aspect, kit.height_px)
     trunk, low = rng.uniform(0.02, 0.05), rng.uniform(0.55, 0.85)
     base = (aspect / 2 - trunk, low - 0.2, aspect / 2 + trunk, 1)
-    rgba = covered(tile(rng), pen.mask(("rectangle", base)))
+    rgba = covered(kit.tile(rng), pen.mask(("rectangle", base)))
     rgba[..., :3] *= np.array([0.6, 0.5, 0.4])
     noise = power_law_noise(rng, pen.size, rng.uniform(0.9, 1.4))
-    y, x = np.mgrid[: pen.size[0], : pen.size[1]] / _DRAWN_PX
+    y, x = np.mgrid[: pen.size[0], : pen.size[1]] / kit.height_px
     inside = 1 - ((x - aspect / 2) / (0.42 * aspect)) ** 2 - ((y - low / 2) / (0.46 * low)) ** 2
     crown = np.clip(4 * (inside + 0.25 * noise - 0.12), 0, 1).astype(np.float32)
     crown[[0, -1]] = 0
     crown[:, [0, -1]] = 0
-    leaves = covered(tile(rng), crown)
+    leaves = covered(kit.tile(rng), crown)
     _tint_leaves(rng, leaves, pen)
     paint_over(rgba, crown, leaves[..., :3])
     return rgba
@@ -314,18 +330,20 @@ def _tint_leaves(rng: np.random.Generator, rgba: np.ndarray, pen: Pen) -> None:
     rgba[..., :3] = np.clip((mix * green + (1 - mix) * rgba[..., :3]) * speckle, 0, 255)
 
 
-def _bar(rng: np.random.Generator, tile: Tile) -> np.ndarray:
+def _bar(rng: np.random.Generator, kit: Kit) -> np.ndarray:
     """Draw a post, pole, rail or cord."""
-    pen = Pen(0.35)
+    pen = Pen(0.35, kit.height_px)
     lean, half = rng.uniform(-0.1, 0.1), rng.uniform(0.012, 0.06)
     top, foot = 0.175 + lean, 0.175 - lean
-    rgba = covered(tile(rng), pen.mask(("polygon", (top - half, 0, top + half, 0, foot + half, 1, foot - half, 1))))
-    x = (np.arange(pen.size[1]) / _DRAWN_PX - 0.175) / 0.175
+    rgba = covered(
+        kit.tile(rng), pen.mask(("polygon", (top - half, 0, top + half, 0, foot + half, 1, foot - half, 1)))
+    )
+    x = (np.arange(pen.size[1]) / kit.height_px - 0.175) / 0.175
     rgba[..., :3] *= (1 - 0.5 * np.abs(x + rng.uniform(-0.3, 0.3)))[None, :, None].clip(0.3, 1)
     return rgba
 
 
-Shape = Callable[[np.random.Generator, Tile], np.ndarray]
+Shape = Callable[[np.random.Generator, Kit], np.ndarray]
 FAMILIES: dict[str, tuple[Shape, tuple[float, float], tuple[str, ...]]] = {
     "half_figure": (_half_figure, (0.45, 0.6), ("bottom",)),
     "figure": (_figure, (1.5, 1.9), ()),

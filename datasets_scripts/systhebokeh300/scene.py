@@ -4,7 +4,6 @@ A scene depends on the settings and its number alone. Disparities are in dioptre
 are at once metric and the paper's normalised ones; with s = 512 / W, K is that of the whole project (Eq. 15, 45).
 """
 
-import hashlib
 import io
 import json
 import math
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bokehdepth import __version__, imaging, optics
 from bokehdepth.errors import InputError
 from bokehdepth.io import save_depth_png
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 from bokehdepth.rendering.scatter import GAMMA
-from datasets_scripts.backgrounds import VIEWS, draw_background
-from datasets_scripts.foregrounds import FIGURES, draw_foreground
+from datasets_scripts.scenes.materials import Sprite, read_matte
+from datasets_scripts.systhebokeh300.drawn import BACKGROUNDS, FOREGROUNDS, draw_background, draw_foreground
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 
 STRENGTHS = 3
 F_NUMBERS = (1.4, 22.0)
@@ -35,8 +34,10 @@ FOREGROUND_SLANT = 0.008  # keeps the subject within 1 px of sharp at K = 30 and
 DEPTH_SCALE_M = 0.001
 MAX_DEPTH_M = 65534 * DEPTH_SCALE_M
 JPEG_QUALITY = 95
-_SOLID = 8 / 255  # opacity from which a pixel belongs to a cut-out's box
 _LARGEST_SIDE = 0.96  # of a foreground, in frame sides
+
+Folders = tuple[Path | None, Path | None]
+"""Of foregrounds and of backgrounds; None where they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Settings:
         rays: rays of a pixel.
         foregrounds: names and SHA-256 of RGBA files; none: drawn ones.
         backgrounds: names and SHA-256 of photographs; none: drawn ones.
+        license: the Hub's name for the terms of all that.
         version: of this package.
     """
 
@@ -59,6 +61,7 @@ class Settings:
     rays: int
     foregrounds: tuple[tuple[str, str], ...] = ()
     backgrounds: tuple[tuple[str, str], ...] = ()
+    license: str = "apache-2.0"
     version: str = __version__
 
     def to_json(self) -> str:
@@ -107,64 +110,43 @@ def _sampled_background_plane(
             return plane, margin
 
 
-def _tight(rgba: np.ndarray, label: str) -> tuple[Image.Image, bool]:
-    """Crop to the visible, uint8 RGBA, and say whether it ends at the lower border of its picture."""
-    solid = rgba[..., 3] > 255 * _SOLID
-    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    if rows.size == 0:
-        raise InputError(f"{label} has no visible pixel, wanted a cut-out with an alpha channel")
-    grounded = bool((rgba[-1, :, 3] > 127).mean() > 0.01)
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return Image.fromarray(np.ascontiguousarray(rgba[box]), "RGBA"), grounded
-
-
-def _read_foreground(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGBA"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture ({error}), wanted an RGBA file") from error
-
-
 def box_share_range(width: int, height: int) -> tuple[float, float]:
     """Shares of a square frame that the box of a cut-out can cover inside it: at most 0.96 of a side, 30 to 80 %."""
     largest = _LARGEST_SIDE**2 * min(width / height, height / width)
     return BOX_SHARE[0] + 0.008, min(BOX_SHARE[1] - 0.008, largest)
 
 
-def _placed(
-    rng: np.random.Generator, rgba: np.ndarray, label: str, size_px: int, margin: int
-) -> tuple[np.ndarray, list[int]]:
-    """Crop, scale and place a cut-out on the canvas: float32 (Hc, Wc, 4) and its box in the frame."""
-    picture, grounded = _tight(rgba, label)
-    low, high = box_share_range(*picture.size)
-    if high < low:
-        raise InputError(
-            f"{label} is {picture.size[0]} x {picture.size[1]} px, too slim: its box cannot cover "
-            f"{BOX_SHARE[0]:.0%} of a square frame"
-        )
-    scale = math.sqrt(rng.uniform(low, high) * size_px**2 / (picture.size[0] * picture.size[1]))
+def _fits(sprite: Sprite) -> bool:
+    """Whether a cut-out can fill enough of the frame, and where its picture ends can be outside of it."""
+    low, high = box_share_range(*sprite.rgba.shape[1::-1])
+    return low <= high and not sprite.open_sides >= {"left", "right"} and "top" not in sprite.open_sides
+
+
+def _placed(rng: np.random.Generator, sprite: Sprite, size_px: int, margin: int) -> tuple[np.ndarray, list[int]]:
+    """Scale and place a cut-out on the canvas: float32 (Hc, Wc, 4) and its box in the frame."""
+    picture = Image.fromarray(sprite.rgba)
+    share = rng.uniform(*box_share_range(*picture.size))
+    scale = math.sqrt(share * size_px**2 / (picture.size[0] * picture.size[1]))
     width, height = (min(max(1, round(n * scale)), size_px) for n in picture.size)
     scaled = picture.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     left = round((size_px - width) / 2 + rng.uniform(-0.05, 0.05) * size_px)
     top = round((size_px - height) / 2 + rng.uniform(-0.03, 0.05) * size_px)
     left, top = (min(max(start, 0), size_px - n) for start, n in ((left, width), (top, height)))
-    if grounded:
+    if "bottom" in sprite.open_sides:
         top = size_px - height
+    if sprite.open_sides & {"left", "right"}:
+        left = 0 if "left" in sprite.open_sides else size_px - width
     canvas = np.zeros((size_px + 2 * margin, size_px + 2 * margin, 4), dtype=np.float32)
-    canvas[margin + top : margin + top + height, margin + left : margin + left + width] = np.asarray(
-        scaled
-    ) / np.float32(255)
+    frame = canvas[margin : margin + size_px, margin : margin + size_px]
+    frame[top : top + height, left : left + width] = np.asarray(scaled) / np.float32(255)
     return canvas, [left, top, left + width, top + height]
 
 
-def _toned(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Drawn figures take a little of the colour and brightness of where they stand; uint8."""
+def _toned(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Drawn figures take a little of the colour and brightness of where they stand; uint8 in and out."""
     light = np.clip(background, 0, 1).mean(axis=(0, 1))
     gain = np.clip(0.72 + 0.6 * light.mean(), 0.72, 1.05) * (light / light.mean()) ** 0.35
-    toned = foreground.copy()
-    toned[..., :3] *= gain.astype(np.float32)
-    return (255 * np.clip(toned, 0, 1) + 0.5).astype(np.uint8)
+    return np.dstack([np.clip(rgba[..., :3] * gain + 0.5, 0, 255).astype(np.uint8), rgba[..., 3]])
 
 
 def _covering(path: Path, side_px: int) -> np.ndarray:
@@ -176,9 +158,36 @@ def _covering(path: Path, side_px: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + side_px, top + side_px)), dtype=np.float32) / 255
 
 
-def make_scene(
-    settings: Settings, index: int, folders: tuple[Path | None, Path | None]
-) -> tuple[TwoPlaneScene, dict[str, Any]]:
+def _background(settings: Settings, index: int, folder: Path | None, side_px: int) -> tuple[np.ndarray, dict]:
+    rng = np.random.default_rng([settings.seed, index, 1])
+    if settings.backgrounds:
+        name, digest = settings.backgrounds[int(rng.integers(len(settings.backgrounds)))]
+        return _covering(folder / name, side_px), {"source": "folder", "name": name, "sha256": digest}
+    name = BACKGROUNDS[index % len(BACKGROUNDS)]
+    return draw_background(rng, name, side_px), {"source": "drawn", "name": name}
+
+
+def _foreground(settings: Settings, index: int, folder: Path | None, background: np.ndarray) -> tuple[Sprite, dict]:
+    rng = np.random.default_rng([settings.seed, index, 2])
+    for number in rng.permutation(len(settings.foregrounds)):
+        name, digest = settings.foregrounds[number]
+        sprite = read_matte(folder / name, settings.size_px)
+        if _fits(sprite):
+            return sprite, {"source": "folder", "name": name, "sha256": digest}
+    if settings.foregrounds:
+        raise InputError(
+            f"--foregrounds must hold a cut-out that its picture does not cut at the top or on both sides and whose "
+            f"box can cover {BOX_SHARE[0]:.0%} of a square frame, got {len(settings.foregrounds)} others."
+        )
+    name = list(FOREGROUNDS)[index % len(FOREGROUNDS)]
+    while not _fits(sprite := draw_foreground(rng, name, settings.seed)):
+        pass
+    return Sprite(_toned(sprite.rgba, background), sprite.open_sides, sprite.height_m, name), {
+        "source": "drawn", "name": name
+    }  # fmt: skip
+
+
+def make_scene(settings: Settings, index: int, folders: Folders) -> tuple[TwoPlaneScene, dict[str, Any]]:
     """Draw one scene.
 
     Args:
@@ -203,24 +212,9 @@ def make_scene(
         rng, size_px, BACKGROUND_SHARE_OF_FOCUS * focus_dpt, strengths[-1], focus_dpt
     )
     margin = max(margin, margin_px((front,), (size_px, size_px), strengths[-1], focus_dpt))
-    side_px, assets = size_px + 2 * margin, {}
-    if settings.backgrounds:
-        name, digest = settings.backgrounds[int(rng.integers(len(settings.backgrounds)))]
-        background = _covering(folders[1] / name, side_px)
-        assets["background"] = {"source": "folder", "name": name, "sha256": digest}
-    else:
-        name = list(VIEWS)[(index + index // 24) % len(VIEWS)]
-        background = draw_background(np.random.default_rng([settings.seed, index, 1]), name, (side_px, side_px))
-        assets["background"] = {"source": "drawn", "name": name}
-    if settings.foregrounds:
-        name, digest = settings.foregrounds[int(rng.integers(len(settings.foregrounds)))]
-        rgba = _read_foreground(folders[0] / name)
-        assets["foreground"] = {"source": "folder", "name": name, "sha256": digest}
-    else:
-        name = list(FIGURES)[index % len(FIGURES)]
-        rgba = _toned(draw_foreground(np.random.default_rng([settings.seed, index, 2]), name), background)
-        assets["foreground"] = {"source": "drawn", "name": name}
-    foreground, box = _placed(rng, rgba, f"foreground {name!r}", size_px, margin)
+    background, origin_of_background = _background(settings, index, folders[1], size_px + 2 * margin)
+    sprite, origin_of_foreground = _foreground(settings, index, folders[0], background)
+    foreground, box = _placed(rng, sprite, size_px, margin)
     scene = TwoPlaneScene(foreground, background, front, back, (size_px, size_px))
     alpha = foreground[margin : margin + size_px, margin : margin + size_px, 3]
     record = {
@@ -244,10 +238,10 @@ def make_scene(
         "seed": settings.seed,
         "rays": settings.rays,
         "gamma": GAMMA,
-        "renderer": f"bokehdepth.rendering.raytraced {settings.version}",
+        "renderer": f"datasets_scripts.systhebokeh300.raytraced {settings.version}",
         "jpeg_quality": JPEG_QUALITY,
         "depth_scale_m": DEPTH_SCALE_M,
-        "assets": assets,
+        "assets": {"background": origin_of_background, "foreground": origin_of_foreground},
     }
     return scene, record
 
@@ -258,7 +252,7 @@ def _jpeg(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_scene(settings: Settings, index: int, folders: tuple[Path | None, Path | None], target: Path) -> None:
+def write_scene(settings: Settings, index: int, folders: Folders, target: Path) -> None:
     """Draw, render and write all files of a scene (`scene_files`) below a folder.
 
     Args:
@@ -273,45 +267,25 @@ def write_scene(settings: Settings, index: int, folders: tuple[Path | None, Path
     scene, record = make_scene(settings, index, folders)
     for part in ("aif", "depth", "images", "metadata"):
         (target / part).mkdir(parents=True, exist_ok=True)
-    name = record["scene"]
+    name, lens = record["scene"], record["lens"]
     (target / f"aif/{name}.jpg").write_bytes(_jpeg(scene.all_in_focus()))
     disparity = scene.disparity_dpt()
     np.save(target / f"depth/{name}.npy", disparity, allow_pickle=False)
     save_depth_png(target / f"depth/{name}.png", 1 / disparity, max_depth_m=MAX_DEPTH_M)
-    for k, strength in enumerate(record["bokeh_strengths"]):
+    for k, strength in enumerate(record.pop("bokeh_strengths")):
         image = f"{name}_{k}"
         rendered = render_raytraced(scene, strength, record["focus_disparity_dpt"], rays=settings.rays)
         (target / f"images/{image}.jpg").write_bytes(_jpeg(rendered))
-        lens = record["lens"]
-        f_number = optics.f_number_for_strength(
-            strength, lens["focal_length_mm"], lens["focus_distance_m"], SENSOR_WIDTH_MM
-        )
-        own = {key: value for key, value in record.items() if key != "bokeh_strengths"} | {
+        of_image = {
             "id": image,
             "image": f"images/{image}.jpg",
             "aif": f"aif/{name}.jpg",
             "disparity": f"depth/{name}.npy",
             "depth": f"depth/{name}.png",
             "bokeh_strength": strength,
-            "f_number": f_number,
+            "f_number": optics.f_number_for_strength(
+                strength, lens["focal_length_mm"], lens["focus_distance_m"], SENSOR_WIDTH_MM
+            ),
         }
-        (target / f"metadata/{image}.json").write_text(json.dumps(own, indent=1, sort_keys=True) + "\n")
-
-
-def list_files(folder: Path, name: str, endings: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Names and SHA-256 of the pictures of a folder, sorted.
-
-    Args:
-        folder: where they lie.
-        name: of the argument, for the error message.
-        endings: lower-case file endings that count.
-
-    Raises:
-        InputError: If it is no folder or holds no such file.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{name} is {str(folder)!r}, which is no folder, wanted one with pictures")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
-    if not paths:
-        raise InputError(f"{name} is {str(folder)!r}, which holds none of {', '.join(endings)}, wanted pictures")
-    return tuple((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
+        text = json.dumps(record | of_image, indent=1, sort_keys=True) + "\n"
+        (target / f"metadata/{image}.json").write_text(text)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from bokehdepth.rendering.drawing import power_law_noise, random_colour
 from bokehdepth.rendering.layered import extent
-from bokehdepth.rendering.materials import Sprite
-from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Stage, Surface
+from datasets_scripts.scenes.drawing import power_law_noise, random_colour
+from datasets_scripts.scenes.materials import Sprite
+from datasets_scripts.scenes.stage import MIN_DEPTH_M, SKY_M, Plane, Stage, Surface
 
 _NEAR_THINGS = ("figure", "figure", "tree", "box", "blob", "bar", "foliage")
 _FAR_THINGS = ("tree", "tree", "tree", "house", "house", "block", "figure", "bar")

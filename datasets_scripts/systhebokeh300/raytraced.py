@@ -17,7 +17,7 @@ the lens and shows to another comes out right, which layers blurred by themselve
 Lens points lie on a sunflower (Vogel) spiral: equal areas, golden angle. A ray stands for its share of the blur disk,
 so it reads the planes through a Gaussian about as wide as that share; the width goes to 0 when the rays become more,
 and the picture then goes to that of plain rays. The canvas of the planes may be larger than the frame; `margin_px`
-says by how much it must be. Beyond the canvas its edge pixels go on. No torch import, and numba only when rendering.
+says by how much it must be. Beyond the canvas its edge pixels go on.
 """
 
 import math
@@ -31,6 +31,7 @@ from scipy import ndimage
 from bokehdepth.errors import InputError
 from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.scatter import from_light, to_light
+from datasets_scripts.systhebokeh300 import _raytraced_numba
 
 DEFAULT_RAYS = 128
 _FIRST_SIGMA_PX = 0.35  # filters: none, this one, then in steps of the ratio
@@ -48,21 +49,11 @@ class DisparityPlane:
         a: slope in x; x is -1 at the left border of the frame and 1 at the right one.
         b: slope in y; y is -1 at the upper border and 1 at the lower one.
         c: disparity at the centre of the frame in dioptres (1/m), above 0.
-
-    Raises:
-        InputError: If a number is not finite or ``c`` is not above 0.
     """
 
     a: float
     b: float
     c: float
-
-    def __post_init__(self) -> None:
-        for name in ("a", "b", "c"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)!r}, wanted a finite number")
-        if self.c <= 0:
-            raise InputError(f"c is {self.c!r}, wanted a disparity above 0 dpt at the centre of the frame")
 
     def disparity_dpt(self, size_px: tuple[int, int], margin_px: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Sample the field at pixel centres.
@@ -123,10 +114,6 @@ class TwoPlaneScene:
         foreground_plane: disparity of the foreground.
         background_plane: disparity of the background; less than that of the foreground where the foreground is.
         size_px: (H, W) of the frame, which lies in the middle of the canvas: ``Hc - H`` and ``Wc - W`` are even.
-
-    Raises:
-        InputError: If an array has another type or shape, a value is not finite or out of range, or the foreground
-            is not nearer somewhere.
     """
 
     foreground_rgba: np.ndarray
@@ -134,40 +121,6 @@ class TwoPlaneScene:
     foreground_plane: DisparityPlane
     background_plane: DisparityPlane
     size_px: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        for name, channels in (("foreground_rgba", 4), ("background_rgb", 3)):
-            array = getattr(self, name)
-            fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 3
-            if not (fits and array.shape[2] == channels and array.size):
-                described = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputError(f"{name} is {described}, wanted a float32 array (Hc, Wc, {channels})")
-            if not (array.min() >= 0 and np.isfinite(array.max())):
-                raise InputError(f"{name} spans [{array.min():g}, {array.max():g}], wanted finite values, 0 or more")
-        if self.foreground_rgba.shape[:2] != self.background_rgb.shape[:2]:
-            raise InputError(
-                f"foreground_rgba is {self.foreground_rgba.shape[:2]} and background_rgb "
-                f"{self.background_rgb.shape[:2]}, wanted one canvas size"
-            )
-        if self.foreground_rgba[..., 3].max() > 1:
-            raise InputError(f"foreground_rgba has the opacity {self.foreground_rgba[..., 3].max():g}, wanted [0, 1]")
-        sizes = self.size_px
-        whole = len(sizes) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in sizes)
-        spare = [total - n for total, n in zip(self.background_rgb.shape[:2], sizes, strict=False)]
-        if not whole or any(n < 0 or n % 2 for n in spare):
-            raise InputError(
-                f"size_px is {sizes!r}, wanted (H, W) that leaves an even number of pixels, 0 or more, of the canvas "
-                f"{self.background_rgb.shape[:2]} on both axes"
-            )
-        near, far = (
-            plane.disparity_dpt(sizes, self.margin_px) for plane in (self.foreground_plane, self.background_plane)
-        )
-        wrong = (self.foreground_rgba[..., 3] > 0) & (near <= far)
-        if wrong.any():
-            raise InputError(
-                f"foreground_plane is behind background_plane at {int(wrong.sum())} pixels of the foreground, wanted "
-                "it nearer at all of them"
-            )
 
     @property
     def margin_px(self) -> tuple[int, int]:
@@ -223,9 +176,9 @@ def margin_px(
         interpolation.
 
     Raises:
-        InputError: If a number is out of range, or a plane is too steep for any margin to do.
+        InputError: If a plane is too steep for any margin to do.
     """
-    px_per_dpt = _checked_lens(bokeh_strength, focus_disparity_dpt, size_px)
+    px_per_dpt = bokeh_strength * size_px[1] / REFERENCE_WIDTH_PX
     margin = 0
     for _ in range(32):
         reach = max(
@@ -265,21 +218,15 @@ def render_raytraced(
         float32 ``(H, W, 3)``, display values in [0, 1]; the same bits for the same input.
 
     Raises:
-        InputError: If a number is out of range, a plane is so steep that a ray meets it nowhere or in two places, or
-            ``aperture`` gives something else.
-        ImportError: If numba is not installed.
+        InputError: If a plane is so steep that a ray meets it nowhere or in two places.
     """
-    px_per_dpt = _checked_lens(bokeh_strength, focus_disparity_dpt, scene.size_px)
-    if isinstance(rays, bool) or not isinstance(rays, int | np.integer) or rays < 1:
-        raise InputError(f"rays is {rays!r}, wanted a whole number, 1 or more")
-    lens, counts = _patterns(int(rays), aperture)
+    px_per_dpt = bokeh_strength * scene.size_px[1] / REFERENCE_WIDTH_PX
     if px_per_dpt == 0:
         return scene.all_in_focus()
+    lens, counts = _patterns(rays, aperture)
     planes = (scene.foreground_plane, scene.background_plane)
     for name, plane in zip(("foreground_plane", "background_plane"), planes, strict=True):
         _check_steepness(name, plane, scene.size_px, px_per_dpt, focus_disparity_dpt)
-
-    from bokehdepth.rendering import _raytraced_numba
 
     share = _SIGMA_PER_SPACING if filtered else 0.0
     levels, bases, reaches = [], [], []
@@ -309,14 +256,6 @@ def render_raytraced(
         (_FIRST_SIGMA_PX, _SIGMA_RATIO, share, _FINE_SPACING_PX if filtered else 0.0),
     )
     return from_light(out)
-
-
-def _checked_lens(bokeh_strength: float, focus_disparity_dpt: float, size_px: tuple[int, int]) -> float:
-    """Pixels of radius per dioptre in the frame."""
-    for name, value in (("bokeh_strength", bokeh_strength), ("focus_disparity_dpt", focus_disparity_dpt)):
-        if not (np.isscalar(value) and np.isfinite(value) and value >= 0):
-            raise InputError(f"{name} is {value!r}, wanted a finite number, 0 or more")
-    return float(bokeh_strength) * size_px[1] / REFERENCE_WIDTH_PX
 
 
 def _check_steepness(
@@ -349,8 +288,6 @@ def _reach_px(plane: DisparityPlane, size_px: tuple[int, int], px_per_dpt: float
 
     The radius rises or falls throughout with D and, for one sign of it, with g: its largest values are at their ends.
     """
-    from bokehdepth.rendering import _raytraced_numba
-
     spread, steepest = abs(plane.a) + abs(plane.b), plane._steepness_per_px(size_px)
     ends = [(1 + side * spread, turn * steepest) for side in (-1, 1) for turn in (-1, 1)]
     return math.ceil(
@@ -366,12 +303,7 @@ def _patterns(rays: int, aperture: Callable[[int], np.ndarray]) -> tuple[np.ndar
     counts = [_FEWEST_RAYS * 4**k for k in range(16) if _FEWEST_RAYS * 4**k < rays] + [rays]
     lens = np.zeros((len(counts), rays, 3))
     for row, count in zip(lens, counts, strict=True):
-        points = np.asarray(aperture(count))
-        if points.shape != (count, 2) or not np.isfinite(points).all():
-            raise InputError(f"aperture gave an array {points.shape} for {count} rays, wanted finite ({count}, 2)")
-        if np.hypot(*points.T).max() > 1.001:
-            raise InputError(f"aperture gave a point at {np.hypot(*points.T).max():g}, wanted the unit disk")
-        row[:count, :2] = points
+        row[:count, :2] = aperture(count)
         row[:count, 2] = (np.arange(count) + 0.5) * 0.7548776662466927 % 1  # another irrational than the spiral's
     return lens, np.array(counts)
 
@@ -399,8 +331,6 @@ def _filtered(light: np.ndarray, low_px: float, high_px: float) -> tuple[int, np
 
 def _kinds(scene: TwoPlaneScene, reach_px: int) -> np.ndarray:
     """What the foreground does to the rays of each pixel, uint8 ``(H, W)``; in doubt MIXED."""
-    from bokehdepth.rendering import _raytraced_numba
-
     alpha, size = scene.foreground_rgba[..., 3], 2 * reach_px + 1
     some = ndimage.maximum_filter(alpha > 0, size=size, mode="nearest")[scene._frame]
     all_ = ndimage.minimum_filter(alpha == 1, size=size, mode="nearest")[scene._frame]

@@ -1,4 +1,4 @@
-"""The compiled inner loop of the ray-traced renderer. It imports numba, so `raytraced` imports it when it renders.
+"""The compiled inner loop of the ray-traced renderer.
 
 Strict IEEE arithmetic, one thread, a fixed order of sums: the same input gives the same bits.
 """
@@ -7,9 +7,6 @@ import math
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 CHANNELS = 4
 EMPTY, MIXED, OPAQUE = 0, 1, 2
@@ -51,43 +48,6 @@ def _level(sigma_px: float, first_px: float, ratio: float) -> float:
     return 1.0 + math.log(sigma_px / first_px) / math.log(ratio)
 
 
-@intrinsic
-def _add_weighted(typingctx, total, data, at, weights, gain):  # noqa: ANN001, ANN202 - numba's form
-    """Add ``gain`` times a weighted mean of four pixels to four sums; the mean's last channel is returned.
-
-    numba does not turn such straight code into vector instructions by itself, and this is most of the time.
-    """
-    signature = types.float32(total, data, at, weights, gain)
-
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
-        total, data, at, weights, gain = arguments
-        floats = ir.VectorType(ir.FloatType(), CHANNELS)
-
-        def pointer(array, index, kind):  # noqa: ANN001, ANN202
-            start = context.make_array(kind)(context, builder, array).data
-            return builder.bitcast(builder.gep(start, [index]), floats.as_pointer())
-
-        def spread(scalar):  # noqa: ANN001, ANN202
-            packed = ir.Constant(floats, ir.Undefined)
-            for place in range(CHANNELS):
-                packed = builder.insert_element(packed, scalar, ir.Constant(ir.IntType(32), place))
-            return packed
-
-        mean = None
-        for corner in range(4):
-            pixel = builder.load(pointer(data, builder.extract_value(at, corner), signature.args[1]))
-            pixel.align = 4
-            part = builder.fmul(pixel, spread(builder.extract_value(weights, corner)))
-            mean = part if mean is None else builder.fadd(mean, part)
-        place = pointer(total, ir.Constant(ir.IntType(64), 0), signature.args[0])
-        before = builder.load(place)
-        before.align = 4
-        builder.store(builder.fadd(before, builder.fmul(mean, spread(gain))), place).align = 4
-        return builder.extract_element(mean, ir.Constant(ir.IntType(32), CHANNELS - 1))
-
-    return signature, generate
-
-
 @_jit
 def _look(
     total: np.ndarray, data: np.ndarray, start: int, size: tuple[int, int], x: float, y: float, gain: float
@@ -101,9 +61,14 @@ def _look(
     right = CHANNELS if left < columns - 1 else 0
     below = CHANNELS * columns if top < rows - 1 else 0
     at = start + CHANNELS * (top * columns + left)
-    corners = (at, at + right, at + below, at + below + right)
-    weights = ((one - fy) * (one - fx), (one - fy) * fx, fy * (one - fx), fy * fx)
-    return _add_weighted(total, data, corners, weights, gain)
+    seen = one
+    for channel in range(CHANNELS):
+        seen = data[at + channel] * ((one - fy) * (one - fx))
+        seen += data[at + right + channel] * ((one - fy) * fx)
+        seen += data[at + below + channel] * (fy * (one - fx))
+        seen += data[at + below + right + channel] * (fy * fx)
+        total[channel] += seen * gain
+    return seen
 
 
 @_jit

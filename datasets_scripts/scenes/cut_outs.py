@@ -1,11 +1,12 @@
-"""Makes what the embedded model's scenes are put together from: cut-out subjects, drawn figures, backdrops, textures.
+"""Cuts subjects out of photographs, for procedural scenes and for SYSTHEBOKEH300.
 
-`python -m train.materials --marks train/marks/subjects.yaml --output runs/materials`
+`python -m datasets_scripts.scenes.cut_outs --marks train/marks/subjects.yaml --output runs/materials`
 
-Subjects are cut out of photographs along the rough outlines of the marks (GrabCut of OpenCV, extra `train`). Each file
-of `cutouts` is the whole photograph with the subject as its alpha channel; `portraits` are those whose subject is what
-the photograph shows, so that the rest is behind it. The figures are those of SYSTHEBOKEH300's
-generator. Backdrops and textures are links. A file's name begins with its photograph's, by which splits are made.
+Subjects are cut out along the rough outlines of the marks (GrabCut of OpenCV, extra `train`). Each file of `cutouts`
+is the whole photograph with the subject as its alpha channel; `portraits` are those whose subject is what the
+photograph shows, so that the rest is behind it. Backdrops and textures are links. A file's name begins with its
+photograph's, by which splits are made. `license.txt` says the terms of the photographs, which are those of the
+cut-outs and of a data set that is built with them: never commit or publish them under other ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import argparse
 import glob
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +26,9 @@ from scipy import ndimage
 
 from bokehdepth.errors import InputError
 from bokehdepth.staging import staged
-from datasets_scripts.foregrounds import FIGURES, draw_foreground
-from train import config
 
-logger = logging.getLogger("train.materials")
+logger = logging.getLogger("datasets_scripts.scenes.cut_outs")
 SIDE_PX = 512
-FIGURE_PX = 448
 _SUBJECT_SHARES = (0.01, 0.93)
 _BAND_SHARE = 0.06  # of the square root of an outline's area: how far from the true edge it may be drawn
 _AGREEMENT = 0.75  # shared area over joint area, below which the outline is trusted more than GrabCut
@@ -122,23 +121,6 @@ def make_cutouts(photos: dict[str, Path], subjects: dict[str, list[dict]], folde
     return written
 
 
-def draw_figures(count: int, folder: Path) -> None:
-    """Draws figures of every kind in turn, as RGBA files."""
-    names = list(FIGURES)
-    for number in range(count):
-        figure = names[number % len(names)]
-        rgba = draw_foreground(np.random.default_rng([17, number]), figure)
-        picture = Image.fromarray(np.round(rgba * 255).astype(np.uint8))
-        picture.thumbnail((FIGURE_PX, FIGURE_PX), Image.Resampling.LANCZOS)
-        picture.save(folder / f"{figure}-{number:04d}.png")
-
-
-def link(photos: Iterable[Path], folder: Path) -> None:
-    """Links files into a folder."""
-    for photo in photos:
-        (folder / photo.name).symlink_to(photo.resolve())
-
-
 def find_photos(patterns: list[str]) -> dict[str, Path]:
     """Files that match the patterns, by their names without suffix.
 
@@ -149,36 +131,58 @@ def find_photos(patterns: list[str]) -> dict[str, Path]:
     for pattern in patterns:
         files = sorted(glob.glob(os.path.expandvars(pattern)))
         if not files:
-            raise InputError(f"photos has {pattern!r}, which no file matches; wanted patterns of files.")
+            raise InputError(f"photos must be patterns of files, got {pattern!r}, which none matches.")
         photos |= {Path(file).stem: Path(file) for file in files}
     return photos
 
 
-def main() -> None:
-    """Makes the materials of the embedded model's scenes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--marks", required=True, help="YAML file of what was marked in the photographs")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    parser.add_argument("--figures", type=int, default=360, help="how many figures are drawn")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    marks = yaml.safe_load(Path(arguments.marks).read_text())
+def build(marks: dict, output: Path) -> int:
+    """Makes the folders `cutouts`, `portraits`, `backdrops` and `textures`.
+
+    Args:
+        marks: `photos` (patterns of files), their `license`, `subjects` (as `make_cutouts` wants them), and names of
+            photographs that are `backdrops` or `left_out` of the textures.
+        output: a new folder.
+
+    Returns:
+        How many subjects were cut out.
+
+    Raises:
+        InputError: the marks name a photograph that is not there, or the folder exists.
+    """
+    if "license" not in marks:
+        raise InputError("marks must have the `license` of their photographs, got none.")
     photos = find_photos(marks["photos"])
     if unknown := {*marks["subjects"], *marks["backdrops"], *marks["left_out"]} - set(photos):
-        raise InputError(f"marks names {sorted(unknown)[0]!r}, which is no photograph of its patterns.")
-    if arguments.output.exists():
-        raise InputError(f"output is {str(arguments.output)!r}, which exists; wanted a new folder.")
-    with staged(arguments.output) as unfinished:
-        folders = {name: unfinished / name for name in ("cutouts", "portraits", "figures", "backdrops", "textures")}
+        raise InputError(f"marks must name photographs of its patterns, got {sorted(unknown)[0]!r}.")
+    if output.exists():
+        raise InputError(f"--output must be a new folder, got {str(output)!r}, which exists.")
+    with staged(output) as unfinished:
+        folders = {name: unfinished / name for name in ("cutouts", "portraits", "backdrops", "textures")}
         for folder in folders.values():
             folder.mkdir()
-        link((photos[name] for name in marks["backdrops"]), folders["backdrops"])
-        link((file for name, file in photos.items() if name not in marks["left_out"]), folders["textures"])
-        count = make_cutouts(photos, marks["subjects"], folders["cutouts"], folders["portraits"])
-        draw_figures(arguments.figures, folders["figures"])
-    logger.info("%d cut-outs, %d figures, %d backdrops", count, arguments.figures, len(marks["backdrops"]))
+        (unfinished / "license.txt").write_text(marks["license"] + "\n")
+        textures = [name for name in photos if name not in marks["left_out"]]
+        for part, names in (("backdrops", marks["backdrops"]), ("textures", textures)):
+            for name in names:
+                (folders[part] / photos[name].name).symlink_to(photos[name].resolve())
+        return make_cutouts(photos, marks["subjects"], folders["cutouts"], folders["portraits"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after one sentence on what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m datasets_scripts.scenes.cut_outs", description=__doc__)
+    parser.add_argument("--marks", type=Path, required=True, help="YAML file of what was marked in the photographs")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        logger.info("%d cut-outs", build(yaml.safe_load(given.marks.read_text()), given.output))
+    except (InputError, OSError, yaml.YAMLError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    with config.one_line_errors():
-        main()
+    sys.exit(main())

@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.layered import Layer, composite, render_bokeh
-from bokehdepth.rendering.materials import Materials
-from bokehdepth.rendering.staging import MIN_DEPTH_M, SKY_M, Plane, Surface
-from bokehdepth.rendering.streets import Streets
+from datasets_scripts.scenes.materials import Materials
+from datasets_scripts.scenes.stage import MIN_DEPTH_M, SKY_M, Plane, Surface
+from datasets_scripts.scenes.streets import Streets
 
 KIND_WEIGHTS = {
     "portrait": 0.3, "ground": 0.17, "street": 0.14, "room": 0.12, "landscape": 0.1, "table": 0.09, "wall": 0.08,
@@ -84,10 +84,12 @@ class SceneGenerator:
         seed: 0 or more.
         backdrops: Photos to be seen whole behind a subject: best views without a large face in them, which would be
             blurred there and teach that faces are. None: all photos.
-        portraits: RGBA files of whole photographs with their subject as alpha (`train.materials` cuts them out). Three
+        portraits: RGBA files of whole photographs with their subject as alpha (`cut_outs` makes them). Three
             scenes in ten are then such a photograph itself, its subject where it was.
         kinds: Weights of the kinds that are made, keys as `generate` takes them. None: `KIND_WEIGHTS`, and
             ``photograph`` in `PHOTOGRAPH_SHARE` of the scenes where portraits are given.
+        detail: How many times as finely things and textures are drawn as suits scenes of 256 px; another one gives
+            other drawings.
 
     Raises:
         InputError: If ``size_px`` or ``seed`` is out of range, a path is not a file, or ``kinds`` names something
@@ -104,6 +106,7 @@ class SceneGenerator:
         backdrops: Sequence[Path] = (),
         portraits: Sequence[Path] = (),
         kinds: Mapping[str, float] | None = None,
+        detail: int = 1,
     ) -> None:
         if len(size_px) != 2 or not all(isinstance(n, int | np.integer) and 32 <= n <= 2048 for n in size_px):
             raise InputError(f"size_px is {size_px!r}, wanted (H, W), each a whole number from 32 to 2048")
@@ -111,14 +114,14 @@ class SceneGenerator:
             raise InputError(f"seed is {seed!r}, wanted a whole number, 0 or more")
         self.size_px, self.seed = (int(size_px[0]), int(size_px[1])), int(seed)
         self._materials = Materials(photos, mattes, max(self.size_px), self.seed, backdrops=backdrops,
-                                    portraits=portraits)  # fmt: skip
+                                    portraits=portraits, detail=detail)  # fmt: skip
         self._kinds = self._checked_kinds(kinds)
 
     def _checked_kinds(self, kinds: Mapping[str, float] | None) -> dict[str, float]:
         """Make shares that sum to 1 of weights; every kind that can be made has one, 0 where it is not wanted."""
-        share = PHOTOGRAPH_SHARE if self._materials.has_portraits else 0.0
+        share = PHOTOGRAPH_SHARE if self._materials.portraits else 0.0
         usual = {kind: (1 - share) * weight for kind, weight in KIND_WEIGHTS.items()}
-        if self._materials.has_portraits:
+        if self._materials.portraits:
             usual["photograph"] = share
         if kinds is None:
             return usual
@@ -191,11 +194,7 @@ class _Draft(Streets):
     def build_photograph(self) -> None:
         """Build a real photograph from its subject and, behind it, the rest, which is given a plausible depth."""
         photo = self.materials.portrait(self.rng)
-        rows, columns = photo.shape[:2]
-        scale = self.uniform(0.55, 1.0) * min(rows / self.height, columns / self.width)
-        tall, wide = self.height * scale, self.width * scale
-        left, top = self.uniform(0, columns - wide), self.uniform(0, rows - tall)
-        box = (left, top, left + wide, top + tall)
+        box = self.window(photo, 0.55)
         bands = [
             Image.fromarray(np.ascontiguousarray(photo[..., i])).resize(
                 (self.width, self.height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0

@@ -1,0 +1,1 @@
+"""Procedural scenes with metric depth, and what they are made of."""
