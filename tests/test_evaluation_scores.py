@@ -229,7 +229,7 @@ def test_the_two_steps_on_the_command_line(data_root, tmp_path, caplog, capsys):
     assert "cap 80 m, predictions clipped" in capsys.readouterr().out
     for name, arguments, sentence in [
         ("predict", (*pairs, "--method", "magic", "--output", tmp_path / "q"), "no method could be run"),
-        ("predict", ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "no index.csv"),
+        ("predict", ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "with an index.csv"),
         (
             "predict",
             (*pairs[:4], "--limit", 0, "--method", "truth", "--output", tmp_path / "q"),
@@ -243,7 +243,7 @@ def test_the_two_steps_on_the_command_line(data_root, tmp_path, caplog, capsys):
         (
             "score-bokeh",
             ("--predictions", tmp_path / "p", *pairs, "--output", tmp_path / "q"),
-            "`target` must be known",
+            "must have targets",
         ),
     ]:
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
