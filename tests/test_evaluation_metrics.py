@@ -4,17 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
 from bokehdepth.rendering.refocus import render_from_depth
-from bokehdepth.rendering.scenes import SceneGenerator
 from train.evaluation.metrics_bokeh import (
     CEILING_DB,
     PERCEPTUAL,
-    blur_response,
+    blur_slopes,
     k_response,
     perceptual_distance,
     psnr,
@@ -46,20 +44,8 @@ def test_depth_errors_by_hand():
     )
 
 
-def test_depth_errors_against_a_plain_loop():
+def test_no_scale_changes_the_scale_invariant_error():
     target = RNG.uniform(0.5, 20, 130)
-    prediction = target * RNG.lognormal(0.1, 0.3, 130)
-    pairs = list(zip(prediction.tolist(), target.tolist(), strict=True))
-    gaps = [math.log(p) - math.log(t) for p, t in pairs]
-    expected = {
-        "abs_rel": math.fsum(abs(p - t) / t for p, t in pairs) / 130,
-        "delta1": sum(p < 1.25 * t and t < 1.25 * p for p, t in pairs) / 130,
-        "rmse_m": math.sqrt(math.fsum((p - t) ** 2 for p, t in pairs) / 130),
-        "log10": math.fsum(abs(g) for g in gaps) / 130 / math.log(10),
-        "si_log": math.sqrt(math.fsum(g * g for g in gaps) / 130 - (math.fsum(gaps) / 130) ** 2),
-    }
-    errors = depth_errors(prediction, target)
-    assert {name: errors[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert depth_errors(target * 7, target)["si_log"] == pytest.approx(0, abs=1e-12)
 
 
@@ -96,14 +82,6 @@ def test_boundary_f1_against_brute_force():
         assert boundary_f1(prediction, target, where) == pytest.approx(expected, rel=1e-12)
         assert boundary_f1(prediction * 7, target, where) == pytest.approx(expected, rel=1e-9)
         assert boundary_f1(target, target, where) == pytest.approx(brute_boundary_f1(target, target, where), rel=1e-12)
-
-
-def test_boundary_f1_of_a_rendered_scene():
-    depth_m = SceneGenerator((32, 40), seed=1).generate(0, "ground").depth_m.astype(np.float64)
-    blurred = gaussian_filter(depth_m, 0.7)
-    everywhere = np.ones(depth_m.shape, dtype=bool)
-    expected = brute_boundary_f1(blurred, depth_m, everywhere)
-    assert 0.1 < expected < 0.9 and boundary_f1(blurred, depth_m, everywhere) == pytest.approx(expected, rel=1e-12)
 
 
 def test_boundary_f1_by_hand():
@@ -215,45 +193,23 @@ def frames_of(photo, offset_dpt, factor=1.0, strengths=STRENGTHS):
     return np.stack([disk_blur(photo, r, gamma=2.2) if r > 0.5 else photo for r in radii]).astype(np.float32)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 1.4])
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.4])
 def test_slope_is_the_factor_of_the_radius(photo, factor):
     offset = np.full((64, 64), 1.1, np.float32)
-    found = blur_response(photo, frames_of(photo, 1.1, factor), STRENGTHS, offset)
-    assert len(found.slope) == 16 and found.radius_px.shape == (16, 3)
+    found = blur_slopes(photo, frames_of(photo, 1.1, factor), STRENGTHS, offset)
+    assert len(found) == 16
     # The largest radius decides a fit through the origin; the measurement is a quarter of a pixel fine, refined.
-    assert np.abs(found.slope - factor).max() < 0.06 * max(factor, 1)
-    assert found.is_monotone.all()
-
-
-def test_a_blur_that_does_not_follow_k_is_seen(photo):
-    offset = np.full((64, 64), 1.1, np.float32)
-    same = np.repeat(frames_of(photo, 1.1)[1:2], 3, axis=0)
-    assert not blur_response(photo, same, STRENGTHS, offset).is_monotone.any()
-    falling = frames_of(photo, 1.1)[::-1].copy()
-    assert not blur_response(photo, falling, STRENGTHS, offset).is_monotone.any()
-    none = np.stack([photo] * 3)
-    found = blur_response(photo, none, STRENGTHS, offset)
-    assert np.abs(found.slope).max() == 0 and not found.is_monotone.any()
+    assert np.abs(found - factor).max() < 0.06 * max(factor, 1)
 
 
 def test_patches_without_texture_or_with_several_depths_do_not_count(photo):
     offset = np.full((64, 64), 1.1, np.float32)
     offset[:, ::2] *= 1.5
-    assert len(blur_response(photo, np.stack([photo] * 3), STRENGTHS, offset).slope) == 0
+    assert len(blur_slopes(photo, np.stack([photo] * 3), STRENGTHS, offset)) == 0
     flat = np.full_like(photo, 0.4)
-    assert len(blur_response(flat, np.stack([flat] * 3), STRENGTHS, np.full((64, 64), 1.1, np.float32)).slope) == 0
+    assert len(blur_slopes(flat, np.stack([flat] * 3), STRENGTHS, np.full((64, 64), 1.1, np.float32))) == 0
     near = np.full((64, 64), 0.01, np.float32)  # 0.04 px at K = 30
-    assert len(blur_response(photo, np.stack([photo] * 3), STRENGTHS, near).slope) == 0
-
-
-def test_the_renderer_has_slope_one():
-    slopes = []
-    for index in range(3):
-        scene = SceneGenerator((96, 96), seed=1).generate(index, "wall")
-        offset = np.abs(1 / scene.depth_m - 1 / scene.focus_distance_m).astype(np.float32)
-        stack = np.stack([scene.render(k) for k in STRENGTHS])
-        slopes += blur_response(scene.image, stack, STRENGTHS, offset, patch_px=12).slope.tolist()
-    assert len(slopes) > 5 and abs(np.median(slopes) - 1) < 0.05
+    assert len(blur_slopes(photo, np.stack([photo] * 3), STRENGTHS, near)) == 0
 
 
 SIX = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
@@ -274,9 +230,9 @@ def test_rendered_radii_are_measured_from_two_pixels_on(photo, radius_px, slope,
     offset = wall(radius_px)
     depth_m = 1 / (1 / FOCUS_M + offset)
     frames = np.stack([render_from_depth(photo, depth_m, k, FOCUS_M) for k in SIX])
-    found = blur_response(photo, frames, SIX, offset, least_radius_px=0.5, largest_radius_px=8.5)
-    assert len(found.slope) == 16 and np.abs(found.slope - slope).max() < exact and found.is_monotone.all()
-    counted = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5).slope
+    found = blur_slopes(photo, frames, SIX, offset, least_radius_px=0.5, largest_radius_px=8.5)
+    assert len(found) == 16 and np.abs(found - slope).max() < exact
+    counted = blur_slopes(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
     assert len(counted) == (16 if radius_px >= 2 else 0)
 
 
@@ -289,5 +245,5 @@ def test_radii_of_a_ray_traced_lens(photo, radius_px, most):
     nothing = np.zeros((*canvas.shape[:2], 4), np.float32)
     scene = TwoPlaneScene(nothing, canvas, DisparityPlane(0, 0, 9), behind, (64, 64))
     frames = np.stack([render_raytraced(scene, k, 0.2, rays=512) for k in SIX])
-    found = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
-    assert len(found.slope) == 16 and 0 < np.median(found.slope) - 1 < most and found.is_monotone.all()
+    found = blur_slopes(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
+    assert len(found) == 16 and 0 < np.median(found) - 1 < most

@@ -164,28 +164,16 @@ def test_stage2_with_frames_of_the_true_depth(model):
     )
 
 
-def test_a_camera_is_given_where_it_is_wanted_and_known(model, monkeypatch):
-    seen = []
-
-    class Estimator:
-        def forward(self, pixel_values, intrinsics=None):
-            """A model that takes a camera."""
-
-    class Pipeline:
-        depth_estimator = Estimator()
-
-        def estimate_depth(self, photo, intrinsics=None, **_):
-            seen.append(intrinsics)
-            return argparse.Namespace(depth_m=np.ones(photo.shape[:2], np.float32))
-
-    monkeypatch.setattr("train.evaluation.methods.depth.load_stage2", lambda *_: Pipeline())
-    for choice in ("given", "guessed"):
-        method = make_method("stage2_no_stack", MethodOptions(model=model, intrinsics=choice))
-        assert method.uses_intrinsics == (choice == "given")
-        method.depth(scene())
-        method.depth(replace(scene(), intrinsics=None))
-    assert [matrix is None for matrix in seen] == [False, True, True, True]
-    assert seen[0][0, 0] == 70
+def test_a_camera_is_given_where_it_is_wanted_and_known():
+    """The embedded Stage-2 takes a camera."""
+    given, guessed = (make_method("stage2_no_stack", MethodOptions(intrinsics=i)) for i in ("given", "guessed"))
+    assert given.uses_intrinsics and not guessed.uses_intrinsics
+    sample = scene()
+    expected = given.pipeline.estimate_depth(sample.photo, intrinsics=sample.intrinsics).depth_m
+    np.testing.assert_allclose(given.depth(sample), expected, rtol=1e-5)
+    unknown = given.depth(replace(sample, intrinsics=None))
+    np.testing.assert_allclose(guessed.depth(sample), unknown, rtol=1e-5)
+    assert not np.allclose(unknown, expected, rtol=0.01)
 
 
 # ---------------------------------------------------------------------- subjects

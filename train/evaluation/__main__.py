@@ -7,6 +7,7 @@ The others run a model on marked photos and score it in one step.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable
@@ -33,7 +34,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
     parser.add_argument("--processing-px", type=int, help="shorter side at work for depth")
     parser.add_argument("--processing-area-px", type=int, help="pixels at work for Stage-1")
-    parser.add_argument("--no-restore", action="store_true", help="Stage-1's frames as the network made them")
+    parser.add_argument(
+        "--no-restore", dest="restore", action="store_false", help="Stage-1's frames as the network made them"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--intrinsics", choices=("given", "guessed"), default="guessed",
@@ -43,18 +46,8 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options_of(arguments: argparse.Namespace) -> MethodOptions:
     """The methods' options of a command line."""
-    return MethodOptions(
-        model=arguments.model,
-        stack_model=arguments.stack_model,
-        device=arguments.device,
-        steps=arguments.steps,
-        bokeh_strengths=tuple(arguments.bokeh_strengths),
-        processing_px=arguments.processing_px,
-        processing_area_px=arguments.processing_area_px,
-        restore=not arguments.no_restore,
-        seed=arguments.seed,
-        intrinsics=arguments.intrinsics,
-    )
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(MethodOptions)}
+    return MethodOptions(**values | {"bokeh_strengths": tuple(arguments.bokeh_strengths)})
 
 
 def _bokeh_method(arguments: argparse.Namespace) -> BokehMethod:
@@ -121,18 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
     child.add_argument("--output", type=Path, required=True, help="folder of the predictions")
     add_method_arguments(child)
 
-    child = command("score-depth", _score_depth, "score saved predictions of depth")
-    child.add_argument("--predictions", type=Path, required=True, help="folder that predict wrote")
-    add_source_arguments(child)
-    child.add_argument("--protocol", default="full", help=f"one of {', '.join(PROTOCOLS)}")
-    child.add_argument("--against", default="constant", help="method that the paired tests compare with")
-    child.add_argument("--output", type=Path, required=True, help=TABLE)
-
-    child = command("score-bokeh", _score_bokeh, "score saved predictions of bokeh")
-    child.add_argument("--predictions", type=Path, required=True, help="folder that predict wrote")
-    add_source_arguments(child)
-    child.add_argument("--against", default="identity", help="method that the paired tests compare with")
-    child.add_argument("--output", type=Path, required=True, help=TABLE)
+    for kind, run, against in (("depth", _score_depth, "constant"), ("bokeh", _score_bokeh, "identity")):
+        child = command(f"score-{kind}", run, f"score saved predictions of {kind}")
+        child.add_argument("--predictions", type=Path, required=True, help="folder that predict wrote")
+        add_source_arguments(child)
+        if kind == "depth":
+            child.add_argument("--protocol", default="full", help=f"one of {', '.join(PROTOCOLS)}")
+        child.add_argument("--against", default=against, help="method that the paired tests compare with")
+        child.add_argument("--output", type=Path, required=True, help=TABLE)
 
     child = command("score-masks", _score_masks, "score whether subjects stay as they are and the rest is blurred")
     add_source_arguments(child)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -186,22 +185,7 @@ _TEXTURE = 0.01
 """Mean change, in display values, that the true blur at the largest K has to make: else nothing can be measured."""
 
 
-@dataclass(frozen=True)
-class BlurResponse:
-    """Measured radii of N patches of one photo.
-
-    Attributes:
-        radius_px: measured radius for each patch and K, (N, F), pixels.
-        slope: growth of the measured radius with K over that of Eq. 15, (N,): 1 is right, 0 is no blur.
-        is_monotone: whether the radius never falls from one K to the next, and grows from the first to the last, (N,).
-    """
-
-    radius_px: np.ndarray
-    slope: np.ndarray
-    is_monotone: np.ndarray
-
-
-def blur_response(
+def blur_slopes(
     photo: np.ndarray,
     frames: np.ndarray,
     bokeh_strengths: Sequence[float],
@@ -210,8 +194,8 @@ def blur_response(
     patch_px: int = 16,
     least_radius_px: float = 2.0,
     largest_radius_px: float = 8.0,
-) -> BlurResponse:
-    """Measure the blur radius of generated frames in patches of one known disparity.
+) -> np.ndarray:
+    """Measure how the blur radius of generated frames grows with K, in patches of one known disparity.
 
     The measurement knows nothing of the generator: in each patch it finds the disk whose blur of the photo comes
     nearest to the frame. A patch counts where its true offset varies by at most a tenth, its true radius at the
@@ -233,7 +217,8 @@ def blur_response(
         largest_radius_px: largest one.
 
     Returns:
-        Radii, slopes and whether they rise; N is 0 where no patch counts.
+        Growth of the measured radius with K over that of Eq. 15, one number for each patch that counts, (N,): 1 is
+        right, 0 is no blur.
     """
     strengths = np.asarray(bokeh_strengths, dtype=np.float64)
     slope_px = photo.shape[1] / REFERENCE_WIDTH_PX * offset_dpt  # pixels of radius for each unit of K, Eq. 15
@@ -251,9 +236,7 @@ def blur_response(
         for frame in frames
     ]  # (F, R, N)
     radius = np.stack([_minimum(np.stack(cost), ladder) for cost in costs], axis=1)
-    slope = radius @ strengths / np.sum(strengths**2) / np.maximum(mean[counts], 1e-12)
-    rises = (np.diff(radius, axis=1) >= -1e-6).all(axis=1) & (radius[:, -1] > radius[:, 0])
-    return BlurResponse(radius, slope, rises)
+    return radius @ strengths / np.sum(strengths**2) / np.maximum(mean[counts], 1e-12)
 
 
 def _tiles(values: np.ndarray, side: int) -> np.ndarray:

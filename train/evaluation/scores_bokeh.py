@@ -2,7 +2,7 @@
 
 PSNR and SSIM stand in linear light (value ** 2.2, as section 10 of the paper has it) and in display values (sRGB, as
 most others do); LPIPS and DISTS, where their networks can be had, in display values. Selectivity, the K steps that
-rise and the measured radius of the blur (`metrics_bokeh.blur_response`) need true depth and focus. The photo itself
+rise and the measured radius of the blur (`metrics_bokeh.blur_slopes`) need true depth and focus. The photo itself
 and the best uniform blur are always rows. Intervals are 95 % and over scenes (`statistics.cluster_interval`); n is the
 number of scenes.
 """
@@ -22,7 +22,7 @@ from train.evaluation.metrics_bokeh import (
     GAMMA,
     PERCEPTUAL,
     Distance,
-    blur_response,
+    blur_slopes,
     k_response,
     perceptual_distance,
     psnr,
@@ -101,7 +101,7 @@ def score_pictures(
                 rows.append(row | {key: distance(picture, truth) for key, distance in distances.items()})
             if len(strengths) > 1 and np.any(defocused):
                 responses[name]["rising"].append(k_response(sample.photo, stack, defocused).rising_share)
-                responses[name]["slopes"] += blur_response(sample.photo, stack, strengths, offset_dpt).slope.tolist()
+                responses[name]["slopes"] += blur_slopes(sample.photo, stack, strengths, offset_dpt).tolist()
     return rows, responses
 
 
