@@ -68,10 +68,10 @@ def generate_scene(
     strengths = pipeline.check_bokeh_strengths(bokeh_strengths, ("bokeh_adapter",))
     multiple = 2 * pipeline.vae_scale_factor
     if not 0 <= pivot < len(strengths):
-        raise InputError(f"`pivot` must be 0 to {len(strengths) - 1}, got {pivot}.")
+        raise InputError(f"pivot is {pivot}; wanted 0 to {len(strengths) - 1}.")
     for name, side in (("height", height), ("width", width)):
         if side < multiple or side % multiple:
-            raise InputError(f"`{name}` must be a multiple of {multiple} px, got {side}.")
+            raise InputError(f"{name} is {side}; wanted a multiple of {multiple} px.")
     pipeline.bokeh_adapter.prepare(pipeline.transformer)
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     embeds, pooled = pipeline._prompt(prompt, None, None, device, dtype)
@@ -110,7 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loop.set_up_logging()
     if arguments.bokeh_strengths[0] != 0:
-        raise InputError(f"`bokeh_strengths` must begin with 0, the sharp picture, got {arguments.bokeh_strengths}.")
+        raise InputError(f"bokeh_strengths is {arguments.bokeh_strengths}; wanted 0 first, the sharp picture.")
     captions = [line for line in arguments.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
     pipeline = load_pipeline(arguments.model)
     pipeline.load_base_model(with_text_encoders=True)
