@@ -25,8 +25,7 @@ from train import config, stage2
 from train.checkpointing import latest
 from train.config import Stage2Config
 from train.evaluation import scores_bokeh, scores_depth
-from train.evaluation.__main__ import add_method_arguments, options_of
-from train.evaluation.methods import MethodOptions, make_method
+from train.evaluation.methods import MethodOptions, add_method_arguments, make_method, options_of
 from train.evaluation.predictions import predict_all
 from train.evaluation.protocols import PROTOCOLS
 from train.evaluation.samples import PoolSource, RowSource, Source, add_source_arguments, open_source

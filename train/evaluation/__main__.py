@@ -7,7 +7,6 @@ The others run a model on marked photos and score it in one step.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Callable
@@ -15,7 +14,14 @@ from pathlib import Path
 
 from bokehdepth.errors import InputError
 from train.evaluation import scores_bokeh, scores_depth, scores_photos
-from train.evaluation.methods import BokehMethod, DepthMethod, MethodOptions, make_method, method_names
+from train.evaluation.methods import (
+    BokehMethod,
+    DepthMethod,
+    add_method_arguments,
+    make_method,
+    method_names,
+    options_of,
+)
 from train.evaluation.methods.depth import Stage2
 from train.evaluation.predictions import predict
 from train.evaluation.protocols import PROTOCOLS
@@ -23,31 +29,6 @@ from train.evaluation.samples import add_source_arguments, open_source
 from train.evaluation.scores_photos import read_marks
 
 TABLE = "folder of report.json, per_image.csv, table.md"
-
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `options_of` reads."""
-    parser.add_argument("--model", default="embedded", help="of stage1 and stage2: a pipeline or a trainer's folder")
-    parser.add_argument("--stack-model", help="Stage-1 that makes Stage-2's stacks; the same model where not given")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, help="denoising steps; what suits the weights where not given")
-    parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
-    parser.add_argument("--processing-px", type=int, help="shorter side at work for depth")
-    parser.add_argument("--processing-area-px", type=int, help="pixels at work for Stage-1")
-    parser.add_argument(
-        "--no-restore", dest="restore", action="store_false", help="Stage-1's frames as the network made them"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--intrinsics", choices=("given", "guessed"), default="guessed",
-        help="whether depth models that take a camera get the true one where it is known, or guess (%(default)s)",
-    )  # fmt: skip
-
-
-def options_of(arguments: argparse.Namespace) -> MethodOptions:
-    """The methods' options of a command line."""
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(MethodOptions)}
-    return MethodOptions(**values | {"bokeh_strengths": tuple(arguments.bokeh_strengths)})
 
 
 def _bokeh_method(arguments: argparse.Namespace) -> BokehMethod:

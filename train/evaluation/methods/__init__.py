@@ -7,8 +7,9 @@ absent are an `InputError` when the method is made, never at the first photo.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,31 @@ class MethodOptions:
     restore: bool = True
     seed: int = 0
     intrinsics: Literal["given", "guessed"] = "guessed"
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `options_of` reads."""
+    parser.add_argument("--model", default="embedded", help="of stage1 and stage2: a pipeline or a trainer's folder")
+    parser.add_argument("--stack-model", help="Stage-1 that makes Stage-2's stacks; the same model where not given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, help="denoising steps; what suits the weights where not given")
+    parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
+    parser.add_argument("--processing-px", type=int, help="shorter side at work for depth")
+    parser.add_argument("--processing-area-px", type=int, help="pixels at work for Stage-1")
+    parser.add_argument(
+        "--no-restore", dest="restore", action="store_false", help="Stage-1's frames as the network made them"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--intrinsics", choices=("given", "guessed"), default="guessed",
+        help="whether depth models that take a camera get the true one where it is known, or guess (%(default)s)",
+    )  # fmt: skip
+
+
+def options_of(arguments: argparse.Namespace) -> MethodOptions:
+    """The methods' options of a command line."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(MethodOptions)}
+    return MethodOptions(**values | {"bokeh_strengths": tuple(arguments.bokeh_strengths)})
 
 
 class Method:
