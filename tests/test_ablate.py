@@ -13,10 +13,9 @@ from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from train import ablate, config
 from train.config import Stage2Config
-from train.evaluate_depth import ALWAYS
-from train.methods import MethodOptions
-from train.predictions import read_cards
-from train.sources import PoolSource, pool_of
+from train.evaluation.methods import MethodOptions
+from train.evaluation.samples import PoolSource, pool_of
+from train.evaluation.scores_depth import ALWAYS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DEBUG = Path(__file__).resolve().parents[1] / "train/configs/stage2_debug.yaml"
@@ -46,10 +45,10 @@ def test_a_variant_differs_in_one_thing(cfg, root):
     assert len(outputs) == len(ablate.VARIANTS) == 7
     off = replace(cfg, base=replace(cfg.base, model={**cfg.base.model, "use_film": False}))
     for bad, name, sentence in [
-        (cfg, "no_luck", "variant is 'no_luck'"),
-        (cfg, "renderer_stacks", "stack is renderer already"),
+        (cfg, "no_luck", "`variants` must be of whole.*, got 'no_luck'"),
+        (cfg, "renderer_stacks", "must be stage1 for the variant"),
         (replace(cfg, stack="none"), "no_focus", "the whole model reads a stack"),
-        (off, "no_film", "use_film off already"),
+        (off, "no_film", "use_film` must be on"),
     ]:
         with pytest.raises(InputError, match=sentence):
             ablate.variant_config(bad, name, root)
@@ -78,9 +77,9 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     assert ablate.ablate_stage2(cfg, output, names, MethodOptions()) == text
     assert (output / "runs" / "whole" / "log.jsonl").read_text() == logged
     for bad, options, sentence in [
-        (replace(cfg, stack="stage1", generated=str(root)), {}, "stack_model is None"),
-        (cfg, {"protocol": "nyu"}, "protocol is 'nyu'"),
-        (cfg, {"variants": ["no_luck"]}, "variant is 'no_luck'"),
+        (replace(cfg, stack="stage1", generated=str(root)), {}, "`stack_model` must be"),
+        (cfg, {"protocol": "nyu"}, "`protocol` must be one of full.*, got 'nyu'"),
+        (cfg, {"variants": ["no_luck"]}, "got 'no_luck'"),
     ]:
         named = dict(output=root / "bad", variants=names, options=MethodOptions())
         with pytest.raises(InputError, match=sentence):
@@ -100,11 +99,11 @@ def test_table_5_runs_one_model_at_several_steps(cfg, root, monkeypatch, capsys)
     torch.set_num_threads(threads)
     report = json.loads((root / "five" / "table" / "report.json").read_text())
     assert list(report["rows"]) == ["004_steps", "001_steps", "identity", "uniform_blur"]
-    cards = {card.method: card for _, card in read_cards(root / "five" / "predictions", "bokeh")}
-    assert (cards["004_steps"].options["steps"], cards["001_steps"].options["steps"]) == (4, 1)
+    cards = [root / "five" / "predictions" / name / "method.json" for name in ("004_steps", "001_steps")]
+    assert [json.loads(card.read_text())["options"]["steps"] for card in cards] == [4, 1]
     one, four = (report["rows"][name]["psnr_srgb"]["mean"] for name in ("001_steps", "004_steps"))
     assert one != four and report["rows"]["004_steps"]["psnr_linear_minus_against"]["mean"] == 0
     assert "| 001_steps |" in capsys.readouterr().out
-    for steps, sentence in (([], r"steps is \[\]"), ([1, 1], r"steps is \[1, 1\]"), ([0], r"steps is \[0\]")):
+    for steps, sentence in (([], r"got \[\]"), ([1, 1], r"got \[1, 1\]"), ([0], r"got \[0\]")):
         with pytest.raises(InputError, match=sentence):
             ablate.ablate_steps(PoolSource(cfg.pool), root / "six", steps, MethodOptions())

@@ -11,7 +11,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.manifest import read_manifest
 from datasets_scripts import real_photos
 from datasets_scripts.real_photos import build, read_index, without_steps
-from train.sources import RowSource
+from train.evaluation.samples import RowSource
 
 WIDTH, HEIGHT = 48, 36
 SMOOTH = 80.0 + 0.5 * np.arange(WIDTH)[None] + 0.2 * np.arange(HEIGHT)[:, None]

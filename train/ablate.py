@@ -21,16 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bokehdepth.errors import InputError
-from bokehdepth.metrics import PROTOCOLS
 from train import config, stage2
 from train.checkpointing import latest
 from train.config import Stage2Config
-from train.evaluate_bokeh import evaluate_predictions as evaluate_bokeh
-from train.evaluate_depth import evaluate_predictions as evaluate_depth
-from train.methods import MethodOptions, make_method
-from train.predict import add_method_arguments, options_of
-from train.predictions import predict_all
-from train.sources import PoolSource, RowSource, Source, add_source_arguments, open_source
+from train.evaluation import scores_bokeh, scores_depth
+from train.evaluation.methods import MethodOptions, add_method_arguments, make_method, options_of
+from train.evaluation.predictions import predict_all
+from train.evaluation.protocols import PROTOCOLS
+from train.evaluation.samples import PoolSource, RowSource, Source, add_source_arguments, open_source
 
 logger = logging.getLogger("train.ablate")
 WHOLE = "whole"
@@ -58,18 +56,20 @@ def variant_config(cfg: Stage2Config, name: str, output: Path) -> Stage2Config:
         InputError: there is no such variant, or it would equal the whole model.
     """
     if name not in VARIANTS:
-        raise InputError(f"variant is {name!r}, wanted one of {', '.join(VARIANTS)}.")
+        raise InputError(f"`variants` must be of {', '.join(VARIANTS)}, got {name!r}.")
     if cfg.stack not in ("renderer", "stage1"):
-        raise InputError(f"stack is {cfg.stack!r}, wanted renderer or stage1: the whole model reads a stack.")
+        raise InputError(
+            f"`stack` must be renderer or stage1, since the whole model reads a stack, got {cfg.stack!r}."
+        )
     changed = dataclasses.replace(cfg, output=str(output / "runs" / name))
     if name in SWITCHES:
         if not cfg.base.model.get(SWITCHES[name], True):
-            raise InputError(f"variant is {name}, but base.model has {SWITCHES[name]} off already.")
+            raise InputError(f"`base.model.{SWITCHES[name]}` must be on for the variant {name}, got it off.")
         fields = {**cfg.base.model, SWITCHES[name]: False}
         return dataclasses.replace(changed, base=dataclasses.replace(cfg.base, model=fields))
     if name == "renderer_stacks":
         if cfg.stack != "stage1":
-            raise InputError("variant is renderer_stacks, but stack is renderer already, wanted stage1.")
+            raise InputError(f"`stack` must be stage1 for the variant renderer_stacks, got {cfg.stack!r}.")
         return dataclasses.replace(changed, stack="renderer")
     return dataclasses.replace(changed, stack="none") if name == "no_stack" else changed
 
@@ -99,7 +99,7 @@ def ablate_stage2(
         output: folder of runs, predictions and the table.
         variants: of `VARIANTS`; the whole model is always trained.
         options: for the methods; `stack_model` is the Stage-1 that makes held-out stacks where training had Stage-1's.
-        protocol: of `bokehdepth.metrics.PROTOCOLS`.
+        protocol: of `PROTOCOLS`.
 
     Returns:
         The table: AbsRel and the other measures with intervals over scenes, each row against the whole model.
@@ -108,11 +108,11 @@ def ablate_stage2(
         InputError: as the parts say; every configuration is checked before the first is trained.
     """
     if protocol not in PROTOCOLS:
-        raise InputError(f"protocol is {protocol!r}, wanted one of {', '.join(PROTOCOLS)}.")
+        raise InputError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
     names = list(dict.fromkeys([WHOLE, *variants]))
     configs = {name: variant_config(cfg, name, output) for name in names}
     if cfg.stack == "stage1" and options.stack_model is None:
-        raise InputError("stack_model is None, wanted the Stage-1 that makes the stacks of held-out photos.")
+        raise InputError("`stack_model` must be the Stage-1 that makes the stacks of held-out photos, got none.")
     predictions = output / "predictions"
     source: Source | None = None
     for name, variant in configs.items():
@@ -125,9 +125,8 @@ def ablate_stage2(
         own = dataclasses.replace(options, model=str(model), processing_px=cfg.size_px)
         if variant.stack == "stage1" and cfg.pool is not None:
             own = dataclasses.replace(own, processing_area_px=cfg.size_px**2, restore=False)
-        settings = dataclasses.asdict(own) | {"bokeh_strengths": list(own.bokeh_strengths)}
-        predict_all(name, make_method(kind, own), source, predictions, settings)
-    return evaluate_depth(predictions, source, protocol, WHOLE, output / "table")
+        predict_all(name, make_method(kind, own), source, predictions, own)
+    return scores_depth.score(predictions, source, protocol, WHOLE, output / "table")
 
 
 def ablate_steps(source: Source, output: Path, steps: Sequence[int], options: MethodOptions) -> str:
@@ -146,13 +145,12 @@ def ablate_steps(source: Source, output: Path, steps: Sequence[int], options: Me
         InputError: as the parts say, or `steps` is empty, has a number twice or one below 1.
     """
     if not steps or len(set(steps)) != len(steps) or min(steps) < 1:
-        raise InputError(f"steps is {list(steps)}, wanted different numbers of 1 or more.")
+        raise InputError(f"`steps` must be different numbers of 1 or more, got {list(steps)}.")
     predictions = output / "predictions"
     for count in sorted(steps, reverse=True):
         own = dataclasses.replace(options, steps=count)
-        settings = dataclasses.asdict(own) | {"bokeh_strengths": list(own.bokeh_strengths)}
-        predict_all(f"{count:03d}_steps", make_method("stage1", own), source, predictions, settings)
-    return evaluate_bokeh(predictions, source, f"{max(steps):03d}_steps", output / "table")
+        predict_all(f"{count:03d}_steps", make_method("stage1", own), source, predictions, own)
+    return scores_bokeh.score(predictions, source, f"{max(steps):03d}_steps", output / "table")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from bokehdepth.manifest import ManifestRow, read_manifest
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, PhotosConfig, PictureAugmentConfig
 from train.data import ScenePool, colour_matrix, recoloured
-from train.sources import read_depth
+from train.evaluation.samples import read_depth
 
 logger = logging.getLogger("train.photos")
 UNKNOWN = math.nan

@@ -38,9 +38,9 @@ from train.data import (
     strength_drops,
     told_strength,
 )
+from train.evaluation.samples import read_depth as read_depth_file
 from train.prompts import Prompts
 from train.row_checks import UnusableError, checked, outcome, redrawn, told, unusable
-from train.sources import read_depth as read_depth_file
 
 logger = logging.getLogger("train.rows")
 MULTIPLE_PX = 16

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import nn
 
 from bokehdepth.errors import InputError
-from bokehdepth.metrics import k_response
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
 from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
@@ -29,6 +28,7 @@ from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool
 from train.encoders import load_depth_model, start_encoder
+from train.evaluation.metrics_bokeh import k_response
 from train.prompts import Prompts
 from train.rows import RowPairs, load_rows
 
@@ -463,7 +463,7 @@ def look(cfg: Stage1Config, network: _Stage1Network, source: PoolPairs | RowPair
         if offsets is not None:
             blurred = offsets[number, 0] * SAMPLE_STRENGTHS[-1] * size / 512 > _DEFOCUSED_PX * size / 128
             area = blurred if bool(blurred.any()) else area
-        curves.append(k_response(sharp, frames, SAMPLE_STRENGTHS, area.numpy()))
+        curves.append(k_response(sharp, frames, area.numpy()))
         images += [Image.fromarray((picture * 255).round().astype("uint8")) for picture in (sharp, *frames)]
         labels += ["photo", *(f"K = {k:g}" for k in SAMPLE_STRENGTHS)]
     network.train()

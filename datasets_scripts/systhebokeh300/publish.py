@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bokehdepth.cards import check_card, fill_card
+from bokehdepth.hub.cards import check_card, fill_card
 from bokehdepth.errors import InputError
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, read_manifest, write_manifest
 from bokehdepth.staging import write_file

@@ -21,7 +21,7 @@ from bokehdepth.rendering._scatter_numba import CHANNELS, _add_pair
 from bokehdepth.rendering.aperture import DISK, span_table
 from bokehdepth.rendering.refocus import refocus_light, signed_radius_px
 from bokehdepth.rendering.scatter import kernel_numbers, span_scatter, to_light
-from bokehdepth.rendering.scenes import Scene, SceneGenerator
+from datasets_scripts.scenes.generator import Scene, SceneGenerator
 from measure import Contender, seconds
 
 LAYERS = 16

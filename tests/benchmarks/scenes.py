@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 from measure import Contender, seconds
 
 

@@ -21,7 +21,7 @@ from scipy import ndimage
 from bokehdepth.optics import blur_radius_px
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.scatter import GAMMA
-from bokehdepth.rendering.scenes import SceneGenerator
+from datasets_scripts.scenes.generator import SceneGenerator
 from bokehdepth.sweep import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
 
 AREAS = ("textured", "flat", "border", "focus")  # each pixel is of one kind

@@ -1,26 +1,25 @@
-"""The two evaluations: truth is perfect, numbers agree with scikit-image and plain sums, rows that must be there."""
+"""Saved predictions and their scores: truth is perfect, numbers agree with plain sums, rows that must be there."""
 
 import csv
 import json
 import re
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-import tiny
 from bokehdepth.errors import InputError
-from bokehdepth.hub import load_pipeline
-from bokehdepth.metrics import boundary_f1
-from train import controls, evaluate_bokeh, evaluate_depth, predict
-from train.config import PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.config import PoolConfig
 from train.data import fill_pool
-from train.methods import MethodOptions
-from train.predictions import MethodCard, cell, folder_name
-from train.sources import Part, PoolSource
+from train.evaluation import scores_bokeh, scores_depth
+from train.evaluation.__main__ import main
+from train.evaluation.methods import MethodOptions
+from train.evaluation.metrics_bokeh import CEILING_DB, selectivity
+from train.evaluation.metrics_depth import boundary_f1
+from train.evaluation.predictions import MethodCard, folder_name, predict
+from train.evaluation.samples import PoolSource, Prepared
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = 64
@@ -28,7 +27,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    # No sky: it is farther than the 1000 m at which aligned predictions end (metrics.protocols).
+    # No sky: it is farther than the 1000 m at which aligned predictions end (train.evaluation.protocols).
     kinds = {"portrait": 2.0, "room": 1.0, "table": 1.0, "wall": 1.0}
     settings = PoolConfig(str(tmp_path_factory.mktemp("pool")), scenes=4, held_out_scenes=4, size_px=SIZE, shard=4,
                           kinds=kinds, render_missing=True)  # fmt: skip
@@ -54,16 +53,8 @@ def assert_every_interval_says_how_many_scenes(text, scenes):
     assert "95 %" in header and header.count("95 %") == header.count("95 %, n scenes")
 
 
-def test_a_cell_says_what_an_interval_rests_on():
-    interval = {"mean": 0.5, "low": 0.25, "high": 1.0, "pictures": 40, "scenes": 9}
-    assert cell(interval) == "0.500 (0.250 to 1.000, n 9)"
-    assert cell(interval, 1, signed=True) == "+0.5 (+0.2 to +1.0, n 9)"
-    assert cell({**interval, "low": None, "high": None, "scenes": 1}) == "0.500 (no interval, n 1)"
-    assert cell(None) == "-"
-
-
 def save_method(folder, name, kind, **options):
-    """A card as train.predict writes it, for predictions that a test writes itself."""
+    """A card as predict writes it, for predictions that a test writes itself."""
     own = folder / folder_name(name)
     own.mkdir(parents=True, exist_ok=True)
     card = MethodCard(name, kind, "none", False, False, 4, "test", options)
@@ -72,14 +63,14 @@ def save_method(folder, name, kind, **options):
 
 
 def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path):
-    predict.predict(["truth", "constant:2.5"], source, tmp_path / "p", MethodOptions())
+    predict(["truth", "constant:2.5"], source, tmp_path / "p", MethodOptions())
     inverse = save_method(tmp_path / "p", "inverse", "depth")
     for sample in source:
         np.savez(inverse / f"{sample.sample_id}.npz", disparity_affine_invariant=3 / sample.depth_m - 1)
-    text = evaluate_depth.evaluate_predictions(tmp_path / "p", source, "full", "constant:2.5", tmp_path / "out")
+    text = scores_depth.score(tmp_path / "p", source, "full", "constant:2.5", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["rows"])[0] == "constant:2.5"
-    assert set(report["rows"]) == {"truth", "constant:2.5", "inverse", *evaluate_depth.ALWAYS}
+    assert set(report["rows"]) == {"truth", "constant:2.5", "inverse", *scores_depth.ALWAYS}
     assert (report["pictures"], report["scenes"]) == (4, 4)
     for name in ("truth", "inverse"):
         row = report["rows"][name]
@@ -87,7 +78,7 @@ def test_depth_truth_is_perfect_and_constants_are_what_they_are(source, tmp_path
             assert row[measure]["mean"] == pytest.approx(0, abs=1e-4), (name, measure)
         assert row["delta1"]["mean"] == 1.0
     # The truth is the ceiling of the boundary score, and a scene without contours in a direction is below 1.
-    ceiling = np.mean([boundary_f1(sample.depth_m, sample.depth_m) for sample in source])
+    ceiling = np.mean([boundary_f1(sample.depth_m, sample.depth_m, np.isfinite(sample.depth_m)) for sample in source])
     assert report["rows"]["truth"]["boundary_f1"]["mean"] == pytest.approx(ceiling) and 0.25 < ceiling <= 1
     assert report["rows"]["constant"]["boundary_f1"]["mean"] == 0
     rows = read_rows(tmp_path / "out")
@@ -120,22 +111,24 @@ def test_depth_predictions_that_do_not_fit_are_refused(source, tmp_path):
             depth[3, 4] = np.nan
         np.savez(own / f"{sample.sample_id}.npz", depth_metric=depth)
     arguments = (tmp_path, source, "full", "mine", tmp_path / "out")
-    with pytest.raises(InputError, match="mine, sample '00002': prediction_m is nan at 1 pixels"):
-        evaluate_depth.evaluate_predictions(*arguments)
+    with pytest.raises(
+        InputError, match="mine, sample '00002': `prediction` must be finite and above 0 .*, got nan at 1 pixels"
+    ):
+        scores_depth.score(*arguments)
     (own / "00002.npz").unlink()
-    with pytest.raises(InputError, match="mine has no 00002.npz"):
-        evaluate_depth.evaluate_predictions(*arguments)
-    part = Part(source, [0, 1])
-    assert "2 of 4 held_out" in evaluate_depth.evaluate_predictions(tmp_path, part, "full", "mine", tmp_path / "out")
+    with pytest.raises(InputError, match="got no 00002.npz"):
+        scores_depth.score(*arguments)
+    part = Prepared(source, numbers=[0, 1])
+    assert "2 of 4 held_out" in scores_depth.score(tmp_path, part, "full", "mine", tmp_path / "out")
     for changed, sentence in [
-        ({"protocol": "nyu"}, "protocol is 'nyu', wanted one of full"),
-        ({"against": "other"}, "against is 'other', wanted one of mine"),
-        ({"protocol": "nyuv2_eigen"}, "wanted 640 x 480 for nyuv2_eigen"),
-        ({"predictions": tmp_path / "none"}, "which is no folder"),
+        ({"protocol": "nyu"}, "`protocol` must be one of full.*, got 'nyu'"),
+        ({"against": "other"}, "`against` must be one of mine.*, got 'other'"),
+        ({"protocol": "nyuv2_eigen"}, "must have 640 x 480 pixels for nyuv2_eigen"),
+        ({"predictions": tmp_path / "none"}, "`predictions` must be a folder that predict wrote"),
     ]:
         named = dict(predictions=tmp_path, source=part, protocol="full", against="mine", output=tmp_path / "o")
         with pytest.raises(InputError, match=sentence):
-            evaluate_depth.evaluate_predictions(**{**named, **changed})
+            scores_depth.score(**{**named, **changed})
     assert not (tmp_path / "o").exists()
 
 
@@ -146,19 +139,20 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
         for target in sample.targets:
             picture = Image.fromarray((target.picture * 255).round().astype(np.uint8))
             picture.save(own / sample.sample_id / f"bokeh_k{target.bokeh_strength:g}.png")
-    text = evaluate_bokeh.evaluate_predictions(tmp_path / "p", source, "identity", tmp_path / "out")
+    text = scores_bokeh.score(tmp_path / "p", source, "identity", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["rows"]) == ["identity", "copied", "uniform_blur"]
     row = report["rows"]["copied"]
-    assert row["psnr_linear"]["mean"] == row["psnr_srgb"]["mean"] == evaluate_bokeh.CEILING_DB
+    assert row["psnr_linear"]["mean"] == row["psnr_srgb"]["mean"] == CEILING_DB
     assert row["ssim_linear"]["mean"] == row["ssim_srgb"]["mean"] == 1.0
     assert row["rising_share"] == 1.0 and report["rows"]["identity"]["rising_share"] == 0.0
     assert report["rows"]["identity"]["selectivity"]["ratio"] is None
     assert row["selectivity"]["ratio"] > 5 > report["rows"]["uniform_blur"]["selectivity"]["ratio"]
-    assert report["uses_truth"] == ["uniform_blur"]
+    assert [name for name, entry in report["rows"].items() if entry["uses_truth"]] == ["uniform_blur"]
+    assert row["median_slope"] == pytest.approx(1, abs=0.1) and report["rows"]["identity"]["median_slope"] == 0
     assert_every_interval_says_how_many_scenes(text, 4)
     assert re.search(
-        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos", text
+        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos, median", text
     )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0,
                "channel_axis": 2}  # fmt: skip
@@ -173,7 +167,7 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
             # scikit-image's SSIM averages the same pixels: those whose window lies inside.
             assert float(row[f"ssim_{space}"]) == pytest.approx(structural_similarity(b, a, **options), abs=1e-5)
             expected = peak_signal_noise_ratio(b, a, data_range=1.0)
-            if expected < evaluate_bokeh.CEILING_DB:
+            if expected < CEILING_DB:
                 compared += 1
                 assert float(row[f"psnr_{space}"]) == pytest.approx(expected, abs=1e-3)
     assert compared > 12
@@ -184,106 +178,74 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
 
 def test_bokeh_predictions_that_do_not_fit_are_refused(source, tmp_path):
     own = save_method(tmp_path, "mine", "bokeh")
-    with pytest.raises(InputError, match="mine has no 00000/bokeh_k10.png"):
-        evaluate_bokeh.evaluate_predictions(tmp_path, source, "mine", tmp_path / "out")
+    with pytest.raises(InputError, match="got no 00000/bokeh_k10.png"):
+        scores_bokeh.score(tmp_path, source, "mine", tmp_path / "out")
     (own / "00000").mkdir()
     Image.new("RGB", (SIZE, SIZE + 1)).save(own / "00000" / "bokeh_k10.png")
-    with pytest.raises(InputError, match=r"bokeh_k10.png has the shape \(65, 64, 3\)"):
-        evaluate_bokeh.evaluate_predictions(tmp_path, source, "mine", tmp_path / "out")
-    with pytest.raises(InputError, match="against is 'x'"):
-        evaluate_bokeh.evaluate_predictions(own, source, "x", tmp_path / "out")
+    with pytest.raises(InputError, match=r"bokeh_k10.png must have the photo's size \(64, 64\), got \(65, 64\)"):
+        scores_bokeh.score(tmp_path, source, "mine", tmp_path / "out")
+    with pytest.raises(InputError, match="`against` must be one of .*, got 'x'"):
+        scores_bokeh.score(own, source, "x", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_hole_in_the_depth_belongs_to_neither_area(source):
-    from dataclasses import replace
-
-    sample = source[0]
-    target = sample.targets[-1]
-    whole = evaluate_bokeh.picture_selectivity(sample, target.picture, target.bokeh_strength)
-    scale = SIZE / 128
-    radius = evaluate_bokeh.radius_map_px(sample, target.bokeh_strength)
+    sample, k = source[0], 30.0
+    picture, scale = sample.targets[-1].picture, SIZE / 128
+    radius = scores_bokeh.radius_map_px(sample, k)
     between = (radius > scale / 2) & (radius < 2 * scale)
     holed = replace(sample, depth_m=np.where(between, np.nan, sample.depth_m).astype(np.float32))
-    assert between.any() and evaluate_bokeh.picture_selectivity(holed, target.picture, target.bokeh_strength) == whole
-    empty = replace(sample, depth_m=np.full_like(sample.depth_m, np.nan))
-    assert evaluate_bokeh.picture_selectivity(empty, target.picture, target.bokeh_strength) is None
+    changes = [selectivity(s.photo, picture, scores_bokeh.radius_map_px(s, k)) for s in (sample, holed)]
+    assert between.any() and changes[0] == changes[1]
+    assert scores_bokeh.radius_map_px(replace(sample, focus_distance_m=None), k) is None
 
 
-def call(module, monkeypatch, *arguments):
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    module.main()
-    torch.set_num_threads(threads)
+def call(*words):
+    main([str(word) for word in words])
 
 
-def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, caplog, capsys):
+def test_each_command_has_its_own_help(capsys):
+    options = {"predict": "--method", "score-depth": "--protocol", "score-bokeh": "--against",
+               "score-masks": "--manifest", "score-faces": "--marks", "score-outdoors": "--marks",
+               "look": "--colormap"}  # fmt: skip
+    for name, option in options.items():
+        with pytest.raises(SystemExit) as done:
+            call(name, "--help")
+        text = capsys.readouterr().out
+        assert done.value.code == 0 and f"train.evaluation {name} " in text and option in text
+
+
+def test_the_two_steps_on_the_command_line(data_root, tmp_path, caplog, capsys):
     """Real pairs: KITTI's, with crop and cap, from photo to table."""
     caplog.set_level("INFO")
     pairs = ("--rgbd", data_root / "rgbd", "--only", "kitti_object", "--limit", 2)
-    call(predict, monkeypatch, *pairs, "--method", "truth", "--method", "depth_pro", "--output", tmp_path / "p")
+    call("predict", *pairs, "--method", "truth", "--method", "depth_pro", "--output", tmp_path / "p")
     assert "depth_pro is left out" in caplog.text
-    call(evaluate_depth, monkeypatch, "--predictions", tmp_path / "p", *pairs, "--protocol", "kitti_garg",
+    call("score-depth", "--predictions", tmp_path / "p", *pairs, "--protocol", "kitti_garg",
          "--output", tmp_path / "out")  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rows"]["truth"]["abs_rel"]["mean"] == 0 and report["rows"]["truth"]["delta1"]["mean"] == 1
     assert report["rows"]["constant"]["abs_rel"]["mean"] > 0.1 and report["protocol"]["max_depth_m"] == 80
     assert "cap 80 m, predictions clipped" in capsys.readouterr().out
-    for module, arguments, sentence in [
-        (predict, (*pairs, "--method", "magic", "--output", tmp_path / "q"), "no method could be run"),
-        (predict, ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "no index.csv"),
-        (predict, (*pairs[:4], "--limit", 0, "--method", "truth", "--output", tmp_path / "q"), "limit is 0"),
-        (evaluate_depth, ("--predictions", tmp_path / "none", *pairs, "--output", tmp_path / "q"), "is no folder"),
-        (evaluate_bokeh, ("--predictions", tmp_path / "p", *pairs, "--output", tmp_path / "q"), "has no target"),
+    for name, arguments, sentence in [
+        ("predict", (*pairs, "--method", "magic", "--output", tmp_path / "q"), "no method could be run"),
+        ("predict", ("--rgbd", tmp_path, "--method", "truth", "--output", tmp_path / "q"), "with an index.csv"),
+        (
+            "predict",
+            (*pairs[:4], "--limit", 0, "--method", "truth", "--output", tmp_path / "q"),
+            "`limit` must be 1 or more",
+        ),
+        (
+            "score-depth",
+            ("--predictions", tmp_path / "none", *pairs, "--output", tmp_path / "q"),
+            "`predictions` must be a folder",
+        ),
+        (
+            "score-bokeh",
+            ("--predictions", tmp_path / "p", *pairs, "--output", tmp_path / "q"),
+            "must have targets",
+        ),
     ]:
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
-            call(module, monkeypatch, *arguments)
+            call(name, *arguments)
     assert not (tmp_path / "q").exists()
-
-
-def test_controls_of_the_embedded_stage1(pool):
-    cfg = Stage1Config("unused", [PhaseConfig(SIZE, 1, 1, 1e-3)], pool=pool)
-    pipeline = load_pipeline("embedded")
-    pipeline.set_progress_bar_config(disable=True)
-    report = controls.evaluate(pipeline, cfg, 4, 1, SIZE)
-    rows = report["rows"]
-    assert list(rows) == [
-        "model",
-        "identity",
-        "best uniform blur",
-        "position only",
-        "renderer, Stage-2's depth",
-        "renderer, true depth",
-        "true radii, same disks",
-    ]
-    assert rows["identity"]["K30"]["selectivity"]["all"]["defocused"] == 0
-    assert rows["true radii, same disks"]["K30"]["whole"]["mean"] > rows["identity"]["K30"]["whole"]["mean"]
-    text = controls.table(report)
-    assert_every_interval_says_how_many_scenes(text.split("\n\n")[0], 4)
-    change = rows["model"]["K30"]["selectivity"]
-    assert f"with a selectivity {change['all']['scenes']}: {change['close_up']['scenes']} close-ups" in text
-    # A smaller radius than 2 px measures low, in pictures of any size.
-    assert report["measured_blur"]["model"]["least_radius_px"] == 2.0
-    assert all(f"| {name} | 30 |" in controls.table(report) for name in rows)
-    before = report["level_change"]
-    assert 0 < before < 0.125 and f"{before:.1e}" in controls.table(report)
-    shift = pipeline.bokeh_adapter.k_modulation[-1].weight
-    kept = shift.detach().clone()
-    with torch.no_grad():
-        shift.add_(1.0)  # a K that shifts AdaLN by much moves the levels
-        moved = controls.level_change(controls.Scenes(pipeline, cfg, 4, 1, SIZE))
-        shift.copy_(kept)
-    assert moved > 10 * before
-
-
-def test_controls_of_stage2(pool, tmp_path):
-    for name, seed in (("model", 1), ("control", 2)):
-        tiny.depth_model(seed).save_pretrained(tmp_path / name)
-    cfg = Stage2Config("unused", pool=pool, size_px=56)
-    report = evaluate_depth.evaluate(cfg, str(tmp_path / "model"), str(tmp_path / "control"), "")
-    rows = report["rows"]
-    assert rows["control: trained without a stack"]["abs_rel_minus_control"]["mean"] == 0
-    assert rows["rendered stack (ceiling)"]["abs_rel"] != rows["sharp frame repeated"]["abs_rel"]
-    text = evaluate_depth.table(report)
-    assert "| constant guess |" in text
-    assert_every_interval_says_how_many_scenes(text, 4)

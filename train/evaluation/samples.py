@@ -11,7 +11,7 @@ import csv
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
+from bokehdepth.camera import read_camera
 from bokehdepth.depth_files import load_depth
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo
@@ -84,6 +85,13 @@ class Sample:
         depth = torch.from_numpy(self.depth_m)[None, None]
         return fn.interpolate(depth, self.photo.shape[:2], mode="nearest-exact")[0, 0].numpy()
 
+    def offset_dpt(self) -> np.ndarray | None:
+        """True |1/S1 - 1/S2| (H, W) of the photo, 1/m, NaN where depth has no value; None without depth or focus."""
+        depth_m = self.depth_of_photo_m()
+        if depth_m is None or self.focus_distance_m is None:
+            return None
+        return np.abs(1 / self.focus_distance_m - 1 / depth_m.astype(np.float64))
+
 
 class Source(Sequence[Sample]):
     """Samples by number, with their ids and scenes at hand without reading them.
@@ -125,7 +133,7 @@ def read_depth(path: Path, scale: float | None, unit: str = "m") -> np.ndarray:
         InputError: the file is no such depth map, or the unit is another.
     """
     if unit not in ("m", "dpt"):
-        raise InputError(f"unit is {unit!r}, wanted m or dpt: relative disparity has no metres.")
+        raise InputError(f"`depth_unit` must be m or dpt (relative disparity has no metres), got {unit!r}.")
     if scale is None:
         stored = load_depth(path, unit="m").astype(np.float64)
     else:
@@ -142,19 +150,16 @@ def _stored_values(path: Path) -> np.ndarray:
             array = np.load(path, allow_pickle=False)
         elif path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                names = [name for name in ("depth_m", "depth") if name in file.files]
-                if not names:
-                    raise InputError(f"depth is {path.name!r} with {file.files}, wanted depth_m or depth in it.")
-                array = file[names[0]]
+                array = file["depth_m" if "depth_m" in file.files else "depth"]
         else:
             with Image.open(path) as image:
                 array = np.asarray(image)
     except _READ_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"depth is {path.name!r}, which cannot be read ({error}), wanted a depth map.") from error
+        raise InputError(f"`depth` must be a depth map, got {path.name!r}, which cannot be read ({error}).") from error
     if array.ndim != 2 or array.dtype.kind not in "uif":
-        raise InputError(f"depth is {path.name!r}, {array.dtype} {array.shape}, wanted numbers of one channel (H, W).")
+        raise InputError(
+            f"`depth` must be numbers of one channel (H, W), got {array.dtype} {array.shape} of {path.name!r}."
+        )
     return array.astype(np.float64)
 
 
@@ -174,7 +179,7 @@ def rows_of_rgbd(folder: Path | str) -> list[ManifestRow]:
     """
     index = Path(folder) / "index.csv"
     if not index.is_file():
-        raise InputError(f"folder is {str(folder)!r}, which has no index.csv, wanted a folder of RGB-D pairs.")
+        raise InputError(f"`rgbd` must be a folder with an index.csv, got {str(folder)!r}.")
     rows = []
     with index.open(newline="", encoding="utf-8") as file:
         for number, line in enumerate(csv.DictReader(file), 2):
@@ -182,7 +187,7 @@ def rows_of_rgbd(folder: Path | str) -> list[ManifestRow]:
                 photo, depth = (index.parent.absolute() / line[name] for name in ("rgb", "depth"))
                 for path in (photo, depth):
                     if not path.is_file():
-                        raise InputError(f"{path.name!r} is no file, wanted one beside the index.")
+                        raise InputError(f"{path.name!r} is no file.")
                 row = ManifestRow(
                     row_id=line["id"],
                     scene=Path(line["rgb"]).parent.as_posix(),
@@ -194,13 +199,14 @@ def rows_of_rgbd(folder: Path | str) -> list[ManifestRow]:
                     dataset=Path(line["rgb"]).parent.as_posix(),
                     split="test",
                 )
-            except KeyError as error:
-                raise InputError(f"{index}, line {number}: no column {error}, wanted it.") from error
-            except (ValueError, ZeroDivisionError) as error:
-                raise InputError(f"{index}, line {number}: {error}") from error
+            except (KeyError, ValueError, ZeroDivisionError) as error:
+                missing = "no column " if isinstance(error, KeyError) else ""
+                raise InputError(
+                    f"`rgbd` must have a right index.csv, got at line {number}: {missing}{error}"
+                ) from error
             rows.append(row)
     if not rows:
-        raise InputError(f"folder is {str(folder)!r}, whose index.csv has no row, wanted at least one.")
+        raise InputError(f"`rgbd` must have rows in its index.csv, got none in {str(folder)!r}.")
     return rows
 
 
@@ -218,7 +224,7 @@ class RowSource(Source):
     def __init__(self, rows: Sequence[ManifestRow], description: str) -> None:
         for row in rows:
             if row.image_path is None:
-                raise InputError(f"row {row.row_id!r} has no input_image_path, wanted a photo to predict from.")
+                raise InputError(f"`input_image_path` must be in every row, got none in {row.row_id!r}.")
         self.rows, self.description = list(rows), description
         self.ids = [row.row_id for row in rows]
         self.scenes = [row.scene for row in rows]
@@ -244,8 +250,8 @@ class RowSource(Source):
         for key, array in arrays:
             if array.shape[:2] != photo.shape[:2]:
                 raise InputError(
-                    f"row {row.row_id!r}: {key} has {array.shape[1]} x {array.shape[0]} pixels, wanted the photo's "
-                    f"{photo.shape[1]} x {photo.shape[0]}."
+                    f"`{key}` must have the photo's {photo.shape[1]} x {photo.shape[0]} pixels, got "
+                    f"{array.shape[1]} x {array.shape[0]} in row {row.row_id!r}."
                 )
         pinhole = row.intrinsics
         matrix = None
@@ -282,49 +288,59 @@ class PoolSource(Source):
         )
 
 
-class Part(Source):
-    """Some samples of another source.
+class PhotoSource(Source):
+    """Photos by their files, with the intrinsics that their EXIF states.
 
     Args:
-        source: the whole.
-        numbers: of the samples that are kept.
+        photos: path by the sample's id.
     """
 
-    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
-        self.source, self.numbers = source, list(numbers)
-        self.description = f"{len(self.numbers)} of {source.description}"
-        self.ids = [source.ids[n] for n in self.numbers]
-        self.scenes = [source.scenes[n] for n in self.numbers]
+    def __init__(self, photos: Mapping[str, Path]) -> None:
+        self.photos, self.description = dict(photos), f"{len(photos)} photos"
+        self.ids = self.scenes = list(photos)
 
     def __getitem__(self, number: int) -> Sample:
-        """Reads it from the whole."""
-        return self.source[self.numbers[number]]
+        """Reads one photo; InputError as `open_photo` says."""
+        name = self.ids[number]
+        photo = open_photo(self.photos[name])
+        pixels = np.asarray(photo.image, dtype=np.float32) / 255
+        return Sample(name, name, pixels, intrinsics=read_camera(photo).known_intrinsics)
 
 
 class Prepared(Source):
-    """Samples of another source with the photo at another size, or without the depths that do not count.
+    """Some samples of another source, with the photo at another size, or without the depths that do not count.
 
     The photo, its frames, mask and intrinsics are resized; the true depth keeps its own size, to which predictions are
-    brought before they are scored (`train.evaluate_depth`).
+    brought before they are scored.
 
     Args:
         source: the whole.
         longer_side_px: of the photo; None keeps its size.
         depth_range_m: smallest and largest depth that counts, both excluded; None keeps all.
+        numbers: of the samples that are kept; None keeps all.
 
     Raises:
         InputError: one of them is no size or no range.
     """
 
     def __init__(
-        self, source: Source, longer_side_px: int | None = None, depth_range_m: tuple[float, float] | None = None
+        self,
+        source: Source,
+        longer_side_px: int | None = None,
+        depth_range_m: tuple[float, float] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         if longer_side_px is not None and longer_side_px < 32:
             raise InputError(f"`longer_side_px` must be 32 or more, got {longer_side_px}.")
         if depth_range_m is not None and not 0 <= depth_range_m[0] < depth_range_m[1]:
             raise InputError(f"`depth_range_m` must be two ascending numbers, 0 or more, got {depth_range_m}.")
         self.source, self.longer_side_px, self.depth_range_m = source, longer_side_px, depth_range_m
-        self.ids, self.scenes, self.description = source.ids, source.scenes, source.description
+        self.numbers = range(len(source)) if numbers is None else numbers
+        self.ids = [source.ids[n] for n in self.numbers]
+        self.scenes = [source.scenes[n] for n in self.numbers]
+        self.description = source.description
+        if len(self.numbers) < len(source):
+            self.description = f"{len(self.numbers)} of {self.description}"
         if longer_side_px is not None:
             self.description += f", longer side {longer_side_px} px"
         if depth_range_m is not None:
@@ -332,7 +348,7 @@ class Prepared(Source):
 
     def __getitem__(self, number: int) -> Sample:
         """Reads it from the whole and prepares it."""
-        sample = self.source[number]
+        sample = self.source[self.numbers[number]]
         if self.depth_range_m is not None and sample.depth_m is not None:
             low, high = self.depth_range_m
             with np.errstate(invalid="ignore"):
@@ -392,21 +408,23 @@ def pool_of(path: Path, changes: list[str]) -> PoolConfig:
         try:
             cfg = config.load(Stage2Config, path, changes)
         except ValueError as of_stage2:
-            raise InputError(f"{path} fits neither stage ({of_stage1}; {of_stage2}).") from of_stage2
+            raise InputError(
+                f"`pool` must be of one of the stages, got {path} ({of_stage1}; {of_stage2})."
+            ) from of_stage2
     if cfg.pool is None:
-        raise InputError(f"{path} has no pool, wanted a configuration with one.")
+        raise InputError(f"`pool` must be a configuration with a pool, got {path}.")
     return cfg.pool
 
 
 def _chosen_rows(rows: list[ManifestRow], arguments: argparse.Namespace) -> list[ManifestRow]:
     """Rows of the data sets and splits that were asked for; InputError where one of them has none."""
-    for key, wanted in (("dataset", arguments.dataset), ("split", arguments.split)):
+    for key, names in (("dataset", arguments.dataset), ("split", arguments.split)):
         known = {getattr(row, key) for row in rows}
-        for name in wanted or ():
+        for name in names or ():
             if name not in known:
                 found = ", ".join(sorted(map(str, known)))
                 raise InputError(f"`{key}` must be one of {found}, got {name!r}.")
-        rows = [row for row in rows if not wanted or getattr(row, key) in wanted]
+        rows = [row for row in rows if not names or getattr(row, key) in names]
     return rows
 
 
@@ -424,15 +442,10 @@ def open_source(arguments: argparse.Namespace) -> Source:
         )  # fmt: skip
         named = f" ({', '.join(arguments.dataset)})" if arguments.dataset else ""
         source = RowSource(rows, f"{len(rows)} {home}{named}")
-    kept = [n for n, name in enumerate(source.ids) if name.startswith(tuple(arguments.only or [""]))]
-    if arguments.limit is not None:
-        if arguments.limit < 1:
-            raise InputError(f"limit is {arguments.limit}, wanted 1 or more.")
-        kept = kept[: arguments.limit]
-    if not kept:
-        raise InputError(f"only is {arguments.only!r}, with which no id begins, wanted at least one sample.")
-    if len(kept) < len(source):
-        source = Part(source, kept)
-    if arguments.longer_side is not None or arguments.depth_range is not None:
-        source = Prepared(source, arguments.longer_side, arguments.depth_range and tuple(arguments.depth_range))
-    return source
+    if arguments.limit is not None and arguments.limit < 1:
+        raise InputError(f"`limit` must be 1 or more, got {arguments.limit}.")
+    numbers = [n for n, name in enumerate(source.ids) if name.startswith(tuple(arguments.only or [""]))]
+    if not numbers:
+        raise InputError(f"`only` must be the beginning of an id, got {', '.join(arguments.only or [])}.")
+    depth_range_m = tuple(arguments.depth_range) if arguments.depth_range else None
+    return Prepared(source, arguments.longer_side, depth_range_m, numbers[: arguments.limit])

@@ -1,4 +1,4 @@
-"""Methods as rows of one table. A new method is one file here and one line in `METHODS`.
+"""Methods as rows of one table. A new method is one class in `depth.py` or `bokeh.py` and one line in its `METHODS`.
 
 A depth method gives a depth map of a photo and says what kind it is by its `key`; a bokeh method gives pictures at
 stated bokeh strengths. Both see a `Sample`, whose truth only those use that say so in `uses_truth`. Weights that are
@@ -7,16 +7,16 @@ absent are an `InputError` when the method is made, never at the first photo.
 
 from __future__ import annotations
 
-import importlib
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
 from bokehdepth.errors import InputError
 from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
-from train.sources import Sample, Source
+from train.evaluation.samples import Sample, Source
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,32 @@ class MethodOptions:
     intrinsics: Literal["given", "guessed"] = "guessed"
 
 
-class Method(Protocol):
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `options_of` reads."""
+    parser.add_argument("--model", default="embedded", help="of stage1 and stage2: a pipeline or a trainer's folder")
+    parser.add_argument("--stack-model", help="Stage-1 that makes Stage-2's stacks; the same model where not given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, help="denoising steps; what suits the weights where not given")
+    parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
+    parser.add_argument("--processing-px", type=int, help="shorter side at work for depth")
+    parser.add_argument("--processing-area-px", type=int, help="pixels at work for Stage-1")
+    parser.add_argument(
+        "--no-restore", dest="restore", action="store_false", help="Stage-1's frames as the network made them"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--intrinsics", choices=("given", "guessed"), default="guessed",
+        help="whether depth models that take a camera get the true one where it is known, or guess (%(default)s)",
+    )  # fmt: skip
+
+
+def options_of(arguments: argparse.Namespace) -> MethodOptions:
+    """The methods' options of a command line."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(MethodOptions)}
+    return MethodOptions(**values | {"bokeh_strengths": tuple(arguments.bokeh_strengths)})
+
+
+class Method:
     """What both kinds have.
 
     Attributes:
@@ -57,49 +82,35 @@ class Method(Protocol):
         uses_intrinsics: whether the true intrinsics are given to it.
     """
 
-    weights: str
-    uses_truth: bool
-    uses_intrinsics: bool
+    weights = "none"
+    uses_truth = False
+    uses_intrinsics = False
 
     def prepare(self, source: Source) -> None:
         """Looks at all samples before the first is done; InputError where the method cannot serve them."""
 
 
-@runtime_checkable
-class DepthMethod(Method, Protocol):
+class DepthMethod(Method):
     """Gives depth.
 
     Attributes:
-        key: one of `bokehdepth.metrics.DEPTH_KEYS`.
+        key: one of `protocols.ALIGNMENTS`.
     """
 
-    key: str
+    key = "depth_metric"
 
     def depth(self, sample: Sample) -> np.ndarray:
         """Depth or disparity of the photo, float32 (H, W)."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class BokehMethod(Method, Protocol):
+class BokehMethod(Method):
     """Gives bokeh."""
 
     def frames(self, sample: Sample, bokeh_strengths: Sequence[float]) -> np.ndarray:
         """Pictures at ascending K, float32 (F, H, W, 3) in [0, 1]."""
+        raise NotImplementedError
 
-
-METHODS = {
-    "identity": "identity:Identity",
-    "uniform_blur": "uniform_blur:UniformBlur",
-    "render": "renderer:Renderer",
-    "stage1": "stage1:Stage1",
-    "kontext": "kontext:Kontext",
-    "truth": "truth:Truth",
-    "constant": "constant:Constant",
-    "vertical_gradient": "vertical_gradient:VerticalGradient",
-    "stage2": "stage2:Stage2",
-    "transformers": "transformers_depth:TransformersDepth",
-}
-"""Name to file and class. The class takes the text behind the name's colon, "" where there is none, and options."""
 
 PRESETS = {
     "depth_anything_v2": "transformers:depth-anything/Depth-Anything-V2-Small-hf",
@@ -117,6 +128,13 @@ PRESETS = {
 """Short names."""
 
 
+def method_names() -> list[str]:
+    """Every name that `make_method` knows."""
+    from train.evaluation.methods import bokeh, depth
+
+    return [*bokeh.METHODS, *depth.METHODS, *PRESETS]
+
+
 def make_method(name: str, options: MethodOptions) -> DepthMethod | BokehMethod:
     """Makes a method by its name.
 
@@ -127,14 +145,25 @@ def make_method(name: str, options: MethodOptions) -> DepthMethod | BokehMethod:
     Raises:
         InputError: there is no such method, or what it needs is absent.
     """
-    kind, _, argument = PRESETS.get(name, name).partition(":")
-    if kind not in METHODS:
-        raise InputError(f"method is {name!r}, wanted one of {', '.join([*METHODS, *PRESETS])}.")
-    module, cls = METHODS[kind].split(":")
-    return getattr(importlib.import_module(f"train.methods.{module}"), cls)(argument, options)
+    from train.evaluation.methods import bokeh, depth
+
+    kind, colon, argument = PRESETS.get(name, name).partition(":")
+    known = bokeh.METHODS | depth.METHODS
+    if kind not in known:
+        raise InputError(f"`method` must be one of {', '.join(method_names())}, got {name!r}.")
+    if colon and kind in ("identity", "position_only", "stage1", "truth"):
+        raise InputError(f"`method` must be {kind} without anything behind it, got {name!r}.")
+    return known[kind](argument, options)
 
 
-def refuse_argument(argument: str, name: str) -> None:
-    """InputError where a method that takes no argument has one."""
-    if argument:
-        raise InputError(f"method is {name}:{argument}, wanted {name} without anything behind it.")
+def number_of(argument: str, name: str, unit: str, least: float = 0.0) -> float | None:
+    """The number behind a method's name, None where there is nothing; InputError where it is not `least` or more."""
+    if not argument:
+        return None
+    try:
+        number = float(argument)
+    except ValueError:
+        number = -1.0
+    if not least <= number < np.inf:
+        raise InputError(f"`method` must be {name}:{unit} with a number of {least:g} or more, got {name}:{argument}.")
+    return number

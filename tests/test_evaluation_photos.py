@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,12 @@ from bokehdepth.errors import InputError
 from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.refocus import render_from_depth
-from train import evaluate_depth, evaluate_masks, evaluate_outdoors, look, predict
-from train.methods import MethodOptions, make_method
-from train.methods.fits import best_constant, best_line
-from train.sources import Frame, Prepared, Sample, Source, add_source_arguments, open_source
+from train.evaluation import scores_depth, scores_photos
+from train.evaluation.__main__ import main
+from train.evaluation.methods import BokehMethod, MethodOptions, make_method
+from train.evaluation.methods.depth import best_constant, best_line
+from train.evaluation.predictions import predict
+from train.evaluation.samples import Frame, Prepared, Sample, Source, add_source_arguments, open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HEIGHT, WIDTH = 48, 64
@@ -73,14 +74,14 @@ def test_a_photo_at_another_size_keeps_its_truth():
 
 def test_a_prediction_is_scored_at_the_size_of_the_truth(tmp_path):
     source = Prepared(Given(replace(scene(), depth_m=np.full((HEIGHT, WIDTH), 2.0, np.float32))), 128, (0.1, 80))
-    predict.predict(["truth", "constant:3"], source, tmp_path / "p", MethodOptions())
-    text = evaluate_depth.evaluate_predictions(tmp_path / "p", source, "full", "constant:3", tmp_path / "out")
+    predict(["truth", "constant:3"], source, tmp_path / "p", MethodOptions())
+    text = scores_depth.score(tmp_path / "p", source, "full", "constant:3", tmp_path / "out")
     rows = json.loads((tmp_path / "out/report.json").read_text())["rows"]
     assert rows["truth"]["abs_rel"]["mean"] == 0 and rows["constant:3"]["abs_rel"]["mean"] == pytest.approx(0.5)
     assert rows["constant:3"]["delta1_median_scaled"]["mean"] == 1 and rows["constant:3"]["delta1"]["mean"] == 0
     assert rows["truth"]["abs_rel_median_scaled_minus_against"]["mean"] == pytest.approx(0)
     assert "longer side 128 px, depth 0.1 to 80 m" in text and "delta1, median-scaled" in text
-    enlarged = evaluate_depth.at_size_of(np.array([[1.0, 3.0]], np.float32), np.zeros((1, 4)))
+    enlarged = scores_depth.at_size_of(np.array([[1.0, 3.0]], np.float32), np.zeros((1, 4)))
     assert enlarged.tolist() == [[1.0, 1.5, 2.5, 3.0]]
 
 
@@ -114,7 +115,7 @@ def test_the_best_guesses_have_the_smallest_error():
     for call in (best_constant, lambda s: best_line(s, 1e-3)):
         with pytest.raises(InputError, match="must have true depth"):
             call(Given(replace(near, depth_m=None)))
-    with pytest.raises(InputError, match="empty or best"):
+    with pytest.raises(InputError, match="vertical_gradient:best"):
         make_method("vertical_gradient:worst", MethodOptions())
 
 
@@ -163,53 +164,43 @@ def test_stage2_with_frames_of_the_true_depth(model):
     )
 
 
-def test_a_camera_is_given_where_it_is_wanted_and_known(model, monkeypatch):
-    seen = []
-
-    class Estimator:
-        def forward(self, pixel_values, intrinsics=None):
-            """A model that takes a camera."""
-
-    class Pipeline:
-        depth_estimator = Estimator()
-
-        def estimate_depth(self, photo, intrinsics=None, **_):
-            seen.append(intrinsics)
-            return argparse.Namespace(depth_m=np.ones(photo.shape[:2], np.float32))
-
-    monkeypatch.setattr("train.methods.stage2.load_stage2", lambda *_: Pipeline())
-    for choice in ("given", "guessed"):
-        method = make_method("stage2_no_stack", MethodOptions(model=model, intrinsics=choice))
-        assert method.uses_intrinsics == (choice == "given")
-        method.depth(scene())
-        method.depth(replace(scene(), intrinsics=None))
-    assert [matrix is None for matrix in seen] == [False, True, True, True]
-    assert seen[0][0, 0] == 70
+def test_a_camera_is_given_where_it_is_wanted_and_known():
+    """The embedded Stage-2 takes a camera."""
+    given, guessed = (make_method("stage2_no_stack", MethodOptions(intrinsics=i)) for i in ("given", "guessed"))
+    assert given.uses_intrinsics and not guessed.uses_intrinsics
+    sample = scene()
+    expected = given.pipeline.estimate_depth(sample.photo, intrinsics=sample.intrinsics).depth_m
+    np.testing.assert_allclose(given.depth(sample), expected, rtol=1e-5)
+    unknown = given.depth(replace(sample, intrinsics=None))
+    np.testing.assert_allclose(guessed.depth(sample), unknown, rtol=1e-5)
+    assert not np.allclose(unknown, expected, rtol=0.01)
 
 
 # ---------------------------------------------------------------------- subjects
 
 
-def test_changes_of_subject_and_rest_are_relative_to_half_a_dioptre():
+def test_changes_of_subject_and_rest_are_relative_to_a_uniform_blur():
     sample = scene()
     blurred = disk_blur(sample.photo, 30 * WIDTH / 512 * 0.5, gamma=2.2)
-    assert evaluate_masks.relative_changes(sample.photo, blurred, sample.mask, 30.0) == pytest.approx((1, 1))
-    assert evaluate_masks.relative_changes(sample.photo, sample.photo, sample.mask, 30.0) == (0, 0)
+
+    def changes(photo, picture, mask, offset_dpt=0.5):
+        return scores_photos.subject_and_rest(photo, picture, scores_photos.regions(mask), 30.0, offset_dpt)
+
+    assert changes(sample.photo, blurred, sample.mask) == pytest.approx((1, 1), abs=1e-5)
+    assert max(changes(sample.photo, blurred, sample.mask, 1.0)) < 0.9  # of a wider blur
+    assert changes(sample.photo, sample.photo, sample.mask) == (0, 0)
     mixed = np.where(sample.mask[..., None], sample.photo, blurred)
-    assert evaluate_masks.relative_changes(sample.photo, mixed, sample.mask, 30.0) == pytest.approx((0, 1))
-    subject, rest = evaluate_masks.regions(sample.mask)  # 20 columns; 4 px on both sides of the outline are out
+    assert changes(sample.photo, mixed, sample.mask) == pytest.approx((0, 1), abs=1e-5)
+    subject, rest = scores_photos.regions(sample.mask)  # 20 columns; 4 px on both sides of the outline are out
     assert subject[:, :16].all() and not subject[:, 16:].any() and rest[:, 24:].all() and not rest[:, :24].any()
-    assert evaluate_masks.relative_changes(sample.photo * 0, blurred * 0, sample.mask, 30.0) is None
-    assert evaluate_masks.relative_changes(sample.photo, blurred, sample.mask & (np.arange(WIDTH) < 3), 30.0) is None
+    assert changes(sample.photo * 0, blurred * 0, sample.mask) is None
+    assert changes(sample.photo, blurred, sample.mask & (np.arange(WIDTH) < 3)) is None
+    boxes = scores_photos.face_mask([[0.25, 0.25, 0.75, 0.75]], HEIGHT, WIDTH)
+    assert boxes[12:36, 16:48].all() and boxes.sum() == 24 * 32
 
 
-class Halves:
+class Halves(BokehMethod):
     """Leaves the left alone and blurs the right, but for one photo."""
-
-    weights, uses_truth, uses_intrinsics = "none", False, False
-
-    def prepare(self, source):
-        pass
 
     def frames(self, sample, bokeh_strengths):
         blurred = disk_blur(sample.photo, bokeh_strengths[0] * WIDTH / 512 * 0.5, gamma=2.2)
@@ -221,22 +212,21 @@ def test_photos_are_counted_by_data_set():
     one, two = replace(scene("one"), dataset="x"), replace(scene("two", 1), dataset="y")
     bad, thin = replace(scene("bad", 2), dataset="y"), replace(scene("thin"), mask=np.arange(WIDTH)[None] < 1)
     thin = replace(thin, mask=np.repeat(thin.mask, HEIGHT, axis=0))
-    rows, left_out = evaluate_masks.score(Halves(), Given(one, two, bad, thin), 30.0)
+    rows, left_out = scores_photos.score_subjects(Halves(), Given(one, two, bad, thin), 30.0)
     assert left_out == 1 and [row["right"] for row in rows] == [True, True, False]
-    found = evaluate_masks.summary(rows)
+    found = scores_photos.subject_summary(rows)
     assert [found[name]["right"]["mean"] for name in ("x", "y", "all")] == pytest.approx([1, 0.5, 2 / 3])
     assert found["y"]["rest"]["mean"] == pytest.approx(0.5) and found["x"]["rest_over_subject"] is None
     report = {"source": "given", "method": "m", "weights": "w", "bokeh_strength": 30, "left_out": 1, "rows": found}
-    text = evaluate_masks.table(report, rows)
-    assert "| all | 3 / 3 | 66.7%" in text and "Worst: bad (0.00, 0.00)" in text
+    text = scores_photos.subject_table(report, rows)
+    assert "| all | 3 | 66.7% (" in text and "Worst: bad (0.00, 0.00)" in text
     for samples in ((replace(one, mask=None),), (thin,)):
         with pytest.raises(InputError, match="`manifest` must have"):
-            evaluate_masks.score(Halves(), Given(*samples), 30.0)
+            scores_photos.score_subjects(Halves(), Given(*samples), 30.0)
 
 
-def command(module, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
-    module.main()
+def command(*words):
+    main([str(word) for word in words])
 
 
 def test_the_command_scores_a_manifest_of_masks(tmp_path, model, monkeypatch, capsys):
@@ -255,11 +245,11 @@ def test_the_command_scores_a_manifest_of_masks(tmp_path, model, monkeypatch, ca
         "--output",
         tmp_path / "out",
     )
-    command(evaluate_masks, monkeypatch, *words)
-    assert "| x | 1 / 1 |" in capsys.readouterr().out and (tmp_path / "out/per_image.csv").is_file()
+    command("score-masks", *words)
+    assert "| x | 1 |" in capsys.readouterr().out and (tmp_path / "out/per_image.csv").is_file()
     for extra in (("--method", "truth"), ("--bokeh-strength", 0)):
         with pytest.raises(SystemExit, match="error: `(method|bokeh_strength)` must be"):
-            command(evaluate_masks, monkeypatch, *words, *extra)
+            command("score-masks", *words, *extra)
 
 
 # ---------------------------------------------------------------------- outdoors and sheets
@@ -269,38 +259,39 @@ MARKS = {"sky": [[0.5, 0.1]], "far": [[0.5, 0.45]], "chains": [[[0.5, 0.95], [0.
 
 def test_marks_are_judged_by_their_metres():
     depth = np.repeat(np.linspace(100.0, 1.0, 100, dtype=np.float32)[:, None], 60, axis=1)
-    found = evaluate_outdoors.judge(depth, MARKS)
+    found = scores_photos.judge(depth, MARKS)
     assert (found["sky"], found["far"], found["chains"][0]) == ([90.0], [55.0], [5.0, 40.0])
     assert (found["is_far"], found["sky_farthest"], found["ascending"]) == (True, True, True)
-    near = evaluate_outdoors.judge(depth / 2, MARKS)
+    near = scores_photos.judge(depth / 2, MARKS)
     assert (near["is_far"], near["sky_farthest"], near["ascending"]) == (False, True, True)
-    turned = evaluate_outdoors.judge(depth[::-1], MARKS)
+    turned = scores_photos.judge(depth[::-1], MARKS)
     assert (turned["is_far"], turned["sky_farthest"], turned["ascending"]) == (True, False, False)
-    flat = evaluate_outdoors.judge(np.full_like(depth, 200), MARKS)
+    flat = scores_photos.judge(np.full_like(depth, 200), MARKS)
     assert (flat["is_far"], flat["sky_farthest"], flat["ascending"]) == (True, True, False)
-    assert evaluate_outdoors.judge(depth, {"sky": [[0.5, 0.1]]})["sky_farthest"] is None
+    assert scores_photos.judge(depth, {"sky": [[0.5, 0.1]]})["sky_farthest"] is None
     spike = depth.copy()
     spike[45, 30] = 1.0  # one wrong pixel does not count
-    assert evaluate_outdoors.judge(spike, MARKS)["far"] == [55.0]
-    text = evaluate_outdoors.table({"one": found, "two": near})
+    assert scores_photos.judge(spike, MARKS)["far"] == [55.0]
+    text = scores_photos.outdoor_table({"one": found, "two": near})
     assert "| one | 90.0 | 55.0 | 5.0, 40.0; 30.0, 55.0 | yes | yes | yes |" in text
     assert "| all |  |  |  | 1 of 2 | 2 of 2 | 2 of 2 |" in text
 
 
 @pytest.mark.parametrize(
     "marks",
-    [[], {}, {"a": []}, {"a": {"sea": [[0, 0]]}}, {"a": {"sky": [[0.5, 1.0]]}}, {"a": {"sky": []}},
+    [{"a": []}, {"a": {"sea": [[0, 0]]}}, {"a": {"sky": [[0.5, 1.0]]}}, {"a": {"sky": []}},
      {"a": {"chains": [[[0.1, 0.1]]]}}, {"a": {"far": [[0.1, "b"]]}}],
 )  # fmt: skip
 def test_wrong_marks_are_refused(marks):
     with pytest.raises(InputError, match="`marks` must be"):
-        evaluate_outdoors.check_marks(marks)
+        scores_photos.check_outdoor_marks(marks)
 
 
 def test_marks_of_the_project_are_good_and_their_photos_there(data_root):
     path = Path(__file__).parents[1] / "train/marks/outdoors.yaml"
-    marks = evaluate_outdoors.check_marks(yaml.safe_load(path.read_text()))
-    assert len(marks) == 22 and all(evaluate_outdoors.find(data_root, name) for name in marks)
+    marks = scores_photos.read_marks(path)
+    scores_photos.check_outdoor_marks(marks)
+    assert len(marks) == 22 and all(scores_photos.find(data_root, name) for name in marks)
 
 
 def test_the_commands_look_at_photos(tmp_path, model, monkeypatch, capsys):
@@ -310,19 +301,37 @@ def test_the_commands_look_at_photos(tmp_path, model, monkeypatch, capsys):
         exif.get_ifd(0x8769)[0xA405] = 28  # 35 mm equivalent focal length
         photo.save(tmp_path / f"{name}.jpg", **({"exif": exif} if name == "one" else {}))
     (tmp_path / "marks.yaml").write_text(yaml.safe_dump({"one": MARKS, "two": {"sky": [[0.5, 0.1]]}}))
-    monkeypatch.setattr(look, "LONGER_SIDE_PX", 64)
-    monkeypatch.setattr(evaluate_outdoors, "LONGER_SIDE_PX", 64)
+    monkeypatch.setattr(scores_photos, "LONGER_SIDE_PX", 64)
     words = ("--marks", tmp_path / "marks.yaml", "--photos", tmp_path, "--model", model)
-    command(evaluate_outdoors, monkeypatch, *words)
+    command("score-outdoors", *words)
     text = capsys.readouterr().out
     assert "2 photos, 1 with the camera of their EXIF" in text and "| two |" in text
-    command(
-        look, monkeypatch, "--photos", tmp_path / "*.jpg", "--model", model, "--output", tmp_path / "out/sheet.png"
-    )
+    command("look", "--photos", tmp_path / "*.jpg", "--model", model, "--output", tmp_path / "out/sheet.png")
     assert "one: " in (text := capsys.readouterr().out) and "two: " in text and text.count("no camera given") == 1
     with Image.open(tmp_path / "out/sheet.png") as sheet:
         assert sheet.width > 3 * 64 and sheet.height > 2 * 48
     with pytest.raises(SystemExit, match="`photos` must find files"):
-        command(look, monkeypatch, "--photos", tmp_path / "*.gif", "--model", model, "--output", tmp_path / "x.png")
+        command("look", "--photos", tmp_path / "*.gif", "--model", model, "--output", tmp_path / "x.png")
     with pytest.raises(SystemExit, match="error: "):
-        command(evaluate_outdoors, monkeypatch, "--marks", tmp_path / "none.yaml", "--photos", tmp_path)
+        command("score-outdoors", "--marks", tmp_path / "none.yaml", "--photos", tmp_path)
+
+
+def test_the_command_looks_at_faces(tmp_path, capsys):
+    for name in ("one", "two"):
+        Image.fromarray((scene().photo * 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "marks.yaml").write_text(yaml.safe_dump({"one": [[0.2, 0.2, 0.8, 0.8]], "two": [[0, 0, 1, 0.5]]}))
+    words = ("score-faces", "--marks", tmp_path / "marks.yaml", "--photos", tmp_path, "--method", "uniform_blur:0.01",
+             "--output", tmp_path / "out" / "sheet.png")  # fmt: skip
+    command(*words)
+    table = capsys.readouterr().out
+    assert "2 of 2 faces are sharp" in table and "| one |" in table and "| two |" in table
+    command(*words[:-4], "--method", "uniform_blur:2", *words[-2:])
+    assert "0 of 2 faces are sharp" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.width > 4 * 300
+    (tmp_path / "one.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"one file one\.\*, got 2"):
+        command(*words)
+    (tmp_path / "marks.yaml").write_text("[]")
+    with pytest.raises(SystemExit, match="`marks` must be photos with their marks"):
+        command(*words)

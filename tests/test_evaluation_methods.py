@@ -17,14 +17,13 @@ from transformers import (
 import tiny
 from bokehdepth.errors import InputError
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, StackFrame
-from bokehdepth.metrics import PROTOCOLS
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.refocus import render_from_depth
-from train import predict, predictions
-from train.methods import METHODS, PRESETS, BokehMethod, DepthMethod, MethodOptions, make_method
-from train.methods.kontext import prompt_for
-from train.methods.uniform_blur import OFFSETS_DPT
-from train.sources import Frame, RowSource, Sample, Source, read_depth, rows_of_rgbd
+from train.evaluation.methods import PRESETS, BokehMethod, DepthMethod, MethodOptions, bokeh, depth, make_method
+from train.evaluation.methods.bokeh import OFFSETS_DPT, prompt_for
+from train.evaluation.predictions import open_methods, predict
+from train.evaluation.protocols import PROTOCOLS
+from train.evaluation.samples import Frame, RowSource, Sample, Source, read_depth, rows_of_rgbd
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 OPTIONS = MethodOptions()
@@ -60,22 +59,20 @@ def made(name, source, options=OPTIONS):
 
 
 def test_every_name_resolves_to_a_class_of_one_kind():
-    for text in METHODS.values():
-        module, cls = text.split(":")
-        kind = getattr(__import__(f"train.methods.{module}", fromlist=[cls]), cls)
-        assert hasattr(kind, "depth") != hasattr(kind, "frames"), text
+    assert all(issubclass(kind, BokehMethod) for kind in bokeh.METHODS.values())
+    assert all(issubclass(kind, DepthMethod) for kind in depth.METHODS.values())
     for target in PRESETS.values():
-        assert target.partition(":")[0] in METHODS
+        assert target.partition(":")[0] in depth.METHODS
     for name, sentence in [
-        ("magic", "method is 'magic', wanted one of identity"),
-        ("identity:3", "method is identity:3"),
-        ("render", "wanted render:METHOD"),
-        ("render:identity", "wanted a depth method behind render"),
-        ("stage2:wild", "wanted one of"),
-        ("constant:-2", "wanted metres above 0"),
-        ("uniform_blur:x", "wanted an offset in dioptres"),
-        ("transformers", "wanted transformers:REPOSITORY"),
-        ("stage1:x", "method is stage1:x"),
+        ("magic", "`method` must be one of identity.*, got 'magic'"),
+        ("identity:3", "identity without anything behind it"),
+        ("render", "must be one of"),
+        ("render:identity", "render: and a method of metric depth"),
+        ("stage2:wild", "stage2: and one of generated"),
+        ("constant:-2", "constant:METRES"),
+        ("uniform_blur:x", "uniform_blur:OFFSET"),
+        ("transformers", "cannot be had"),
+        ("stage1:x", "stage1 without anything behind it"),
     ]:
         with pytest.raises(InputError, match=sentence):
             make_method(name, OPTIONS)
@@ -90,22 +87,35 @@ def test_baselines_of_bokeh():
     assert uniform.offset_dpt == 0.15 and 0.15 in OFFSETS_DPT  # what the targets were made with
     found = uniform.frames(sample, [10.0, 30.0])
     assert np.allclose(found, np.stack([t.picture for t in sample.targets]), atol=1e-6)
-    with pytest.raises(InputError, match="no target"):
+    with pytest.raises(InputError, match="must have targets"):
         made("uniform_blur", Given(replace(sample, targets=())))
     assert np.array_equal(made("uniform_blur:0", Given(sample)).frames(sample, [30.0])[0], sample.photo)
 
 
+def test_position_only_blurs_by_the_mean_offset_at_each_place():
+    """Of one photo the mean is the truth, so it is the renderer's picture of what lies behind the focus."""
+    sample = scene(height=128, width=128)
+    behind = replace(sample, focus_distance_m=1.0)  # the plane goes from 4 to 1 m
+    place, truth = made("position_only", Given(behind)), made("render:truth", Given(behind))
+    np.testing.assert_allclose(place.frames(behind, [30.0]), truth.frames(behind, [30.0]), atol=1e-4)
+    other = replace(behind, depth_m=np.full((128, 128), 1.0, np.float32))  # in focus everywhere: half of the offset
+    halved = made("position_only", Given(behind, other)).frames(behind, [30.0])
+    np.testing.assert_allclose(halved, place.frames(behind, [15.0]), atol=1e-4)
+    with pytest.raises(InputError, match="must have depth and focus distances"):
+        made("position_only", Given(replace(sample, focus_distance_m=None)))
+
+
 def test_baselines_of_depth():
     holed = scene("b")
-    depth = holed.depth_m.copy()
-    depth[:, :10] = np.nan
-    holed = replace(holed, depth_m=depth)
+    depth_m = holed.depth_m.copy()
+    depth_m[:, :10] = np.nan
+    holed = replace(holed, depth_m=depth_m)
     source = Given(
         holed, replace(scene("c"), depth_m=np.full((48, 64), 9.0, np.float32)), replace(holed, depth_m=None)
     )
     constant = made("constant", source)
     assert isinstance(constant, DepthMethod) and constant.key == "depth_metric"
-    assert constant.depth(holed)[3, 4] == pytest.approx((np.nanmedian(depth) + 9.0) / 2)
+    assert constant.depth(holed)[3, 4] == pytest.approx((np.nanmedian(depth_m) + 9.0) / 2)
     assert made("constant:2.5", source).depth(holed).max() == 2.5
     # disparity that is a line over the height is found exactly
     height = (np.arange(64) + 0.5) / 64
@@ -115,8 +125,8 @@ def test_baselines_of_depth():
     assert (gradient.top_dpt, gradient.bottom_dpt) == pytest.approx((0.1, 0.7), abs=1e-6)
     np.testing.assert_allclose(gradient.depth(exact), line, rtol=1e-5)
     truth = made("truth", source).depth(holed)
-    assert np.array_equal(truth[:, 10:], depth[:, 10:]) and np.array_equal(truth[:, 0], depth[:, 10])
-    with pytest.raises(InputError, match="no true depth"):
+    assert np.array_equal(truth[:, 10:], depth_m[:, 10:]) and np.array_equal(truth[:, 0], depth_m[:, 10])
+    with pytest.raises(InputError, match="must have true depth"):
         made("constant", Given(replace(holed, depth_m=None)))
 
 
@@ -128,7 +138,7 @@ def test_renderer_renders_with_any_metric_depth():
     # one depth, in focus: nothing is blurred
     flat = made("render:constant:2", Given(sample))
     assert np.array_equal(flat.frames(sample, (30.0,))[0], sample.photo) and not flat.uses_truth
-    with pytest.raises(InputError, match="no focus distance"):
+    with pytest.raises(InputError, match="`focus_distance_m` must be known"):
         truth.frames(replace(sample, focus_distance_m=None), (10.0,))
 
 
@@ -169,7 +179,7 @@ def test_a_model_of_transformers_is_run_as_its_page_says(folders):
         assert found.shape == (48, 64)
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     assert made(f"render:transformers:{folders / 'metric'}", Given(sample)).frames(sample, (20.0,)).shape[0] == 1
-    with pytest.raises(InputError, match="gives disparity_affine_invariant; K per dioptre needs depth_metric"):
+    with pytest.raises(InputError, match="render: and a method of metric depth"):
         make_method(f"render:transformers:{folders / 'relative'}", OPTIONS)
 
 
@@ -203,7 +213,7 @@ def test_our_stages_are_the_pipeline(folders):
     given = pipe.estimate_depth(sample.photo, [t.picture for t in sample.stack], (10.0, 30.0)).depth_m
     np.testing.assert_allclose(depths["given"], given, atol=1e-5)
     assert len({d.tobytes() for d in depths.values()}) == 4
-    with pytest.raises(InputError, match="has no stack"):
+    with pytest.raises(InputError, match="`stack` must be in the row"):
         made("stage2:given", source, options).depth(replace(sample, stack=()))
     # the folder of a depth model alone, as train.stage2 writes it
     tiny.depth_model().save_pretrained(folders / "alone")
@@ -232,29 +242,30 @@ def test_predictions_are_saved_resumed_and_refused(tmp_path, caplog):
     source = Given(scene("a"), scene("b", 1))
     caplog.set_level("INFO")
     names = ["truth", "identity", "kontext", "magic", "render:truth"]
-    written, left_out = predict.predict(names, source, tmp_path, OPTIONS)
+    written, left_out = predict(names, source, tmp_path, OPTIONS)
     assert [p.name for p in written] == ["truth", "identity", "render__truth"]
     assert set(left_out) == {"kontext", "magic"} and "kontext is left out" in caplog.text
-    cards = {card.method: card for _, card in predictions.read_cards(tmp_path, "bokeh")}
-    assert set(cards) == {"identity", "render:truth"} and cards["render:truth"].uses_truth
-    depth, key = predictions.read_depth_prediction(tmp_path / "truth", source[0])
-    assert key == "depth_metric" and np.array_equal(depth, source[0].depth_m)
-    picture = predictions.read_bokeh_prediction(tmp_path / "identity", source[1], 30.0)
+    saved = open_methods(tmp_path, "bokeh", (), source)
+    assert set(saved) == {"identity", "render:truth"} and saved["render:truth"].card.uses_truth
+    truth = open_methods(tmp_path, "depth", (), source)["truth"]
+    stored, key = truth.depth(source[0])
+    assert key == "depth_metric" and np.array_equal(stored, source[0].depth_m)
+    picture = saved["identity"].stack(source[1])[1]
     assert np.abs(picture - source[1].photo).max() <= 0.5 / 255 + 1e-6
     # a cut-off run: one sample and the card are missing; what is there is kept
     (tmp_path / "truth" / "b.npz").unlink()
     (tmp_path / "truth" / "method.json").unlink()
     kept = (tmp_path / "truth" / "a.npz").stat().st_mtime_ns
-    predict.predict(["truth"], source, tmp_path, OPTIONS)
+    predict(["truth"], source, tmp_path, OPTIONS)
     assert (tmp_path / "truth" / "b.npz").exists() and (tmp_path / "truth" / "a.npz").stat().st_mtime_ns == kept
-    _, left_out = predict.predict(["truth"], source, tmp_path, replace(OPTIONS, seed=9))
+    _, left_out = predict(["truth"], source, tmp_path, replace(OPTIONS, seed=9))
     assert "holds another run" in left_out["truth"]
     (tmp_path / "truth" / "b.npz").unlink()
-    with pytest.raises(InputError, match="truth has no b.npz"):
-        predictions.read_depth_prediction(tmp_path / "truth", source[1])
-    np.savez(tmp_path / "truth" / "b.npz", depth=depth)
-    with pytest.raises(InputError, match="wanted exactly one of"):
-        predictions.read_depth_prediction(tmp_path / "truth", source[1])
+    with pytest.raises(InputError, match="got no b.npz"):
+        truth.depth(source[1])
+    np.savez(tmp_path / "truth" / "b.npz", depth=stored)
+    with pytest.raises(InputError, match="must have exactly one of"):
+        truth.depth(source[1])
 
 
 def test_depth_files_of_every_kind(tmp_path):
@@ -272,7 +283,7 @@ def test_depth_files_of_every_kind(tmp_path):
     assert read_depth(tmp_path / "d.npz", 2.0)[0, 0] == 1.0
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    for name, sentence in [("e.npz", "wanted depth_m or depth"), ("rgb.png", "one channel"), ("broken.png", "cannot")]:
+    for name, sentence in [("e.npz", "must be a depth map"), ("rgb.png", "one channel"), ("broken.png", "cannot")]:
         with pytest.raises(InputError, match=sentence):
             read_depth(tmp_path / name, 1.0)
     with pytest.raises(InputError, match="relative disparity has no metres"):
@@ -294,11 +305,11 @@ def test_rows_become_samples(tmp_path):
     assert read.focus_distance_m == 2.0 and read.stack[0].bokeh_strength == read.targets[0].bokeh_strength == 10.0
     assert read.intrinsics.tolist() == [[70, 0, 32], [0, 71, 24], [0, 0, 1]]
     Image.new("RGB", (64, 47)).save(tmp_path / "t.png")
-    with pytest.raises(InputError, match="target_image_path has 64 x 47 pixels, wanted the photo's 64 x 48"):
+    with pytest.raises(InputError, match="`target_image_path` must have the photo's 64 x 48 pixels, got 64 x 47"):
         RowSource([row], "one row")[0]
     target_only = ManifestRow("r", "s", target_path=tmp_path / "t.png", strength_unit="metric",
                               camera_anns=CameraAnns(bokeh_strength=10.0))  # fmt: skip
-    with pytest.raises(InputError, match="no input_image_path"):
+    with pytest.raises(InputError, match="`input_image_path` must be in every row"):
         RowSource([target_only], "one row")
 
 
@@ -309,12 +320,12 @@ def test_a_bad_index_is_refused_by_line(tmp_path):
         (header + "a,p.png,p.png,0,1,1,1,1\n", "line 2"),
         (header + "a,p.png,none.png,1000,1,1,1,1\n", "line 2: 'none.png' is no file"),
         ("id,rgb\na,p.png\n", "no column 'depth'"),
-        (header, "has no row"),
+        (header, "must have rows"),
     ]:
         (tmp_path / "index.csv").write_text(text)
         with pytest.raises(InputError, match=sentence):
             rows_of_rgbd(tmp_path)
-    with pytest.raises(InputError, match="no index.csv"):
+    with pytest.raises(InputError, match="with an index.csv"):
         rows_of_rgbd(tmp_path / "none")
 
 
