@@ -500,8 +500,8 @@ class RowStacks:
             rng = _source(self.cfg.seed, step, number, attempt)
             return self._sample(self.rows[rng.integers(len(self.rows))], rng)
 
-        samples = [redrawn(partial(draw, int(number))) for number in numbers]
-        batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+        drawn = [redrawn(partial(draw, int(number))) for number in numbers]
+        batch = {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
         return batch | {"lone": lone_samples(self.cfg, step, numbers, samples)}
 
     def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
