@@ -12,7 +12,7 @@ import torch
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from train import ablate, config
-from train.config import Stage2Config
+from train.config import ManifestConfig, Stage2Config
 from train.evaluate_depth import ALWAYS
 from train.methods import MethodOptions
 from train.predictions import read_cards
@@ -39,7 +39,7 @@ def test_a_variant_differs_in_one_thing(cfg, root):
         variant = ablate.variant_config(cfg, name, root)
         assert variant.base.model == {**cfg.base.model, field: False}
         assert replace(variant, base=cfg.base, output=cfg.output) == cfg
-    stage1 = replace(cfg, stack="stage1", generated=str(root))
+    stage1 = replace(cfg, stack="stage1", pool=None, manifests=ManifestConfig(["rows.jsonl"]))
     assert ablate.variant_config(stage1, "renderer_stacks", root).stack == "renderer"
     assert ablate.variant_config(cfg, "no_stack", root).stack == "none"
     outputs = {ablate.variant_config(stage1, name, root).output for name in ablate.VARIANTS}
@@ -78,7 +78,7 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     assert ablate.ablate_stage2(cfg, output, names, MethodOptions()) == text
     assert (output / "runs" / "whole" / "log.jsonl").read_text() == logged
     for bad, options, sentence in [
-        (replace(cfg, stack="stage1", generated=str(root)), {}, "stack_model is None"),
+        (replace(cfg, stack="stage1", pool=None, manifests=ManifestConfig(["rows.jsonl"])), {}, "stack_model is None"),
         (cfg, {"protocol": "nyu"}, "protocol is 'nyu'"),
         (cfg, {"variants": ["no_luck"]}, "variant is 'no_luck'"),
     ]:

@@ -16,7 +16,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
 from bokehdepth.metrics import boundary_f1
 from train import controls, evaluate_bokeh, evaluate_depth, predict
-from train.config import PhaseConfig, PoolConfig, Stage1Config, Stage2Config
+from train.config import BaseConfig, PhaseConfig, PoolConfig, Stage1Config, Stage2Config
 from train.data import fill_pool
 from train.methods import MethodOptions
 from train.predictions import MethodCard, cell, folder_name
@@ -242,7 +242,7 @@ def test_the_two_steps_on_the_command_line(data_root, tmp_path, monkeypatch, cap
 
 
 def test_controls_of_the_embedded_stage1(pool):
-    cfg = Stage1Config("unused", [PhaseConfig(SIZE, 1, 1, 1e-3)], pool=pool)
+    cfg = Stage1Config("unused", [PhaseConfig(SIZE, 1, 1, 1e-3)], pool=pool, base=BaseConfig("flux"))
     pipeline = load_pipeline("embedded")
     pipeline.set_progress_bar_config(disable=True)
     report = controls.evaluate(pipeline, cfg, 4, 1, SIZE)

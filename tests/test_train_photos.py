@@ -11,7 +11,7 @@ import train_runs
 from bokehdepth.errors import InputError
 from train import bokeh_photos, depth_photos, losses
 from train.config import PhotosConfig
-from train.photos import MixedPhotos, Photograph, PhotoPool, centre, cut
+from train.photos import MixedPhotos, Photograph, PhotoPool, cut
 
 
 def photograph(disparity, *, metric=True, focal=100.0, mask=None, dataset="rooms"):
@@ -19,6 +19,14 @@ def photograph(disparity, *, metric=True, focal=100.0, mask=None, dataset="rooms
     shape = mask.shape if disparity is None else disparity.shape
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     return Photograph("p", dataset, "s", image, disparity, metric, focal, mask)
+
+
+def centre(photo, size):
+    """The largest part in the middle of a photograph, not mirrored."""
+    middle = SimpleNamespace(
+        uniform=lambda low, high: (low + high) / 2, normal=lambda mean, _: mean, random=lambda: 1.0
+    )
+    return cut(photo, size, middle, PhotosConfig(["-"]))
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------

@@ -6,12 +6,11 @@ it stopped. A training that finds only part of the shards trains on that part.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -280,11 +279,6 @@ def fill_pool(pool: PoolConfig, process: int = 0, processes: int = 1, wait: Call
         raise InputError(f"`pool.folder` must be one folder for all processes, got one without {str(lost[0])!r}.")
 
 
-def _parts(count: int, size: int) -> list[np.ndarray]:
-    """Numbers below `count`, in order, at most `size` together."""
-    return [np.arange(begin, min(begin + size, count)) for begin in range(0, count, size)]
-
-
 def is_text_step(step: int, share: float) -> bool:
     """Whether a step is text-to-image: evenly spread, so that a share of 0.5 alternates."""
     return int((step + 1) * share) > int(step * share)
@@ -308,7 +302,6 @@ class PoolPairs:
     def __init__(self, cfg: Stage1Config) -> None:
         _check_renders(cfg.pool, "Stage-1")
         self.cfg, self.pool = cfg, ScenePool(cfg.pool, "train")
-        self._held_out: ScenePool | None = None
         self.group = 1 + self.pool.tensors["bokeh"].shape[1]
         for phase in cfg.phases:
             if cfg.text_share(phase) and phase.batch % self.group:
@@ -330,7 +323,7 @@ class PoolPairs:
 
         Returns:
             image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
-            number (B,), drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
+            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
         """
         text = is_text_step(step, self.cfg.text_share(phase))
         groups = numbers // self.group if text else numbers
@@ -351,30 +344,9 @@ class PoolPairs:
             "strength": torch.where(sharp, 0.0, batch["strength"][:, 0]),
             "offset_dpt": batch["offset_dpt"],
             "seed": seeds,
-            "number": torch.from_numpy(numbers),
             "drop_strength": strength_drops(self.cfg, step, numbers, text),
             "pivot_rows": torch.where(grounded, itself - frames - 1, itself) if text else itself,
         }
-
-    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of all held-out scenes at a phase's size, without augmentation, each at one of its K in turn."""
-        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out")
-        for rows in _parts(len(self._held_out), phase.batch):
-            batch = self._held_out.batch(
-                rows, phase.size_px, frames=torch.from_numpy(rows % (self.group - 1))[:, None]
-            )
-            itself = torch.arange(len(rows))
-            yield {
-                "text_to_image": False,
-                "image": batch["image"],
-                "target": batch["bokeh"][:, 0],
-                "strength": batch["strength"][:, 0],
-                "offset_dpt": batch["offset_dpt"],
-                "seed": torch.from_numpy(rows),
-                "number": torch.from_numpy(rows),
-                "drop_strength": torch.zeros(len(rows), dtype=torch.bool),
-                "pivot_rows": itself,
-            }
 
     def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, in the main memory."""
@@ -388,21 +360,9 @@ def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool
     return torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < share for n in numbers])
 
 
-def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray, samples: int | None = None) -> torch.Tensor:
-    """Which samples (B,) get no stack; never all of a step, since DSFA would then have no gradient.
-
-    Args:
-        cfg: of the run.
-        step: of the run.
-        numbers: (B,) of the samples within the step.
-        samples: of the whole step; None where the numbers are all of them.
-    """
-
-    def drawn(number: int) -> bool:
-        return step_rng(cfg.seed, step, int(number), 1).random() < cfg.lone_share
-
-    lone = torch.tensor([drawn(number) for number in numbers])
-    return lone & ~torch.tensor(bool(lone.all()) and all(map(drawn, range(samples or 0))))
+def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray) -> torch.Tensor:
+    """Which samples (B,) of a step get no stack."""
+    return torch.tensor([step_rng(cfg.seed, step, int(number), 1).random() < cfg.lone_share for number in numbers])
 
 
 class PoolStacks:
@@ -413,23 +373,15 @@ class PoolStacks:
     """
 
     def __init__(self, cfg: Stage2Config) -> None:
-        if cfg.stack in ("renderer", "stage1"):
-            _check_renders(cfg.pool, f"the stack {cfg.stack}")
-        self.cfg, self.rendered = cfg, ScenePool(cfg.pool, "train")
-        self._held_out: ScenePool | None = None
-        self.without_intrinsics = "a pool"
-        self._held_out_of, self.generated = cfg.pool, None
-        if cfg.stack == "stage1":
-            folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
-            self.generated = ScenePool(folder, "train")
-            if shard_path(folder, "held_out", 0).exists():
-                self._held_out_of = folder
+        if cfg.stack == "renderer":
+            _check_renders(cfg.pool, "the stack renderer")
+        self.cfg, self.pool, self.without_intrinsics = cfg, ScenePool(cfg.pool, "train"), "a pool"
         self._check_depth()
 
     def _check_depth(self) -> None:
         """Counts the scenes without any depth that counts; they have no weight in the loss."""
-        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, len(self.rendered)
-        blocks = self.rendered.tensors["depth_m"].split(1000)
+        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, len(self.pool)
+        blocks = self.pool.tensors["depth_m"].split(1000)
         empty = loaded - sum(int(((d >= low) & (d <= high)).flatten(1).any(1).sum()) for d in blocks)
         if empty:
             words = f"pool.folder is {self.cfg.pool.folder!r}, {empty} of whose {loaded} scenes have no depth"
@@ -452,36 +404,20 @@ class PoolStacks:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
             (B, 1, H, W), and lone (B,), who gets no stack.
         """
-        pool = self.rendered
-        if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
-            pool = self.generated
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
-        rows = np.array([rng.integers(len(pool)) for rng in rngs])
-        count = pool.tensors["bokeh"].shape[1]
+        rows = np.array([rng.integers(len(self.pool)) for rng in rngs])
+        count = self.pool.tensors["bokeh"].shape[1]
         frames = torch.stack([chosen_frames(count, rng, self.cfg.augment) for rng in rngs])
-        batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
+        batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
         told = [told_strength(k, rng, self.cfg.augment) for k, rng in zip(batch["strength"], rngs, strict=True)]
         batch["strength"] = torch.stack(told)
-        return self._sample(batch) | {"lone": lone_samples(self.cfg, step, numbers, samples)}
-
-    def _sample(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        depth = batch["depth_m"]
+        depth, names = batch["depth_m"], ("image", "bokeh", "strength", "depth_m")
         valid = (depth >= self.cfg.min_depth_m) & (depth <= self.cfg.max_depth_m)
-        return {name: batch[name] for name in ("image", "bokeh", "strength")} | {"depth_m": depth, "valid": valid}
-
-    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of all held-out scenes, without augmentation.
-
-        Their stacks are Stage-1's where the run loaded those and they include held-out ones, else the renderer's.
-        """
-        self._held_out = self._held_out or ScenePool(self._held_out_of, "held_out")
-        for rows in _parts(len(self._held_out), phase.batch):
-            yield self._sample(self._held_out.batch(rows, phase.size_px))
+        return {name: batch[name] for name in names} | {"valid": valid, "lone": lone_samples(self.cfg, step, numbers)}
 
     def looks(self, count: int) -> dict[str, torch.Tensor]:
         """The first scenes as a batch without augmentation, for sample grids."""
-        pool = self.generated or self.rendered
-        return pool.batch(np.arange(min(count, len(pool))), self.cfg.size_px)
+        return self.pool.batch(np.arange(min(count, len(self.pool))), self.cfg.size_px)
 
 
 def chosen_frames(count: int, rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:

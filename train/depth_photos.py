@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bokehdepth.rendering.refocus import render_from_depth
 from train import losses
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage2Config
-from train.data import ScenePool
+from train.data import ScenePool, lone_samples
 from train.photos import MixedPhotos
 from train.rows import fill_holes
 
@@ -63,19 +63,8 @@ class DepthPhotos:
         else:
             rngs = [step_rng(cfg.seed, step, int(number), 2) for number in numbers]
             bokeh = torch.stack([rendered(batch, i, strengths, rng) for i, rng in enumerate(rngs)])
-        draws = [step_rng(cfg.seed, step, int(number), 1).random() for number in numbers]
-        lone = torch.tensor([draw < cfg.lone_share for draw in draws])
+        lone = lone_samples(cfg, step, numbers)
         return {**batch, "bokeh": bokeh, "strength": torch.from_numpy(strengths).expand(len(bokeh), -1), "lone": lone}
-
-    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of the middles of all photographs of the evaluation manifests, as `__call__` gives them."""
-        for number, batch in enumerate(self._evaluation().all(phase)):
-            yield self._with_stack(batch, 2**30 + number, np.arange(len(batch["image"])))
-
-    def _evaluation(self) -> MixedPhotos:
-        if not hasattr(self, "_kept"):
-            self._kept = MixedPhotos(self.cfg.held_out_photos, None, self.cfg.augment, self.cfg.seed, "depth")
-        return self._kept
 
 
 def rendered(

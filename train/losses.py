@@ -5,14 +5,12 @@ A step's samples may come in several batches and on several processes: see `Summ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as fn
 from torch import nn
-
-from bokehdepth.modeling_mini_flux import level_weights
 
 Sums = dict[str, torch.Tensor]
 """Sums and counts over samples or pixels, by name."""
@@ -25,14 +23,8 @@ class SummedNetwork(nn.Module):
     is not the mean over all wherever the parts hold different numbers of what is averaged (blurred pixels, known
     depths). So each part gives its sums, and the loss is formed from those of the whole step: `within` stands a part
     in it, and the parts' gradients add up to the whole's.
-
-    Attributes:
-        pooled: whether the loss is not linear in the sums that depend on weights (the root of a mean over the step).
-            Their totals are then needed before a part's gradient, which costs a forward pass without gradient for
-            each of several accumulated batches, and nothing else.
+    The loss is linear in the sums that depend on weights: its gradient needs nothing but the counts of the whole.
     """
-
-    pooled = False
 
     def counts(self, batch: dict[str, Any]) -> Sums:
         """What the loss divides by, which the data alone decide."""
@@ -66,31 +58,10 @@ def within(part: Sums, whole: Sums) -> Sums:
     return {name: whole[name] + (value - value.detach()) if name in whole else value for name, value in part.items()}
 
 
-def split_sum(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Sums (2,) over two kinds of pixels, of which each pixel is the first to a `share` and the second to the rest."""
-    return torch.stack([(values * share).sum(), (values * (1 - share)).sum()])
-
-
-def split_mean(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sum of both kinds' means, so that neither outvotes the other; a kind that is hardly there counts less."""
-    return (sums / (counts + 1)).sum()
-
-
 def pixel_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute plus squared error (B, 1, H, W) of pictures (B, 3, H, W), the mean over their channels."""
     difference = prediction.float() - target.float()
     return (difference.abs() + difference.square()).mean(1, keepdim=True)
-
-
-def level_entropy(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B, h, w) of blend logits (B, J, h, w) to levels of the true offset, in multiples (B, 1, H, W)."""
-    target = fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt), logits.shape[-2:])
-    return -(target * logits.float().log_softmax(1)).sum(1)
-
-
-def sharp_share(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """How much (B, h, w) of the lowest level the true offset (B, 1, H, W) means, over cells of a map (h, w)."""
-    return fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt[:2])[:, :1], size)[:, 0]
 
 
 def balanced_means(errors: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,28 +229,3 @@ class MixedPhotos:
         image, focal = tensors["image"][number].numpy(), float(tensors["focal_px"][number])
         photo = Photograph(str(number), "scenes", str(number), image, disparity, True, focal, None)
         return cut(photo, size, rng, self.cfg)
-
-    def all(self, phase: PhaseConfig) -> Iterator[dict[str, torch.Tensor]]:
-        """Every photograph once, its middle, in batches, without augmentation."""
-        size = (phase.size_px, phase.width_px or phase.size_px)
-        for begin in range(0, len(self.pool), phase.batch):
-            samples = [centre(photo, size) for photo in self.pool.photos[begin : begin + phase.batch]]
-            yield {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-class _Middle:
-    """Stands in for a generator where nothing is left to chance: the middle, not mirrored."""
-
-    def uniform(self, low: float, high: float) -> float:
-        return (low + high) / 2
-
-    def normal(self, mean: float, deviation: float) -> float:
-        return mean
-
-    def random(self) -> float:
-        return 1.0
-
-
-def centre(photo: Photograph, size: tuple[int, int]) -> dict[str, Any]:
-    """The largest part in the middle of a photograph at (height, width), as `cut` gives it."""
-    return cut(photo, size, _Middle(), PhotosConfig(files=["-"]))

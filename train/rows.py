@@ -502,7 +502,7 @@ class RowStacks:
 
         drawn = [redrawn(partial(draw, int(number))) for number in numbers]
         batch = {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
-        return batch | {"lone": lone_samples(self.cfg, step, numbers, samples)}
+        return batch | {"lone": lone_samples(self.cfg, step, numbers)}
 
     def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
         """One sample, with neither augmentation nor chance where there is no generator."""

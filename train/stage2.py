@@ -366,7 +366,6 @@ def run(
         plan=[phase],
         export=lambda folder: export(config, model, folder),
         sample=lambda: look(config, network, source),
-        held_out=lambda: source.held_out(phase),
         is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
     )
     return loop.fit(config, accelerator, stage, resume)
@@ -382,13 +381,11 @@ def _run_photos(config: Stage2Config, accelerator: Accelerator, resume: str | Pa
     model.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
     if config.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    largest = max(config.phases, key=lambda phase: phase.size_px)
     stage = loop.Stage(
         network=DepthPhotosNetwork(model, config),
         draw=source,
         plan=config.phases,
         export=lambda folder: export(config, model, folder),
-        held_out=None if config.held_out_photos is None else lambda: source.held_out(largest),
         is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
     )
     return loop.fit(config, accelerator, stage, resume)
