@@ -7,7 +7,6 @@ section that sets one key keeps the other values that its stage has there.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -464,14 +463,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def trainer_parser(description: str) -> argparse.ArgumentParser:
-    """The command line of the two trainers."""
-    result = parser(description)
-    result.add_argument("--resume", metavar="latest|PATH", help="go on from the last checkpoint, or from a folder")
-    result.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model when the run is done")
-    return result
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with the sentence of an InputError, without its trace."""
@@ -479,9 +470,3 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def command(module: str, arguments: argparse.Namespace) -> str:
-    """The command line of a training, as a card repeats it."""
-    changes = [part for change in arguments.set for part in ("--set", change)]
-    return shlex.join(["python", "-m", module, "--config", arguments.config, *changes])

@@ -1,4 +1,4 @@
-"""Stage-2 of the embedded model on photographs and procedural scenes together: its batches, loss and network."""
+"""Batches of the embedded Stage-2, of photographs and procedural scenes together."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as fn
-from transformers.modeling_utils import PreTrainedModel
 
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.refocus import render_from_depth
-from train import losses
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage2Config
 from train.data import ScenePool, lone_samples
 from train.photos import MixedPhotos
 from train.rows import fill_holes
 
-_GRADIENT_SCALES = 4
 _NEAREST_FOCUS_SHARE = 0.6  # of a picture's disparity quantiles: things in focus are mostly the nearer ones
 _LEAST_STRENGTH = 3.0
 
@@ -85,68 +82,6 @@ def rendered(
     picture = np.ascontiguousarray(batch["image"][number].permute(1, 2, 0).numpy())
     frames = [render_from_depth(picture, depth, float(strength), focus) for strength in strengths]
     return torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
-
-
-class DepthPhotosNetwork(losses.SummedNetwork):
-    """A depth model that knows cameras, and its loss on batches of `DepthPhotos`, in which every picture counts alike.
-
-    Args:
-        model: `BokehDepthEfficientNetForDepthEstimation`.
-        cfg: of the run.
-    """
-
-    def __init__(self, model: PreTrainedModel, cfg: Stage2Config) -> None:
-        super().__init__()
-        self.model, self.cfg = model, cfg
-
-    def counts(self, batch: dict[str, Any]) -> losses.Sums:
-        """How many pictures there are."""
-        return {"pictures": torch.tensor(float(len(batch["image"])))}
-
-    def sums(self, batch: dict[str, Any]) -> losses.Sums:
-        """Sums of all terms over a batch."""
-        depth, camera = self.predict(batch)
-        focal = batch["focal_px"]
-        has_focal = torch.isfinite(focal)
-        known = batch["metric"] & has_focal  # metres without a focal length are a scale of their own
-        terms = losses.bounded_log_errors(
-            depth, batch["disparity"][:, 0], batch["valid"][:, 0], known, self.cfg.far_m, _GRADIENT_SCALES
-        )
-        miss = (camera[:, 0, 0].log() - torch.where(has_focal, focal, 1.0).log()).abs()
-        terms["focal"] = torch.where(has_focal, miss, 0.0)
-        return {**self.counts(batch), **{name: values.sum() for name, values in terms.items()}}
-
-    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
-        """The loss and its parts, means over all pictures; a part that a picture lacks is 0 there."""
-        means = {name: value / sums["pictures"] for name, value in sums.items() if name != "pictures"}
-        loss = means["metric"] + self.cfg.shape_weight * means["shape"] + self.cfg.gradient_weight * means["gradient"]
-        return {"loss": loss + self.cfg.focal_weight * means["focal"], **means}
-
-    def predict(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Depth (B, h, w) in metres, with the true focal lengths where they are known, and guessed cameras."""
-        image = batch["image"] * 2 - 1
-        alone = "bokeh" not in batch
-        lone = batch.get("lone", torch.full((len(image),), alone, device=image.device))
-        parts = []
-        for chosen in (lone, ~lone):
-            rows = chosen.nonzero()[:, 0]
-            if not len(rows):
-                continue
-            pixels, extra = image[rows], {}
-            if not bool(lone[rows[0]]):
-                pixels = torch.cat([pixels[:, None], batch["bokeh"][rows] * 2 - 1], dim=1)
-                strength = batch["strength"][rows]
-                extra = {"bokeh_strengths": torch.cat([torch.zeros_like(strength[:, :1]), strength], dim=1)}
-            output = self.model(pixel_values=pixels, **extra)
-            parts.append((rows, output.predicted_depth, output.intrinsics))
-        order = torch.cat([rows for rows, _, _ in parts]).argsort()
-        depth = torch.cat([d for _, d, _ in parts])[order]
-        camera = torch.cat([c for _, _, c in parts])[order]
-        if not alone and bool(lone.all()):  # data parallel training wants every trained tensor in every part
-            depth = depth + 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
-        focal, guessed = batch["focal_px"], camera[:, 0, 0]
-        scale = torch.where(torch.isfinite(focal), torch.where(torch.isfinite(focal), focal, 1.0) / guessed, 1.0)
-        return depth * scale[:, None, None], camera
 
 
 @torch.no_grad()

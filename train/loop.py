@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, send_to_device
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from bokehdepth.errors import InputError
 from bokehdepth.io import save_image
 from bokehdepth.staging import remove_stale, staged, write_file
+from train import config, publish
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
 from train.losses import SummedNetwork, total, within
@@ -120,6 +122,29 @@ def prepare_engine(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, p
         engine["train_micro_batch_size_per_gpu"] = plan[0].batch
         engine["gradient_accumulation_steps"] = cfg.loop.accumulation
         engine["gradient_clipping"] = cfg.optimizer.grad_clip or 0.0
+
+
+def main(kind: type, run: Callable[..., Path], module: str) -> None:
+    """The command line of a trainer.
+
+    Args:
+        kind: of its configuration.
+        run: trains what one says, from a checkpoint or from the start.
+        module: that is started, as a published card repeats it.
+    """
+    parser = config.parser(f"Trains what a {kind.__name__} says.")
+    parser.add_argument("--resume", metavar="latest|PATH", help="go on from the last checkpoint, or from a folder")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model when the run is done")
+    arguments = parser.parse_args()
+    set_up_logging()
+    cfg = config.load(kind, arguments.config, arguments.set)
+    if arguments.push_to_hub:
+        publish.check(cfg)
+    model = run(cfg, arguments.resume)
+    if arguments.push_to_hub and PartialState().is_main_process:
+        changes = [part for change in arguments.set for part in ("--set", change)]
+        command = shlex.join(["python", "-m", module, "--config", arguments.config, *changes])
+        publish.push(cfg, model, arguments.push_to_hub, command)
 
 
 def set_up_logging() -> None:

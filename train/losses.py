@@ -5,7 +5,7 @@ A step's samples may come in several batches and on several processes: see `Summ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -125,17 +125,24 @@ def log_gradient_loss(
     A difference counts where both of its pixels are valid; a halved pixel is valid where all four of its are; a
     picture counts where any is. The reduction is that of `scale_invariant_log_loss`.
     """
-    g, weight = _log_ratio(prediction_m, target_m, valid)
-    whole, g, weight = weight, g[:, None], weight[:, None]
-    found = g.new_zeros(len(g))
+    ratio, weight = _log_ratio(prediction_m, target_m, valid)
+    return _over_pictures(_changes(ratio, weight, scales, torch.abs), weight, reduction)
+
+
+def _changes(
+    values: torch.Tensor, weight: torch.Tensor, scales: int, size: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Mean size (B,) of the differences between neighbours of values (B, H, W), over halvings of the picture."""
+    values, weight = values[:, None], weight[:, None]
+    result = values.new_zeros(len(values))
     for _ in range(scales):
         for axis in (-1, -2):
-            count = g.shape[axis] - 1
+            count = values.shape[axis] - 1
             both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
-            change = (g.narrow(axis, 1, count) - g.narrow(axis, 0, count)).abs() * both
-            found = found + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
-        g, weight = fn.avg_pool2d(g, 2), (fn.avg_pool2d(weight, 2) == 1).float()
-    return _over_pictures(found / scales, whole, reduction)
+            change = size(values.narrow(axis, 1, count) - values.narrow(axis, 0, count)) * both
+            result = result + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
+        values, weight = fn.avg_pool2d(values, 2), (fn.avg_pool2d(weight, 2) == 1).float()
+    return result / scales
 
 
 def _over_pictures(values: torch.Tensor, weight: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -190,18 +197,11 @@ def bounded_log_errors(
         near = valid & (disparity > 1 / far_m) & metric[:, None, None]
         relative = torch.where(near, (depth * disparity - 1).abs(), 0.0)
         relative = relative.sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
-    gradient, level, weight = torch.zeros_like(relative), error[:, None], valid[:, None].float()
-    for _ in range(scales):
-        for axis in (-1, -2):
-            count = level.shape[axis] - 1
-            both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
-            change = _smooth_abs(level.narrow(axis, 1, count) - level.narrow(axis, 0, count)) * both
-            gradient = gradient + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
-        level, weight = fn.avg_pool2d(level, 2), (fn.avg_pool2d(weight, 2) == 1).float()
+    gradient = _changes(error, valid.float(), scales, _smooth_abs)
     return {
         "metric": torch.where(metric, _smooth_abs(error).sum((-2, -1)) / counts, 0.0),
         "shape": torch.where(valid, _smooth_abs(error - middle), 0.0).sum((-2, -1)) / counts,
-        "gradient": gradient / scales,
+        "gradient": gradient,
         "abs_rel": relative,
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as fn
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
@@ -26,7 +26,7 @@ from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
 from bokehdepth.visualization import contact_sheet
-from train import config, loop, losses, publish
+from train import config, loop, losses
 from train.bokeh_photos import BokehPhotos
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool
@@ -474,14 +474,7 @@ def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
 
 def main() -> None:
     """Trains Stage-1."""
-    arguments = config.trainer_parser(main.__doc__).parse_args()
-    loop.set_up_logging()
-    cfg = config.load(Stage1Config, arguments.config, arguments.set)
-    if arguments.push_to_hub:
-        publish.check(cfg)
-    model = run(cfg, arguments.resume)
-    if arguments.push_to_hub and PartialState().is_main_process:
-        publish.push(cfg, model, arguments.push_to_hub, config.command("train.stage1", arguments))
+    loop.main(Stage1Config, run, "train.stage1")
 
 
 if __name__ == "__main__":
