@@ -12,12 +12,11 @@ import torch.nn.functional as fn
 from PIL import Image
 
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
-from bokehdepth.rendering.refocus import render_from_depth
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage1Config
 from train.data import ScenePool, colour_matrix, recoloured
-from train.photos import MixedPhotos, Photograph, cut
-from train.rows import fill_holes
+from train.photos import MixedPhotos, Photograph, cut, scene_photo
+from train.rows import rendered
 
 _FOCUS_QUANTILE = 0.6  # of the disparity in the middle of a photograph without a marked subject
 _MIDDLE = 0.5  # side of that middle
@@ -81,10 +80,7 @@ class BokehPhotos:
         if scenes is not None and kind < cfg.scene_share:
             number = int(rng.integers(len(scenes)))
             focus = 1 / float(scenes.tensors["focus_distance_m"][number])
-            photo = Photograph(
-                str(number), "scenes", str(number), scenes.tensors["image"][number].numpy(),
-                1 / scenes.tensors["depth_m"][number].numpy(), True, float(scenes.tensors["focal_px"][number]), None,
-            )  # fmt: skip
+            photo = scene_photo(scenes, number, whole=True)
             return _focused(cut(photo, size, rng, cfg), focus)
         if kind < cfg.scene_share + self.cfg.mask_share:
             photo = pool.photos[self.masked[int(rng.integers(len(self.masked)))]]
@@ -191,8 +187,4 @@ def _paste(sample: dict[str, Any], sprite: Photograph, rng: np.random.Generator)
 def _render(sample: dict[str, Any]) -> torch.Tensor:
     """The sample's photo through the lens (3, h, w)."""
     depth = np.where(sample["known"][0].numpy(), 1 / sample["disparity"][0].numpy(), np.nan).astype(np.float32)
-    picture = np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())
-    if not np.isfinite(depth).any():
-        return sample["image"]
-    target = render_from_depth(picture, fill_holes(depth), float(sample["strength"]), 1 / max(sample["focus"], 1e-3))
-    return torch.from_numpy(target).permute(2, 0, 1)
+    return rendered(sample["image"], depth, [float(sample["strength"])], 1 / max(sample["focus"], 1e-3))[0]

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as fn
 
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
-from bokehdepth.rendering.refocus import render_from_depth
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage2Config
 from train.data import ScenePool, lone_samples
 from train.photos import MixedPhotos
-from train.rows import fill_holes
+from train.rows import rendered
 
 _NEAREST_FOCUS_SHARE = 0.6  # of a picture's disparity quantiles: things in focus are mostly the nearer ones
 _LEAST_STRENGTH = 3.0
@@ -35,17 +34,14 @@ class DepthPhotos:
 
     def __init__(self, cfg: Stage2Config, scenes: ScenePool | None, stage1: Stage1 | None = None) -> None:
         self.cfg, self.stage1 = cfg, stage1
-        self.photos = MixedPhotos(cfg.photos, scenes, cfg.augment, cfg.seed, "depth")
+        self.photos = MixedPhotos(cfg.photos, scenes, cfg.augment, cfg.seed, with_depth=True)
 
     def __call__(self, step: int, phase: PhaseConfig, numbers: np.ndarray, samples: int) -> dict[str, Any]:
         """Draws a batch as `MixedPhotos.draw` gives it.
 
         Unless the stack is none it has bokeh (B, F, 3, h, w), strength (B, F) and lone (B,), who gets no stack.
         """
-        return self._with_stack(self.photos.draw(step, phase, numbers), step, numbers)
-
-    def _with_stack(self, batch: dict[str, Any], step: int, numbers: np.ndarray) -> dict[str, Any]:
-        cfg = self.cfg
+        cfg, batch = self.cfg, self.photos.draw(step, phase, numbers)
         if cfg.stack == "none":
             return batch
         common = step_rng(cfg.seed, step, 2**21)  # K and the kind of stack belong to the step
@@ -59,12 +55,12 @@ class DepthPhotos:
             bokeh = batch["image"][:, None].expand(-1, len(strengths), -1, -1, -1)
         else:
             rngs = [step_rng(cfg.seed, step, int(number), 2) for number in numbers]
-            bokeh = torch.stack([rendered(batch, i, strengths, rng) for i, rng in enumerate(rngs)])
+            bokeh = torch.stack([_frames(batch, i, strengths, rng) for i, rng in enumerate(rngs)])
         lone = lone_samples(cfg, step, numbers)
         return {**batch, "bokeh": bokeh, "strength": torch.from_numpy(strengths).expand(len(bokeh), -1), "lone": lone}
 
 
-def rendered(
+def _frames(
     batch: dict[str, torch.Tensor], number: int, strengths: np.ndarray, rng: np.random.Generator
 ) -> torch.Tensor:
     """Frames (F, 3, h, w) of one sample, rendered from its depth with the focus on a drawn value of it.
@@ -72,16 +68,12 @@ def rendered(
     Depth without scale is taken as it is, its median at 3 m, since K times an unknown scale is K of another lens.
     """
     disparity, valid = batch["disparity"][number, 0].numpy(), batch["valid"][number, 0].numpy()
-    if not valid.any():
-        return batch["image"][number].expand(len(strengths), -1, -1, -1).clone()
-    if not bool(batch["metric"][number]):
+    if valid.any() and not bool(batch["metric"][number]):
         disparity = disparity / (3 * np.median(disparity[valid]) + 1e-9)
-    depth = fill_holes(np.where(valid, 1 / np.maximum(disparity, 1e-3), np.nan).astype(np.float32))
+    depth = np.where(valid, 1 / np.maximum(disparity, 1e-3), np.nan).astype(np.float32)
     quantile = 1 - rng.uniform(0, 1) * _NEAREST_FOCUS_SHARE if rng.random() < 0.7 else rng.uniform(0, 1)
-    focus = 1 / max(float(np.quantile(1 / depth[valid], quantile)), 1e-3)
-    picture = np.ascontiguousarray(batch["image"][number].permute(1, 2, 0).numpy())
-    frames = [render_from_depth(picture, depth, float(strength), focus) for strength in strengths]
-    return torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
+    focus = 1 / max(float(np.quantile(1 / depth[valid], quantile)), 1e-3) if valid.any() else 1.0
+    return rendered(batch["image"][number], depth, strengths, focus)
 
 
 @torch.no_grad()

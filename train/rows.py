@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from train.data import (
     told_strength,
 )
 from train.prompts import Prompts
-from train.row_checks import UnusableError, checked, outcome, redrawn, told, unusable
+from train.row_checks import UnusableError, checked, outcome, redrawn, sorted_out, told, unusable
 from train.sources import read_depth as read_depth_file
 
 logger = logging.getLogger("train.rows")
@@ -93,6 +94,23 @@ def read_depth(row: ManifestRow) -> np.ndarray:
     return depth
 
 
+def read_mask(row: ManifestRow) -> np.ndarray:
+    """What is marked in a row's photo, bool (H, W).
+
+    Raises:
+        InputError: the file cannot be read, or is not of the photo's size.
+    """
+    try:
+        with Image.open(row.mask_path) as image:
+            mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is no picture that can be read ({error}).") from error
+    wanted = picture_size(row.image_path)
+    if mask.shape != wanted:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {wanted} px.")
+    return mask
+
+
 def can_be_rendered(row: ManifestRow) -> bool:
     """Whether a row has what refocusing needs: photo, depth, and a focus (stated, or that of its foreground)."""
     camera = row.camera_anns
@@ -107,14 +125,7 @@ def focus_of(row: ManifestRow, depth: np.ndarray) -> float:
         return camera.focus_distance_m
     if camera is not None and camera.focus_relative_disparity:
         return 1 / camera.focus_relative_disparity
-    try:
-        with Image.open(row.mask_path) as image:
-            mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"row {row.row_id}: {row.mask_path} is no picture that can be read ({error}).") from error
-    if mask.shape != depth.shape:
-        raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {depth.shape} px.")
-    inside = depth[mask & np.isfinite(depth)]
+    inside = depth[read_mask(row) & np.isfinite(depth)]
     if inside.size == 0:
         raise InputError(f"row {row.row_id}: {row.mask_path} covers no depth; wanted a foreground.")
     return float(1 / np.median(1 / inside))
@@ -160,6 +171,23 @@ def fill_holes(depth: np.ndarray) -> np.ndarray:
         return depth
     nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
     return depth[tuple(nearest)]
+
+
+def rendered(photo: torch.Tensor, depth: np.ndarray, strengths: Sequence[float], focus: float) -> torch.Tensor:
+    """Frames (F, 3, H, W) of a photo (3, H, W) through the lens; without any depth they are the photo.
+
+    Args:
+        photo: in [0, 1].
+        depth: (H, W), NaN where it is not known.
+        strengths: (F,) K.
+        focus: in the unit of the depth.
+    """
+    if not np.isfinite(depth).any():
+        return photo.expand(len(strengths), -1, -1, -1)
+    picture = np.ascontiguousarray(photo.permute(1, 2, 0).numpy())
+    whole = fill_holes(depth)
+    frames = [render_from_depth(picture, whole, float(strength), focus) for strength in strengths]
+    return torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
 
 
 # ---------------------------------------------------------------------- geometry
@@ -272,10 +300,7 @@ class RowPairs:
         self.cfg, self.prompts = cfg, prompts
         self.group = 1 + cfg.manifests.renders
         rows = load_rows(cfg.manifests)
-        found = list(zip(rows, checked(rows, self._check), strict=True))
-        bad = [(row, result) for row, result in found if isinstance(result, UnusableError)]
-        self.left_out = told(bad, "altogether")
-        good = [(row, result) for row, result in found if not isinstance(result, UnusableError)]
+        good, self.left_out = sorted_out(rows, checked(rows, self._check), "altogether")
         self.rows = [row for row, _ in good]
         for size in sorted({size for _, sizes in good for size in sizes}):
             bad = [(row, sizes[size]) for row, sizes in good if sizes.get(size)]
@@ -390,7 +415,8 @@ class RowPairs:
         if render:
             image = crop.of(load_picture(row.image_path))
             strength = 0.0 if member == 0 else float(draws[0 if member is None else member])
-            target = self._render(row, crop, image, strength)  # K = 0 too: a group reads the same files
+            depth = read_depth(row)  # at K = 0 too: a group reads the same files
+            target = rendered(image[0], crop.of_depth(depth), [strength], focus_of(row, depth))
         else:
             target, strength = crop.of(load_picture(row.target_path)), self._strength(row, bucket, size)
             image = target if text else crop.of(load_picture(row.image_path))
@@ -398,13 +424,6 @@ class RowPairs:
             image, target = image.flip(-1), target.flip(-1)
         sample = {"image": image[0], "target": target[0], "strength": torch.tensor(strength), "seed": seed}
         return {**sample, **prompt, "grounded": grounded and member is not None}
-
-    def _render(self, row: ManifestRow, crop: Crop, image: torch.Tensor, strength: float) -> torch.Tensor:
-        depth = read_depth(row)
-        focus = focus_of(row, depth)
-        picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
-        blurred = render_from_depth(picture, fill_holes(crop.of_depth(depth)), strength, focus)
-        return torch.from_numpy(blurred).permute(2, 0, 1)[None]
 
     def _prompt(self, row: ManifestRow, rng: np.random.Generator, text: bool) -> dict[str, torch.Tensor]:
         chosen, dropped = rng.random(), rng.random() < self.cfg.prompts.caption_dropout
@@ -440,9 +459,8 @@ class RowStacks:
             raise InputError("manifests have no row with a depth; wanted depth to learn from.")
         for row in rows:
             self._check_kind(row, rows[0])
-        found = list(zip(rows, checked(rows, self._check), strict=True))
-        left_out = told([(row, error) for row, error in found if error is not None], "altogether")
-        self.rows = [row for row, error in found if error is None]
+        good, left_out = sorted_out(rows, checked(rows, self._check), "altogether")
+        self.rows = [row for row, _ in good]
         if not self.rows:
             raise InputError(f"manifests have no row to learn from ({left_out}); wanted at least one.")
         lacking = [row.row_id for row in self.rows if row.intrinsics is None]
@@ -511,13 +529,8 @@ class RowStacks:
         crop, mirrored = self._crop(row, rng, depth), rng is not None and rng.random() < 0.5 and cfg.augment.mirror
         image = crop.of(load_picture(row.image_path))
         if cfg.stack == "renderer":
-            focus = focus_of(row, depth)
-            whole = fill_holes(crop.of_depth(depth))
-            whole = np.where(np.isfinite(whole), whole, focus)  # a hole fills the crop, which then counts nothing
-            picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
             strengths = cfg.strengths
-            frames = [render_from_depth(picture, whole, k, focus) for k in strengths]
-            bokeh = torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in frames])
+            bokeh = rendered(image[0], crop.of_depth(depth), strengths, focus_of(row, depth))
         else:
             strengths = [crop.strength(k, size[1]) if row.stack else k for k in self._strengths(row)]
             kept = [i for i, k in enumerate(strengths) if k <= MAX_BOKEH_STRENGTH]
