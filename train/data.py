@@ -7,6 +7,7 @@ it stopped. A training that finds only part of the shards trains on that part.
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
 import zlib
@@ -40,7 +41,6 @@ logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
 _KIND = "U32"
 _ARRAYS = ("image", "bokeh", "strength", "depth_m", "depth_known", "focus_distance_m", "focal_px")
-_POLL_S = 0.5
 
 
 def split_files(patterns: list[str], hold_out: float, split: str) -> list[Path]:
@@ -98,22 +98,18 @@ def render_shard(pool: PoolConfig, split: str, index: int) -> None:
     write_file(path, lambda file: np.savez(file, **arrays), overwrite=True)
 
 
+def _shards(pool: PoolConfig) -> list[tuple[PoolConfig, str, int]]:
+    """Every shard of a pool as arguments of `render_shard`, the held-out split first."""
+    totals = (("held_out", pool.held_out_scenes), ("train", pool.scenes))
+    return [(pool, split, index) for split, total in totals for index in range(-(-total // pool.shard))]
+
+
 def build_pool(pool: PoolConfig, workers: int) -> None:
     """Renders every missing shard, the held-out split first."""
-    jobs = [("held_out", i) for i in range(-(-pool.held_out_scenes // pool.shard))]
-    jobs += [("train", i) for i in range(-(-pool.scenes // pool.shard))]
+    jobs = _shards(pool)
     with ProcessPoolExecutor(workers) as executor:
-        for done, _ in enumerate(executor.map(_render_job, [(pool, *job) for job in jobs]), 1):
+        for done, _ in enumerate(executor.map(render_shard, *zip(*jobs, strict=True)), 1):
             logger.info("shard %d of %d", done, len(jobs))
-
-
-def _render_job(job: tuple[PoolConfig, str, int]) -> None:
-    render_shard(*job)
-
-
-def _scenes_in(path: Path) -> int:
-    with np.load(path, allow_pickle=False) as shard:
-        return len(shard["focus_distance_m"])
 
 
 class ScenePool:
@@ -135,22 +131,24 @@ class ScenePool:
         self.pool, self.split = pool, split
         self.tensors: dict[str, torch.Tensor] = {}
         total = pool.scenes if split == "train" else pool.held_out_scenes
-        paths = [shard_path(pool, split, index) for index in range(-(-total // pool.shard))]
-        self._loaded = 0
-        paths = [path for path in paths if path.exists()]
+        paths = [path for path in (shard_path(*job) for job in _shards(pool) if job[1] == split) if path.exists()]
         if not paths:
             raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
-        self._scenes = min(sum(_scenes_in(path) for path in paths), total)
-        self.kinds = np.empty(self._scenes, _KIND)
+        counts = []
         for path in paths:
-            self._load(path)
+            with np.load(path, allow_pickle=False) as shard:
+                counts.append(len(shard["focus_distance_m"]))
+        self._scenes = min(sum(counts), total)
+        self.kinds = np.empty(self._scenes, _KIND)
+        for path, begin in zip(paths, itertools.accumulate(counts, initial=0), strict=False):
+            self._load(path, begin)
 
     def __len__(self) -> int:
         """Scenes that are loaded."""
         return self._scenes
 
-    def _load(self, path: Path) -> None:
-        """Appends a shard, up to the number of scenes, to blocks of that size: a large pool is never there twice."""
+    def _load(self, path: Path, begin: int) -> None:
+        """Puts a shard into blocks of the pool's size, behind others: a large pool is never there twice."""
         with np.load(path, allow_pickle=False) as shard:
             lacking = sorted({*_ARRAYS, "kind"} - set(shard.files))
             if lacking:
@@ -158,7 +156,7 @@ class ScenePool:
                     f"pool.folder must hold shards with {', '.join(lacking)}, got {str(path)!r} of another version; "
                     "delete its shards and run train.data again."
                 )
-            begin, end = self._loaded, min(self._loaded + len(shard["kind"]), self._scenes)
+            end = min(begin + len(shard["kind"]), self._scenes)
             self.kinds[begin:end] = shard["kind"][: end - begin]
             for key in _ARRAYS:
                 values = torch.from_numpy(shard[key][: end - begin])
@@ -169,7 +167,6 @@ class ScenePool:
                     size = (self._scenes, *values.shape[1:])
                     self.tensors[key] = torch.empty(size, dtype=values.dtype)
                 self.tensors[key][begin:end] = values
-        self._loaded = end
 
     def batch(
         self,
@@ -268,13 +265,12 @@ def fill_pool(pool: PoolConfig, process: int = 0, processes: int = 1, wait: Call
     """
     if not pool.render_missing:
         return
-    totals = (("held_out", pool.held_out_scenes), ("train", pool.scenes))
-    jobs = [(split, index) for split, total in totals for index in range(-(-total // pool.shard))]
-    for split, index in jobs[process::processes]:
-        render_shard(pool, split, index)
+    jobs = _shards(pool)
+    for job in jobs[process::processes]:
+        render_shard(*job)
     if wait is not None:
         wait()
-    lost = [path for path in (shard_path(pool, *job) for job in jobs) if not path.exists()]
+    lost = [path for path in (shard_path(*job) for job in jobs) if not path.exists()]
     if lost:
         raise InputError(f"`pool.folder` must be one folder for all processes, got one without {str(lost[0])!r}.")
 

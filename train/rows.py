@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -275,13 +275,11 @@ def _source(seed: int, step: int, number: int, attempt: int) -> np.random.Genera
 
 @dataclass(frozen=True)
 class _Index:
-    """Numbers of the rows that a phase can use, by bucket and kind."""
+    """Numbers of the rows that a phase can use, by bucket, for each use."""
 
-    buckets: list[tuple[int, int]]
-    captured: dict[tuple[int, int], list[int]]
-    edited: dict[tuple[int, int], list[int]]
-    rendered: dict[tuple[int, int], list[int]]
-    photographed: dict[tuple[int, int], list[int]]
+    edited: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    rendered: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    photographed: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
 
 class RowPairs:
@@ -326,24 +324,17 @@ class RowPairs:
         return {bucket: outcome(check_blur, crop, MAX_BOKEH_STRENGTH, focus) for bucket, crop in crops.items()}
 
     def _index(self, phase: PhaseConfig) -> _Index:
-        buckets = _buckets(phase)
-        index, lost = _Index(buckets, {}, {}, {}, {}), 0
+        buckets, index, lost = _buckets(phase), _Index(), 0
         for number, row in enumerate(self.rows):
             size = picture_size(row.image_path or row.target_path)
             bucket = nearest_bucket(size, buckets)
-            pair = row.image_path is not None and row.target_path is not None
-            known = row.target_path is not None
-            if known and self._strength(row, bucket, size) > MAX_BOKEH_STRENGTH:
-                known, lost = False, lost + 1
-            if known:
-                index.photographed.setdefault(bucket, []).append(number)
-            rendered = bucket in self.rendered[number]
-            if rendered:
-                index.rendered.setdefault(bucket, []).append(number)
-            if known and pair:
-                index.captured.setdefault(bucket, []).append(number)
-            if rendered or (known and pair):
-                index.edited.setdefault(bucket, []).append(number)
+            known, rendered_here = self._is_known(row, bucket, size), bucket in self.rendered[number]
+            lost += row.target_path is not None and not known
+            pair = known and row.image_path is not None
+            uses = (index.photographed, known), (index.rendered, rendered_here), (index.edited, rendered_here or pair)
+            for use, fits in uses:
+                if fits:
+                    use.setdefault(bucket, []).append(number)
         if lost:
             logger.info("%d targets are left out at %d px: their K is above 30 after the crop", lost, phase.size_px)
         share = self.cfg.text_share(phase)
@@ -358,6 +349,10 @@ class RowPairs:
                 "pictures of one group (manifests.renders and the sharp photo)."
             )
         return index
+
+    def _is_known(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether a row has a target whose K stays in the trained range after the crop."""
+        return row.target_path is not None and self._strength(row, bucket, size) <= MAX_BOKEH_STRENGTH
 
     def _strength(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> float:
         return centre_crop(size, bucket).strength(row.camera_anns.bokeh_strength, size[1])
@@ -402,8 +397,7 @@ class RowPairs:
         seed = torch.tensor(int(rng.integers(2**62)))
         mirrored, grounded = rng.random() < 0.5, rng.random() < self.cfg.grounded_share
         prompt = self._prompt(row, rng, text)
-        known = row.target_path is not None and self._strength(row, bucket, size) <= MAX_BOKEH_STRENGTH
-        pair = known and row.image_path is not None
+        pair = self._is_known(row, bucket, size) and row.image_path is not None
         share = rng.random()
         if member is not None:
             render = True
