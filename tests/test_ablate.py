@@ -12,7 +12,7 @@ import torch
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingForDepthEstimation
 from train import ablate, config
-from train.config import Stage2Config
+from train.config import ManifestConfig, Stage2Config
 from train.evaluation.methods import MethodOptions
 from train.evaluation.samples import PoolSource, pool_of
 from train.evaluation.scores_depth import ALWAYS
@@ -38,7 +38,7 @@ def test_a_variant_differs_in_one_thing(cfg, root):
         variant = ablate.variant_config(cfg, name, root)
         assert variant.base.model == {**cfg.base.model, field: False}
         assert replace(variant, base=cfg.base, output=cfg.output) == cfg
-    stage1 = replace(cfg, stack="stage1", generated=str(root))
+    stage1 = replace(cfg, stack="stage1", pool=None, manifests=ManifestConfig(["rows.jsonl"]))
     assert ablate.variant_config(stage1, "renderer_stacks", root).stack == "renderer"
     assert ablate.variant_config(cfg, "no_stack", root).stack == "none"
     outputs = {ablate.variant_config(stage1, name, root).output for name in ablate.VARIANTS}
@@ -76,8 +76,9 @@ def test_table_4_is_trained_scored_and_gone_on_with(cfg, root, monkeypatch):
     logged = (output / "runs" / "whole" / "log.jsonl").read_text()
     assert ablate.ablate_stage2(cfg, output, names, MethodOptions()) == text
     assert (output / "runs" / "whole" / "log.jsonl").read_text() == logged
+    stacked = replace(cfg, stack="stage1", pool=None, manifests=ManifestConfig(["rows.jsonl"]))
     for bad, options, sentence in [
-        (replace(cfg, stack="stage1", generated=str(root)), {}, "`stack_model` must be"),
+        (stacked, {}, "`stack_model` must be"),
         (cfg, {"protocol": "nyu"}, "`protocol` must be one of full.*, got 'nyu'"),
         (cfg, {"variants": ["no_luck"]}, "got 'no_luck'"),
     ]:

@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bokehdepth.released.convert import convert_checkpoint
 from bokehdepth.errors import InputError
 from bokehdepth.hub import EMBEDDED_FOLDER, load_pipeline
+from bokehdepth.released.convert import convert_checkpoint
 from train import config, loop
 from train.losses import SummedNetwork
 

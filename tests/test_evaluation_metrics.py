@@ -7,8 +7,8 @@ import pytest
 
 from bokehdepth.errors import InputError
 from bokehdepth.rendering.disk import disk_blur
-from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
 from bokehdepth.rendering.refocus import render_from_depth
+from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneScene, render_raytraced
 from train.evaluation.metrics_bokeh import (
     CEILING_DB,
     PERCEPTUAL,

@@ -17,10 +17,10 @@ from transformers import pipeline as transformers_pipeline
 
 import tiny
 from bokehdepth import BokehDepthPipeline
-from bokehdepth.released.convert import convert_state
 from bokehdepth.hub import EMBEDDED_FOLDER
 from bokehdepth.hub import folder as hub_folder
 from bokehdepth.hub.folder import PACKAGE, PROJECT, joined_source
+from bokehdepth.released.convert import convert_state
 from doors import assert_same_bits, call_local, run_client, write_photo
 
 MODEL, DEPTH, OTHER = "tester/unidepth", "tester/unidepth-dsfa", "tester/other"

@@ -268,7 +268,7 @@ def test_drawn_foregrounds_are_cut_outs_that_fit(family):
 
 def test_train_and_evaluation_read_a_built_set(built):
     from bokehdepth.manifest import read_manifest
-    from train.sources import RowSource
+    from train.evaluation.samples import RowSource
 
     source = RowSource(read_manifest(built / "manifest.jsonl"), "SYSTHEBOKEH300")
     assert len(source) == 6 and len(set(source.scenes)) == 2

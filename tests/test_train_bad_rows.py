@@ -147,7 +147,7 @@ def test_stage2_leaves_out_what_it_cannot_use_whatever_its_stack(home, caplog):
     for stack in ("renderer", "stage1", "sharp", "none"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            kept[stack] = names(rows.RowStacks(stage2_config(home, "all", f"stack={stack}", "generated=x")))
+            kept[stack] = names(rows.RowStacks(stage2_config(home, "all", f"stack={stack}")))
         assert "1 left out altogether, no depth from 0.001 to 80 m: beyond (the first: beyond.npy: 250 to 500 m)" in (
             caplog.text
         )

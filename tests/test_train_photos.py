@@ -7,18 +7,27 @@ import numpy as np
 import pytest
 import torch
 import train_runs
+from PIL import Image
 
 from bokehdepth.errors import InputError
 from train import bokeh_photos, depth_photos, losses
 from train.config import PhotosConfig
-from train.photos import MixedPhotos, Photograph, PhotoPool, centre, cut
+from train.photos import Photograph, PhotoPool, cut, scene_photo
 
 
 def photograph(disparity, *, metric=True, focal=100.0, mask=None, dataset="rooms"):
     disparity = None if disparity is None else np.asarray(disparity, np.float32)
     shape = mask.shape if disparity is None else disparity.shape
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    return Photograph("p", dataset, "s", image, disparity, metric, focal, mask)
+    return Photograph(dataset, image, disparity, metric, focal, mask)
+
+
+def centre(photo, size):
+    """The largest part in the middle of a photograph, not mirrored."""
+    middle = SimpleNamespace(
+        uniform=lambda low, high: (low + high) / 2, normal=lambda mean, _: mean, random=lambda: 1.0
+    )
+    return cut(photo, size, middle, PhotosConfig(["-"]))
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
@@ -53,11 +62,24 @@ def test_a_data_set_is_drawn_by_its_weight(tmp_path):
     pool = PhotoPool(PhotosConfig([file], weights={"rooms": 3.0, "people_ccp": 1.0}))
     assert pool.shares[:4].sum() == pytest.approx(0.75) and len(pool) == 6
     assert len(PhotoPool(PhotosConfig([file], weights={"rooms": 0}))) == 2
-    assert len(PhotoPool(PhotosConfig([file]), "depth")) == 4
+    assert len(PhotoPool(PhotosConfig([file]), with_depth=True)) == 4
     with pytest.raises(InputError, match="`photos.weights` must name data sets of the manifests, got 'cellar'"):
         PhotoPool(PhotosConfig([file], weights={"cellar": 1.0}))
     with pytest.raises(InputError, match="must have rows of splits"):
         PhotoPool(PhotosConfig([file], splits=["test"]))
+
+
+def test_bad_photographs_are_left_out_by_name(tmp_path, caplog):
+    file = str(train_runs.draw_photos(tmp_path))
+    (tmp_path / "photo1.png").write_bytes(b"")
+    Image.new("L", (7, 7)).save(tmp_path / "mask4.png")
+    Image.new("I;16", (64, 96)).save(tmp_path / "depth0.png")
+    assert len(PhotoPool(PhotosConfig([file]))) == 3
+    assert "3 left out of the photographs, a file cannot be used: photo0, photo1, photo4" in caplog.text
+    for number in (2, 3):
+        (tmp_path / f"photo{number}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="with depth, got none .4 left out of the photographs"):
+        PhotoPool(PhotosConfig([file]), with_depth=True)
 
 
 def test_what_a_lone_photo_cannot_tell_of_a_scene_is_not_valid():
@@ -65,9 +87,7 @@ def test_what_a_lone_photo_cannot_tell_of_a_scene_is_not_valid():
     known[:, :8] = False
     tensors = {"depth_m": torch.full((1, 32, 32), 2.0), "depth_known": known, "focal_px": torch.tensor([30.0]),
                "image": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}  # fmt: skip
-    mixed = MixedPhotos(None, SimpleNamespace(tensors=tensors), None, 0)
-    mixed.cfg = PhotosConfig(["-"], zoom_share=0.0, squeeze=0.0)
-    sample = mixed.scene(0, (32, 32), np.random.default_rng(0))
+    sample = centre(scene_photo(SimpleNamespace(tensors=tensors), 0), (32, 32))
     assert torch.equal(sample["valid"], known) and bool(sample["metric"]) and sample["focal_px"] == 30
 
 
@@ -115,7 +135,7 @@ def test_rendered_frames_leave_the_focus_alone_and_blur_the_rest_more_with_k():
     disparity[:, 48:] = 0.2
     sample = {name: value[None] for name, value in centre(photograph(disparity), (64, 96)).items()}
     sharp = sample["image"][0]
-    frames = depth_photos.rendered(sample, 0, np.array([5.0, 20.0], np.float32), np.random.default_rng(3))
+    frames = depth_photos._frames(sample, 0, np.array([5.0, 20.0], np.float32), np.random.default_rng(3))
     change = (frames - sharp).abs().mean(1)
     halves = torch.stack([change[:, :, :40].mean((1, 2)), change[:, :, 56:].mean((1, 2))])
     focused, other = halves[halves[:, 1].argsort()]

@@ -1,8 +1,6 @@
-"""The pool in memory: how many scenes, waiting for those that are still rendered, batches ahead of their step."""
+"""The pool in memory: which scenes, and batches of them."""
 
 import shutil
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +8,10 @@ import pytest
 import torch
 
 from bokehdepth.errors import InputError
-from train import data, loop, stage1
+from train import data, stage1
 from train.config import (
     AugmentConfig,
+    BaseConfig,
     LoopConfig,
     PhaseConfig,
     PictureAugmentConfig,
@@ -34,14 +33,7 @@ def pool(tmp_path_factory):
 
 
 def stage1_config(pool, **settings):
-    return Stage1Config("unused", [PHASE], pool, loop=LoopConfig(**settings))
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        for a, b in zip(one.values(), two.values())  # noqa: B905
-    )
+    return Stage1Config("unused", [PHASE], pool, base=BaseConfig("flux"), loop=LoopConfig(**settings))
 
 
 def test_a_pool_has_the_scenes_that_are_asked_for_and_no_more(pool):
@@ -164,37 +156,6 @@ def test_colours_change_in_linear_light():
     small = torch.eye(3) + 0.1 * (turned - torch.eye(3))  # nothing leaves the gamut
     apart, together = data.recoloured(blurred(picture), small), blurred(data.recoloured(picture, small))
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
-
-
-def test_batches_ahead_are_the_same_batches(pool):
-    source = data.PoolPairs(stage1_config(pool))
-    asked = []
-
-    def fetch(step):
-        asked.append(step)
-        return [source(step, PHASE, np.arange(4))]
-
-    ahead = loop.fetch_ahead(fetch, range(3, 8))
-    for step, batches in zip(range(3, 8), ahead, strict=True):
-        end = time.monotonic() + 10
-        while max(asked) < min(step + 1, 7) and time.monotonic() < end:  # the next one comes without being asked for
-            time.sleep(0.01)
-        assert asked == list(range(3, min(step + 2, 8)))
-        assert same(batches[0], source(step, PHASE, np.arange(4)))
-    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
-
-
-def test_an_error_ahead_comes_at_its_step():
-    def fetch(step):
-        if step == 2:
-            raise InputError("no step 2")
-        return [step]
-
-    ahead = loop.fetch_ahead(fetch, range(4))
-    assert [next(ahead), next(ahead)] == [[0], [1]]
-    with pytest.raises(InputError, match="no step 2"):
-        next(ahead)
-    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 def test_noise_of_a_sample_is_the_cpu_generators():

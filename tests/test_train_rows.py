@@ -198,7 +198,7 @@ def test_rows_that_cannot_be_used_are_refused_by_name(home, tmp_path):
     ):
         (home / f"{name}.jsonl").unlink(missing_ok=True)
         write_manifest(home / f"{name}.jsonl", wanted_rows)
-        cfg = kind(home, "text_to_image=0") if kind is stage1_config else kind(home, "stack=stage1", "generated=x")
+        cfg = kind(home, "text_to_image=0") if kind is stage1_config else kind(home, "stack=stage1")
         cfg = replace(cfg, manifests=replace(cfg.manifests, files=[str(home / f"{name}.jsonl")]))
         with pytest.raises(InputError, match=words):
             rows.RowPairs(cfg, None) if kind is stage1_config else rows.RowStacks(cfg)
@@ -208,7 +208,7 @@ def test_rows_that_cannot_be_used_are_refused_by_name(home, tmp_path):
 
 
 def stage2_rows(home, stack, **augment):
-    cfg = stage2_config(home, f"stack={stack}", "generated=x")
+    cfg = stage2_config(home, f"stack={stack}")
     cfg = replace(cfg, augment=replace(cfg.augment, frames=1, **augment))
     return cfg, rows.RowStacks(cfg)
 
@@ -260,7 +260,7 @@ def test_controls_draw_the_same_rows_and_crops(home):
 
 @pytest.mark.parametrize("stack", ["stage1", "renderer"])
 def test_stage2_trains_on_rows(home, tmp_path, stack):
-    cfg = stage2_config(home, f"stack={stack}", "generated=x", f"output={tmp_path}", "steps=2")
+    cfg = stage2_config(home, f"stack={stack}", f"output={tmp_path}", "steps=2")
     cfg = replace(cfg, augment=replace(cfg.augment, frames=1), loop=replace(cfg.loop, log_every=1))
     model = stage2.run(cfg)
     settings = json.loads((model / "preprocessor_config.json").read_text())
@@ -395,9 +395,7 @@ def test_the_other_backbone_of_the_house_trains_too(home, tmp_path):
              "image_size": 56, "dsfa_num_heads": 2}  # fmt: skip
     before = BokehDepthUniDepthForDepthEstimation(BokehDepthUniDepthConfig(**sizes))
     before.save_pretrained(tmp_path / "base")
-    cfg = stage2_config(
-        home, "stack=stage1", "generated=x", f"output={tmp_path}/run", "steps=1", "loop={ema_decay: 0}"
-    )
+    cfg = stage2_config(home, "stack=stage1", f"output={tmp_path}/run", "steps=1", "loop={ema_decay: 0}")
     base = replace(cfg.base, path=str(tmp_path / "base"), backbone={}, model={})
     cfg = replace(cfg, base=base, augment=replace(cfg.augment, frames=1))
     after = BokehDepthUniDepthForDepthEstimation.from_pretrained(stage2.run(cfg))

@@ -74,12 +74,10 @@ def save_depth_model(folder: Path) -> Path:
 
 
 def configs(folder, batch_factor: int = 1, **loop):
-    """The three trainers on a shared pool, small enough for many runs, by name.
+    """The trainers on a shared pool, small enough for many runs, by name.
 
     one is Stage-1 on a Flux base; two Stage-2 with holes in its truth, samples without a stack and every term of its
-    loss; mini the embedded Stage-1, a quarter of whose samples become pictures; pooled Stage-2 with a loss over all
-    pixels of a step that is not linear in their sums. photos1 and photos2 are the embedded model on photographs and
-    scenes, where `folder/photos` has been drawn.
+    loss. photos1 and photos2 are the embedded model on photographs and scenes, where `folder/photos` has been drawn.
     """
     from train.config import Stage1Config, Stage2Config, load
 
@@ -96,11 +94,7 @@ def configs(folder, batch_factor: int = 1, **loop):
     two = changed(Stage2Config, "stage2", f"output={folder}/two", "max_depth_m=2.5", "relative_weight=0.3",
                   "lone_share=0.4")  # fmt: skip
     two = replace(two, steps=4, batch=2 * batch_factor, learning_rate=0.1)
-    mini = changed(Stage1Config, "stage1", f"output={folder}/mini", f"base={json.dumps({'transformer': TRANSFORMER})}",
-                   "adapter.query_key_lora=false", "text_to_image=0", "picture_share=0.25")  # fmt: skip
-    phases = [replace(mini.phases[0], size_px=32, steps=4, batch=2 * batch_factor, learning_rate=0.1)]
-    pooled = replace(two, output=f"{folder}/pooled")
-    cfgs = {"one": one, "two": two, "mini": replace(mini, phases=phases), "pooled": pooled}
+    cfgs = {"one": one, "two": two}
     photos = f"photos={json.dumps({'files': [f'{folder}/photos/photos.jsonl'], 'scene_share': 0.3})}"
     phase = {"size_px": 32, "width_px": 64, "batch": 2 * batch_factor, "steps": 4, "learning_rate": 0.05}
     common = (photos, "pool.renders=0", f"pool.folder={folder}/scenes", f"phases={json.dumps([phase])}")
@@ -114,25 +108,6 @@ def configs(folder, batch_factor: int = 1, **loop):
         "base.imagenet=false", "lone_share=0.4", *common,
     )  # fmt: skip
     return cfgs
-
-
-def pooled_network():
-    """A class of networks with a loss over all pixels of a step: the root of their variance of log ratios, in part."""
-    from train import stage2
-
-    class Pooled(stage2.Stage2Network):
-        pooled = True
-
-        def sums(self, batch):
-            depth, target, valid = self.compared(batch)
-            g = (depth[valid] / target[valid]).log()
-            return {**self.counts(batch), "log": g.sum(), "square": g.square().sum()}
-
-        def terms(self, sums):
-            mean, square = sums["log"] / sums["pixels"], sums["square"] / sums["pixels"]
-            return {"loss": (square - 0.5 * mean.square()).sqrt()}
-
-    return Pooled
 
 
 @contextmanager
@@ -169,12 +144,7 @@ def run(name, cfg, resume=None) -> None:
     """A trainer by its name in `configs`."""
     from train import stage1, stage2
 
-    kind = stage2.Stage2Network
-    stage2.Stage2Network = pooled_network() if name == "pooled" else kind
-    try:
-        (stage1 if name in ("one", "mini", "photos1") else stage2).run(cfg, resume)
-    finally:
-        stage2.Stage2Network = kind
+    (stage1 if name in ("one", "photos1") else stage2).run(cfg, resume)
 
 
 def kill(folder: str) -> None:

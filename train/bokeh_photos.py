@@ -1,4 +1,4 @@
-"""Stage-1 of the embedded model on photographs and procedural scenes together: its batches, loss and network."""
+"""Batches of the embedded Stage-1, of photographs and procedural scenes together."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
-from bokehdepth.modeling_mini_flux import level_weights
 from bokehdepth.optics import MAX_BOKEH_STRENGTH
-from bokehdepth.rendering.refocus import render_from_depth
-from train import losses
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage1Config
 from train.data import ScenePool, colour_matrix, recoloured
-from train.photos import MixedPhotos, Photograph, cut
-from train.rows import fill_holes
-from train.stage1 import MiniNetwork, add_noise, draw_mini_noise
+from train.photos import MixedPhotos, Photograph, cut, scene_photo
+from train.rows import rendered
 
 _FOCUS_QUANTILE = 0.6  # of the disparity in the middle of a photograph without a marked subject
 _MIDDLE = 0.5  # side of that middle
@@ -84,10 +80,7 @@ class BokehPhotos:
         if scenes is not None and kind < cfg.scene_share:
             number = int(rng.integers(len(scenes)))
             focus = 1 / float(scenes.tensors["focus_distance_m"][number])
-            photo = Photograph(
-                str(number), "scenes", str(number), scenes.tensors["image"][number].numpy(),
-                1 / scenes.tensors["depth_m"][number].numpy(), True, float(scenes.tensors["focal_px"][number]), None,
-            )  # fmt: skip
+            photo = scene_photo(scenes, number, whole=True)
             return _focused(cut(photo, size, rng, cfg), focus)
         if kind < cfg.scene_share + self.cfg.mask_share:
             photo = pool.photos[self.masked[int(rng.integers(len(self.masked)))]]
@@ -194,47 +187,4 @@ def _paste(sample: dict[str, Any], sprite: Photograph, rng: np.random.Generator)
 def _render(sample: dict[str, Any]) -> torch.Tensor:
     """The sample's photo through the lens (3, h, w)."""
     depth = np.where(sample["known"][0].numpy(), 1 / sample["disparity"][0].numpy(), np.nan).astype(np.float32)
-    picture = np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())
-    if not np.isfinite(depth).any():
-        return sample["image"]
-    target = render_from_depth(picture, fill_holes(depth), float(sample["strength"]), 1 / max(sample["focus"], 1e-3))
-    return torch.from_numpy(target).permute(2, 0, 1)
-
-
-class BokehPhotosNetwork(MiniNetwork):
-    """The embedded Stage-1 on batches of `BokehPhotos`.
-
-    Levels are supervised in every sample, samples with a render are compared with it. Every picture counts alike.
-    """
-
-    def counts(self, batch: dict[str, Any]) -> losses.Sums:
-        """Pictures, and those of them with a render."""
-        return {"pictures": torch.tensor(float(len(batch["image"]))),
-                "renders": batch["rendered"].sum().float()}  # fmt: skip
-
-    def sums(self, batch: dict[str, Any]) -> losses.Sums:
-        """Sums of both terms over a batch."""
-        image, strength, rendered = batch["image"] * 2 - 1, batch["strength"], batch["rendered"]
-        order = (~rendered).long().argsort(stable=True)  # those with a render first
-        count = int(rendered.sum())
-        clean = batch["target"] * 2 - 1
-        drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
-        sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
-        sigma = torch.where(rendered, sigma, 1.0)  # without a render there is only noise
-        noisy = add_noise(clean, noise, sigma)
-        x0, logits = self.predict(image[order], noisy[order], sigma[order], strength[order], max(count, 1))
-        offset, known = batch["offset_dpt"][order], batch["known"][order].float()
-        levels = torch.tensor(self.transformer.config.offsets_dpt, device=image.device)
-        target = fn.adaptive_avg_pool2d(level_weights(offset, levels), logits.shape[-2:])
-        entropy = -(target * logits.float().log_softmax(1)).sum(1)
-        seen = (fn.adaptive_avg_pool2d(known, logits.shape[-2:]) > 0.99).float()[:, 0]
-        level = losses.balanced_means(entropy, seen * target[:, 0], seen * (1 - target[:, 0])).sum()
-        error = losses.pixel_error(x0[:count] / 2 + 0.5, batch["target"][order][:count])
-        radius = strength[order][:count, None, None, None] * (image.shape[-1] / 512) * offset[:count]
-        pixel = losses.balanced_means(error, known[:count] * (radius > 1), known[:count] * (radius <= 1)).sum()
-        return {**self.counts(batch), "pixel": pixel, "level": level}
-
-    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
-        """The loss and its parts."""
-        pixel, level = sums["pixel"] / sums["renders"].clamp(min=1), sums["level"] / sums["pictures"]
-        return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}
+    return rendered(sample["image"], depth, [float(sample["strength"])], 1 / max(sample["focus"], 1e-3))[0]

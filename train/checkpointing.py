@@ -35,10 +35,9 @@ _UNREADABLE = (
 _NAME = re.compile(r"step_(\d{8})")
 # Where a run writes and computes, and how often it looks, has no say in what it computes.
 _FREE = {"output", "threads", "card"}
-_FREE_LOOP = {
-    *("log_every", "save_every", "keep", "sample_every", "samples", "held_out_every", "trackers"),
-    "workers",
-}
+_FREE_LOOP = {"log_every", "save_every", "keep", "sample_every", "samples", "trackers", "workers"}
+_RETIRED = {"generated", "held_out_photos"}
+"""Keys of older checkpoints that say nothing any more."""
 
 
 def step_rng(seed: int, step: int, *place: int) -> np.random.Generator:
@@ -251,7 +250,8 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _shared(setting: dict[str, Any]) -> dict[str, Any]:
     """A setting without what the effective batch stands for: batch of a process and accumulation."""
-    setting = {k: v for k, v in setting.items() if k != "batch"}
+    setting = {k: v for k, v in setting.items() if k not in {"batch", *_RETIRED}}
+    setting["base"] = {k: v for k, v in setting["base"].items() if k != "start_from" or v}
     setting["loop"] = {k: v for k, v in setting["loop"].items() if k != "accumulation"}
     if "phases" in setting:
         setting["phases"] = [{k: v for k, v in phase.items() if k != "batch"} for phase in setting["phases"]]

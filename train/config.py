@@ -7,7 +7,6 @@ section that sets one key keeps the other values that its stage has there.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,9 +93,6 @@ class LoopConfig:
     """Steps between sample grids with K-response; 0 makes none."""
     samples: int = 2
     """Photos of a sample grid."""
-    held_out_every: int = 0
-    """Steps between looks at the loss on the pool's held-out scenes; a run then leaves the model of the smallest one.
-    0 looks at none and leaves the last."""
     trackers: list[str] | None = None
     """tensorboard, wandb, trackio; None takes tensorboard where it is installed, [] none."""
 
@@ -105,16 +101,10 @@ class LoopConfig:
         among("loop.precision", self.precision, ("fp32", "bf16"))
         for name in ("accumulation", "log_every", "save_every", "keep", "samples"):
             within(f"loop.{name}", getattr(self, name), 1)
-        for name in ("workers", "sample_every", "held_out_every"):
+        for name in ("workers", "sample_every"):
             within(f"loop.{name}", getattr(self, name), 0)
         within("loop.ema_decay", self.ema_decay, 0.0, 0.999999)
         within("loop.timeout_s", self.timeout_s, 1.0)
-
-
-def _check_held_out(settings: LoopConfig, pool: PoolConfig | None, photos: PhotosConfig | None = None) -> None:
-    if settings.held_out_every and pool is None and photos is None:
-        every = settings.held_out_every
-        raise InputError(f"loop.held_out_every is {every} without a pool; wanted 0 with manifests.")
 
 
 @dataclass(frozen=True)
@@ -161,17 +151,12 @@ class BaseConfig:
     """Arguments of MiniFluxTransformer2DModel, or of FluxTransformer2DModel with random weights."""
     autoencoder: dict[str, Any] = field(default_factory=dict)
     """Arguments of AutoencoderKL with random weights."""
-    start_from: str = ""
-    """Folder to go on from: of an adapter, or with kind mini of an embedded model (a run's `model`, whose sizes then
-    hold, with the configuration's reference_attention and reference_timestep); empty starts from fresh weights."""
 
     def __post_init__(self) -> None:
         """Checks the kind."""
         among("base.kind", self.kind, ("mini", "flux"))
         if self.path and (self.kind == "mini" or self.transformer or self.autoencoder):
             raise InputError(f"base.path is {self.path!r}; wanted it with kind flux and without arguments of models.")
-        if self.kind == "mini" and self.start_from and self.transformer:
-            raise InputError(f"base.start_from is {self.start_from!r} with base.transformer; wanted one of them.")
 
 
 @dataclass(frozen=True)
@@ -261,8 +246,10 @@ class Stage1Config:
         """Checks what belongs together."""
         if self.photos is None and (self.pool is None) == (self.manifests is None):
             raise InputError("pool and manifests are both given or both missing; wanted one of them.")
-        if self.photos is not None and self.loop.held_out_every:
-            raise InputError(f"`loop.held_out_every` must be 0 with `photos`, got {self.loop.held_out_every}.")
+        if (self.photos is None) == (self.base.kind == "mini"):
+            raise InputError(
+                f"`photos` must be given with base.kind mini and with it alone, got base.kind {self.base.kind!r}."
+            )
         if self.photos is not None and not self.depth_model:
             raise InputError("`depth_model` must be the folder of a Stage-2 model with `photos`, got ''.")
         if not self.phases:
@@ -270,10 +257,8 @@ class Stage1Config:
         for phase in self.phases:
             if phase.size_px % 16:
                 raise InputError(f"phases size_px is {phase.size_px}; wanted a multiple of 16.")
-        for name in ("text_to_image", "grounded_share", "picture_share"):
+        for name in ("text_to_image", "grounded_share", "mask_share", "paste_share", "picture_share"):
             within(name, getattr(self, name), 0.0, 1.0)
-        if self.base.kind == "mini" and not self.picture_share:
-            raise InputError("picture_share is 0.0; wanted a number above 0 and at most 1.")
         within("offset_noise", self.offset_noise, 0.0)
         if self.base.kind == "mini":
             if self.manifests is not None:
@@ -282,7 +267,6 @@ class Stage1Config:
                 raise InputError("text_to_image is above 0 with base.kind mini; wanted 0: its head blends a photo.")
         if self.pool is not None and any(phase.buckets for phase in self.phases):
             raise InputError("buckets is set in a phase; wanted it with manifests alone, since a pool is square.")
-        _check_held_out(self.loop, self.pool)
         within("threads", self.threads, 1)
 
     def text_share(self, phase: PhaseConfig) -> float:
@@ -333,18 +317,14 @@ class Stage2Config:
     """One of pool and manifests is given."""
     base: DepthBaseConfig = field(default_factory=DepthBaseConfig)
     stack: str = "renderer"
-    """renderer (rendered frames), stage1 (frames that Stage-1 made), and the controls sharp (the photo in place of
-    every frame) and none (no stack, no DSFA); all draw the same rows and the same augmentation."""
-    generated: str = ""
-    """Pool: folder of the same shards with stacks that Stage-1 made, see train.stacks."""
+    """renderer (rendered frames), stage1 (frames that Stage-1 made; not of a pool alone), and the controls sharp (the
+    photo in place of every frame) and none (no stack, no DSFA); all draw the same rows and the same augmentation."""
     generated_share: float = 1.0
-    """Share of steps of a stage1 run that take Stage-1's stacks; the others take rendered ones."""
+    """Photos: share of steps of a stage1 run that take Stage-1's stacks; the others take rendered ones."""
     lone_share: float = 0.0
     """Share of samples that are given the photo without its stack, so that the model is of use without one too."""
     photos: PhotosConfig | None = None
     """Photographs in memory that are mixed with the pool's scenes: the embedded model."""
-    held_out_photos: PhotosConfig | None = None
-    """Photographs of `loop.held_out_every`."""
     phases: list[PhaseConfig] = field(default_factory=list)
     """Of a run with photos, in place of `size_px`, `batch`, `steps` and `learning_rate`."""
     stage1: str = ""
@@ -401,9 +381,8 @@ class Stage2Config:
         within("lone_share", self.lone_share, 0.0, 1.0)
         if self.photos is not None and self.stack == "stage1" and not self.stage1:
             raise InputError("`stage1` must be the folder of a model with stack stage1, got ''.")
-        if self.photos is None and self.stack == "stage1" and self.pool is not None and not self.generated:
-            raise InputError("generated is empty; wanted the folder of Stage-1's stacks for stack stage1.")
-        _check_held_out(self.loop, self.pool, self.held_out_photos)
+        if self.photos is None and self.stack == "stage1" and self.pool is not None:
+            raise InputError("`stack` must be renderer, sharp or none with a pool alone, got 'stage1'.")
         strengths = self.strengths
         if not strengths or strengths != sorted(set(strengths)) or not all(0 < k <= 30 for k in strengths):
             raise InputError(f"strengths is {strengths}; wanted ascending values above 0 and at most 30.")
@@ -476,19 +455,11 @@ def load(kind: type[T], path: str | Path, changes: list[str]) -> T:
     return build(kind, values, str(path))
 
 
-def parser(description: str, config_required: bool = True) -> argparse.ArgumentParser:
+def parser(description: str) -> argparse.ArgumentParser:
     """The command line that every training script has."""
     result = argparse.ArgumentParser(description=description)
-    result.add_argument("--config", required=config_required, help="YAML file, see train/configs")
+    result.add_argument("--config", required=True, help="YAML file, see train/configs")
     result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value")
-    return result
-
-
-def trainer_parser(description: str) -> argparse.ArgumentParser:
-    """The command line of the two trainers."""
-    result = parser(description)
-    result.add_argument("--resume", metavar="latest|PATH", help="go on from the last checkpoint, or from a folder")
-    result.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model when the run is done")
     return result
 
 
@@ -499,9 +470,3 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def command(module: str, arguments: argparse.Namespace) -> str:
-    """The command line of a training, as a card repeats it."""
-    changes = [part for change in arguments.set for part in ("--set", change)]
-    return shlex.join(["python", "-m", module, "--config", arguments.config, *changes])

@@ -49,7 +49,7 @@ class PoolConfig:
     render_missing: bool = False
     """Let a training render the shards that are missing; sensible for a few scenes, see train.data for many."""
     kinds: dict[str, float] | None = None
-    """Weights of the kinds of scenes (datasets_scripts.scenes.generator.KIND_WEIGHTS, or photograph); None takes these."""
+    """Weights of the kinds of scenes (`generator.KIND_WEIGHTS`, or photograph); None takes these."""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""

@@ -6,12 +6,12 @@ it stopped. A training that finds only part of the shards trains on that part.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
+import itertools
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ logger = logging.getLogger("train.data")
 SPLITS = ("train", "held_out")
 _KIND = "U32"
 _ARRAYS = ("image", "bokeh", "strength", "depth_m", "depth_known", "focus_distance_m", "focal_px")
-_POLL_S = 0.5
 
 
 def split_files(patterns: list[str], hold_out: float, split: str) -> list[Path]:
@@ -99,22 +98,18 @@ def render_shard(pool: PoolConfig, split: str, index: int) -> None:
     write_file(path, lambda file: np.savez(file, **arrays), overwrite=True)
 
 
+def _shards(pool: PoolConfig) -> list[tuple[PoolConfig, str, int]]:
+    """Every shard of a pool as arguments of `render_shard`, the held-out split first."""
+    totals = (("held_out", pool.held_out_scenes), ("train", pool.scenes))
+    return [(pool, split, index) for split, total in totals for index in range(-(-total // pool.shard))]
+
+
 def build_pool(pool: PoolConfig, workers: int) -> None:
     """Renders every missing shard, the held-out split first."""
-    jobs = [("held_out", i) for i in range(-(-pool.held_out_scenes // pool.shard))]
-    jobs += [("train", i) for i in range(-(-pool.scenes // pool.shard))]
+    jobs = _shards(pool)
     with ProcessPoolExecutor(workers) as executor:
-        for done, _ in enumerate(executor.map(_render_job, [(pool, *job) for job in jobs]), 1):
+        for done, _ in enumerate(executor.map(render_shard, *zip(*jobs, strict=True)), 1):
             logger.info("shard %d of %d", done, len(jobs))
-
-
-def _render_job(job: tuple[PoolConfig, str, int]) -> None:
-    render_shard(*job)
-
-
-def _scenes_in(path: Path) -> int:
-    with np.load(path, allow_pickle=False) as shard:
-        return len(shard["focus_distance_m"])
 
 
 class ScenePool:
@@ -136,22 +131,24 @@ class ScenePool:
         self.pool, self.split = pool, split
         self.tensors: dict[str, torch.Tensor] = {}
         total = pool.scenes if split == "train" else pool.held_out_scenes
-        paths = [shard_path(pool, split, index) for index in range(-(-total // pool.shard))]
-        self._loaded = 0
-        paths = [path for path in paths if path.exists()]
+        paths = [path for path in (shard_path(*job) for job in _shards(pool) if job[1] == split) if path.exists()]
         if not paths:
             raise InputError(f"pool.folder is {pool.folder!r}, which has no {split} shard; run train.data first.")
-        self._scenes = min(sum(_scenes_in(path) for path in paths), total)
-        self.kinds = np.empty(self._scenes, _KIND)
+        counts = []
         for path in paths:
-            self._load(path)
+            with np.load(path, allow_pickle=False) as shard:
+                counts.append(len(shard["focus_distance_m"]))
+        self._scenes = min(sum(counts), total)
+        self.kinds = np.empty(self._scenes, _KIND)
+        for path, begin in zip(paths, itertools.accumulate(counts, initial=0), strict=False):
+            self._load(path, begin)
 
     def __len__(self) -> int:
         """Scenes that are loaded."""
         return self._scenes
 
-    def _load(self, path: Path) -> None:
-        """Appends a shard, up to the number of scenes, to blocks of that size: a large pool is never there twice."""
+    def _load(self, path: Path, begin: int) -> None:
+        """Puts a shard into blocks of the pool's size, behind others: a large pool is never there twice."""
         with np.load(path, allow_pickle=False) as shard:
             lacking = sorted({*_ARRAYS, "kind"} - set(shard.files))
             if lacking:
@@ -159,7 +156,7 @@ class ScenePool:
                     f"pool.folder must hold shards with {', '.join(lacking)}, got {str(path)!r} of another version; "
                     "delete its shards and run train.data again."
                 )
-            begin, end = self._loaded, min(self._loaded + len(shard["kind"]), self._scenes)
+            end = min(begin + len(shard["kind"]), self._scenes)
             self.kinds[begin:end] = shard["kind"][: end - begin]
             for key in _ARRAYS:
                 values = torch.from_numpy(shard[key][: end - begin])
@@ -170,7 +167,6 @@ class ScenePool:
                     size = (self._scenes, *values.shape[1:])
                     self.tensors[key] = torch.empty(size, dtype=values.dtype)
                 self.tensors[key][begin:end] = values
-        self._loaded = end
 
     def batch(
         self,
@@ -269,20 +265,14 @@ def fill_pool(pool: PoolConfig, process: int = 0, processes: int = 1, wait: Call
     """
     if not pool.render_missing:
         return
-    totals = (("held_out", pool.held_out_scenes), ("train", pool.scenes))
-    jobs = [(split, index) for split, total in totals for index in range(-(-total // pool.shard))]
-    for split, index in jobs[process::processes]:
-        render_shard(pool, split, index)
+    jobs = _shards(pool)
+    for job in jobs[process::processes]:
+        render_shard(*job)
     if wait is not None:
         wait()
-    lost = [path for path in (shard_path(pool, *job) for job in jobs) if not path.exists()]
+    lost = [path for path in (shard_path(*job) for job in jobs) if not path.exists()]
     if lost:
         raise InputError(f"`pool.folder` must be one folder for all processes, got one without {str(lost[0])!r}.")
-
-
-def _parts(count: int, size: int) -> list[np.ndarray]:
-    """Numbers below `count`, in order, at most `size` together."""
-    return [np.arange(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def is_text_step(step: int, share: float) -> bool:
@@ -308,7 +298,6 @@ class PoolPairs:
     def __init__(self, cfg: Stage1Config) -> None:
         _check_renders(cfg.pool, "Stage-1")
         self.cfg, self.pool = cfg, ScenePool(cfg.pool, "train")
-        self._held_out: ScenePool | None = None
         self.group = 1 + self.pool.tensors["bokeh"].shape[1]
         for phase in cfg.phases:
             if cfg.text_share(phase) and phase.batch % self.group:
@@ -330,7 +319,7 @@ class PoolPairs:
 
         Returns:
             image and target (B, 3, H, W) in [0, 1], strength (B,), offset_dpt (B, 1, H, W), seed (B,) of the noise,
-            number (B,), drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
+            drop_strength (B,), pivot_rows (B,) within the batch, and text_to_image.
         """
         text = is_text_step(step, self.cfg.text_share(phase))
         groups = numbers // self.group if text else numbers
@@ -351,30 +340,9 @@ class PoolPairs:
             "strength": torch.where(sharp, 0.0, batch["strength"][:, 0]),
             "offset_dpt": batch["offset_dpt"],
             "seed": seeds,
-            "number": torch.from_numpy(numbers),
             "drop_strength": strength_drops(self.cfg, step, numbers, text),
             "pivot_rows": torch.where(grounded, itself - frames - 1, itself) if text else itself,
         }
-
-    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of all held-out scenes at a phase's size, without augmentation, each at one of its K in turn."""
-        self._held_out = self._held_out or ScenePool(self.cfg.pool, "held_out")
-        for rows in _parts(len(self._held_out), phase.batch):
-            batch = self._held_out.batch(
-                rows, phase.size_px, frames=torch.from_numpy(rows % (self.group - 1))[:, None]
-            )
-            itself = torch.arange(len(rows))
-            yield {
-                "text_to_image": False,
-                "image": batch["image"],
-                "target": batch["bokeh"][:, 0],
-                "strength": batch["strength"][:, 0],
-                "offset_dpt": batch["offset_dpt"],
-                "seed": torch.from_numpy(rows),
-                "number": torch.from_numpy(rows),
-                "drop_strength": torch.zeros(len(rows), dtype=torch.bool),
-                "pivot_rows": itself,
-            }
 
     def looks(self, count: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first photos (B, 3, H, W) and their offsets (B, 1, H, W) in dioptres, in the main memory."""
@@ -388,21 +356,9 @@ def strength_drops(cfg: Stage1Config, step: int, numbers: np.ndarray, text: bool
     return torch.tensor([step_rng(cfg.seed, step, int(n), 1).random() < share for n in numbers])
 
 
-def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray, samples: int | None = None) -> torch.Tensor:
-    """Which samples (B,) get no stack; never all of a step, since DSFA would then have no gradient.
-
-    Args:
-        cfg: of the run.
-        step: of the run.
-        numbers: (B,) of the samples within the step.
-        samples: of the whole step; None where the numbers are all of them.
-    """
-
-    def drawn(number: int) -> bool:
-        return step_rng(cfg.seed, step, int(number), 1).random() < cfg.lone_share
-
-    lone = torch.tensor([drawn(number) for number in numbers])
-    return lone & ~torch.tensor(bool(lone.all()) and all(map(drawn, range(samples or 0))))
+def lone_samples(cfg: Stage2Config, step: int, numbers: np.ndarray) -> torch.Tensor:
+    """Which samples (B,) of a step get no stack."""
+    return torch.tensor([step_rng(cfg.seed, step, int(number), 1).random() < cfg.lone_share for number in numbers])
 
 
 class PoolStacks:
@@ -413,23 +369,15 @@ class PoolStacks:
     """
 
     def __init__(self, cfg: Stage2Config) -> None:
-        if cfg.stack in ("renderer", "stage1"):
-            _check_renders(cfg.pool, f"the stack {cfg.stack}")
-        self.cfg, self.rendered = cfg, ScenePool(cfg.pool, "train")
-        self._held_out: ScenePool | None = None
-        self.without_intrinsics = "a pool"
-        self._held_out_of, self.generated = cfg.pool, None
-        if cfg.stack == "stage1":
-            folder = dataclasses.replace(cfg.pool, folder=cfg.generated)
-            self.generated = ScenePool(folder, "train")
-            if shard_path(folder, "held_out", 0).exists():
-                self._held_out_of = folder
+        if cfg.stack == "renderer":
+            _check_renders(cfg.pool, "the stack renderer")
+        self.cfg, self.pool, self.without_intrinsics = cfg, ScenePool(cfg.pool, "train"), "a pool"
         self._check_depth()
 
     def _check_depth(self) -> None:
         """Counts the scenes without any depth that counts; they have no weight in the loss."""
-        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, len(self.rendered)
-        blocks = self.rendered.tensors["depth_m"].split(1000)
+        low, high, loaded = self.cfg.min_depth_m, self.cfg.max_depth_m, len(self.pool)
+        blocks = self.pool.tensors["depth_m"].split(1000)
         empty = loaded - sum(int(((d >= low) & (d <= high)).flatten(1).any(1).sum()) for d in blocks)
         if empty:
             words = f"pool.folder is {self.cfg.pool.folder!r}, {empty} of whose {loaded} scenes have no depth"
@@ -452,36 +400,20 @@ class PoolStacks:
             image (B, 3, H, W) and bokeh (B, F, 3, H, W) in [0, 1], strength (B, F), depth_m (B, 1, H, W) and valid
             (B, 1, H, W), and lone (B,), who gets no stack.
         """
-        pool = self.rendered
-        if self.generated is not None and step_rng(self.cfg.seed, step).random() < self.cfg.generated_share:
-            pool = self.generated
         rngs = [step_rng(self.cfg.seed, step, int(n)) for n in numbers]
-        rows = np.array([rng.integers(len(pool)) for rng in rngs])
-        count = pool.tensors["bokeh"].shape[1]
+        rows = np.array([rng.integers(len(self.pool)) for rng in rngs])
+        count = self.pool.tensors["bokeh"].shape[1]
         frames = torch.stack([chosen_frames(count, rng, self.cfg.augment) for rng in rngs])
-        batch = pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
+        batch = self.pool.batch(rows, phase.size_px, rngs, self.cfg.augment, frames)
         told = [told_strength(k, rng, self.cfg.augment) for k, rng in zip(batch["strength"], rngs, strict=True)]
         batch["strength"] = torch.stack(told)
-        return self._sample(batch) | {"lone": lone_samples(self.cfg, step, numbers, samples)}
-
-    def _sample(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        depth = batch["depth_m"]
+        depth, names = batch["depth_m"], ("image", "bokeh", "strength", "depth_m")
         valid = (depth >= self.cfg.min_depth_m) & (depth <= self.cfg.max_depth_m)
-        return {name: batch[name] for name in ("image", "bokeh", "strength")} | {"depth_m": depth, "valid": valid}
-
-    def held_out(self, phase: PhaseConfig) -> Iterator[dict[str, Any]]:
-        """Batches of all held-out scenes, without augmentation.
-
-        Their stacks are Stage-1's where the run loaded those and they include held-out ones, else the renderer's.
-        """
-        self._held_out = self._held_out or ScenePool(self._held_out_of, "held_out")
-        for rows in _parts(len(self._held_out), phase.batch):
-            yield self._sample(self._held_out.batch(rows, phase.size_px))
+        return {name: batch[name] for name in names} | {"valid": valid, "lone": lone_samples(self.cfg, step, numbers)}
 
     def looks(self, count: int) -> dict[str, torch.Tensor]:
         """The first scenes as a batch without augmentation, for sample grids."""
-        pool = self.generated or self.rendered
-        return pool.batch(np.arange(min(count, len(pool))), self.cfg.size_px)
+        return self.pool.batch(np.arange(min(count, len(self.pool))), self.cfg.size_px)
 
 
 def chosen_frames(count: int, rng: np.random.Generator, augment: AugmentConfig) -> torch.Tensor:

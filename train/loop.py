@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, send_to_device
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -34,9 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 from bokehdepth.errors import InputError
 from bokehdepth.io import save_image
 from bokehdepth.staging import remove_stale, staged, write_file
+from train import config, publish
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
-from train.losses import SummedNetwork, Sums, total, within
+from train.losses import SummedNetwork, total, within
 
 logger = logging.getLogger("train.loop")
 Batch = dict[str, Any]
@@ -67,7 +67,6 @@ class Stage:
         plan: phases in order.
         export: writes the model into a folder.
         sample: looks at the model, or None.
-        held_out: batches that are never trained on, the same at every call, or None.
         is_head: whether a parameter of this name takes the learning rate times `optimizer.head_factor`.
     """
 
@@ -76,7 +75,6 @@ class Stage:
     plan: list[PhaseConfig]
     export: Callable[[Path], None]
     sample: Callable[[], Samples] | None = None
-    held_out: Callable[[], Iterable[Batch]] | None = None
     is_head: Callable[[str], bool] = lambda name: False
 
 
@@ -124,6 +122,29 @@ def prepare_engine(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, p
         engine["train_micro_batch_size_per_gpu"] = plan[0].batch
         engine["gradient_accumulation_steps"] = cfg.loop.accumulation
         engine["gradient_clipping"] = cfg.optimizer.grad_clip or 0.0
+
+
+def main(kind: type, run: Callable[..., Path], module: str) -> None:
+    """The command line of a trainer.
+
+    Args:
+        kind: of its configuration.
+        run: trains what one says, from a checkpoint or from the start.
+        module: that is started, as a published card repeats it.
+    """
+    parser = config.parser(f"Trains what a {kind.__name__} says.")
+    parser.add_argument("--resume", metavar="latest|PATH", help="go on from the last checkpoint, or from a folder")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model when the run is done")
+    arguments = parser.parse_args()
+    set_up_logging()
+    cfg = config.load(kind, arguments.config, arguments.set)
+    if arguments.push_to_hub:
+        publish.check(cfg)
+    model = run(cfg, arguments.resume)
+    if arguments.push_to_hub and PartialState().is_main_process:
+        changes = [part for change in arguments.set for part in ("--set", change)]
+        command = shlex.join(["python", "-m", module, "--config", arguments.config, *changes])
+        publish.push(cfg, model, arguments.push_to_hub, command)
 
 
 def set_up_logging() -> None:
@@ -207,22 +228,6 @@ class _Steps(Dataset):
         return [self.draw(step, phase, np.arange(first, first + phase.batch), samples) for first in firsts]
 
 
-def fetch_ahead(fetch: Callable[[int], list[Batch]], steps: Iterable[int]) -> Iterator[list[Batch]]:
-    """What `fetch` gives for each step, in order; a thread fetches the next one while one is in use.
-
-    Raises:
-        Exception: of `fetch`, at the step that it belongs to.
-    """
-    with ThreadPoolExecutor(1, "batches") as executor:
-        fetched = deque()
-        for step in steps:
-            fetched.append(executor.submit(fetch, step))
-            if len(fetched) > 1:
-                yield fetched.popleft().result()
-        while fetched:
-            yield fetched.popleft().result()
-
-
 def freeze_idle(network: nn.Module, batch: Batch) -> list[str]:
     """Freezes parameters that the loss does not depend on, as data parallel training wants; returns their names."""
     loss = network(batch)["loss"]
@@ -249,18 +254,6 @@ def averaged(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[N
         yield
     finally:
         ema.restore(parameters)
-
-
-@torch.no_grad()
-def held_out_loss(network: SummedNetwork, batches: Iterable[Batch], device: torch.device) -> float:
-    """The loss of all batches as one; on every process the same."""
-    return network.terms(total(network(send_to_device(batch, device), part=True) for batch in batches))["loss"].item()
-
-
-def _exported(model: Path) -> dict[str, Any]:
-    """The record of the model that a run has left; empty where there is none."""
-    record = model / "training.json"
-    return json.loads(record.read_text()) if record.is_file() else {}
 
 
 def derived_numbers(cfg: Stage1Config | Stage2Config, stage: Stage, processes: int, idle: list[str]) -> dict[str, Any]:
@@ -296,8 +289,7 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
         resume: as in `Checkpoints.load`.
 
     Returns:
-        Folder of the model, with the averaged weights, the last or those of the smallest loss on held-out scenes:
-        `<output>/model`.
+        Folder of the model, with the averaged weights: `<output>/model`.
 
     Raises:
         InputError: as `Checkpoints.load` says, or nothing can be trained.
@@ -326,43 +318,26 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
     checkpoints = Checkpoints(accelerator, network, ema, cfg, numbers["effective_batch"])
     begin = checkpoints.load(resume)
     log = _Log(accelerator, output / "log.jsonl", begin)
-    scored = cfg.loop.held_out_every if stage.held_out is not None else 0
-    if main:
-        remove_stale(output)  # also where no step is left that would write there
-    best = _exported(output / "model").get("held_out_loss", math.inf) if begin else math.inf
     attention = partial(sdpa_kernel, SDPBackend.MATH) if cfg.loop.plain_attention else nullcontext
     if main:
+        remove_stale(output)  # also where no step is left that would write there
         logger.info("%s", "\n".join(f"{name}: {value}" for name, value in numbers.items()))
         logger.info("steps %d to %d", begin, last)
 
-    @torch.no_grad()
-    def before(batches: list[Batch]) -> Sums | None:
-        """What has to be known of a whole step before the gradient of its first batch; None where that has it all."""
-        if network.pooled and len(batches) == 1:
-            return None
-        if network.pooled:
-            with bf16, attention():
-                found = total(network(send_to_device(batch, accelerator.device), part=True) for batch in batches)
-        else:
-            found = send_to_device(total(map(network.counts, batches)), accelerator.device)
-        return accelerator.reduce(found, "sum")
-
     steps = range(begin, last)
-    if cfg.loop.workers or on_cpu:
-        fetched = DataLoader(data, None, sampler=steps, num_workers=cfg.loop.workers)
-    else:
-        fetched = fetch_ahead(data.__getitem__, steps)
+    fetched = DataLoader(data, None, sampler=steps, num_workers=cfg.loop.workers)
     for step, batches in zip(steps, fetched, strict=True):
         rate = learning_rate(cfg.optimizer, stage.plan, step)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
-        whole, seen, parts = before(batches), {}, len(batches) * accelerator.num_processes
+        # What the loss divides by has to be known of the whole step before the gradient of its first batch.
+        whole = send_to_device(total(map(network.counts, batches)), accelerator.device)
+        whole, seen, parts = accelerator.reduce(whole, "sum"), {}, len(batches) * accelerator.num_processes
         for batch in batches:
             with accelerator.accumulate(wrapped):
                 with bf16, attention():
                     sums = wrapped(send_to_device(batch, accelerator.device), part=True)
                 seen = total([seen, sums])
-                whole = accelerator.reduce(seen, "sum") if whole is None else whole
                 loss = network.terms(within(sums, whole))["loss"]
                 if not torch.isfinite(loss):
                     raise RuntimeError(f"The loss is {loss.item()} at step {step}; checkpoints: {output}.")
@@ -386,31 +361,18 @@ def fit(cfg: Stage1Config | Stage2Config, accelerator: Accelerator, stage: Stage
                 with averaged(ema, trainable):
                     log.samples(done, stage.sample(), output)
             accelerator.wait_for_everyone()
-        if scored and (done % scored == 0 or done == last):
-            with averaged(ema, trainable):
-                with bf16, attention():
-                    loss = held_out_loss(network, stage.held_out(), accelerator.device)
-                log.look(done, held_out_loss=loss)
-                if loss < best and main:
-                    export(stage, output / "model", {"step": done, "of": last, "held_out_loss": loss, **numbers})
-            best = min(best, loss)
-            accelerator.wait_for_everyone()
         if done % cfg.loop.save_every == 0 or done == last:
             checkpoints.save(done)
-            if main and not scored:
+            if main:
                 with averaged(ema, trainable):
                     export(stage, output / "model", {"step": done, "of": last, **numbers})
             accelerator.wait_for_everyone()
     if main:
         # A run that is killed behind its last checkpoint has no step left when it goes on, and may lack its model.
-        left = _exported(output / "model")
-        if not left if scored else left.get("step") != last:
+        record = output / "model" / "training.json"
+        if not record.is_file() or json.loads(record.read_text()).get("step") != last:
             with averaged(ema, trainable):
-                record = {"step": last, "of": last}
-                if scored:
-                    with bf16, attention():
-                        record["held_out_loss"] = held_out_loss(network, stage.held_out(), accelerator.device)
-                export(stage, output / "model", {**record, **numbers})
+                export(stage, output / "model", {"step": last, "of": last, **numbers})
     accelerator.wait_for_everyone()
     log.close()
     return output / "model"
@@ -452,9 +414,9 @@ class _Log:
         now = time.monotonic()
         speed = self.pictures / max(now - self.written, 1e-9)
         self.sums, self.counts, self.written, self.pictures = {}, {}, now, 0
-        self._line(step, {**means, **numbers, "pictures_per_s": speed})
+        self.line(step, {**means, **numbers, "pictures_per_s": speed})
 
-    def _line(self, step: int, values: dict[str, float]) -> None:
+    def line(self, step: int, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -463,14 +425,10 @@ class _Log:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
 
-    def look(self, step: int, **numbers: float) -> None:
-        """A line of its own, for what is measured between the others."""
-        self._line(step, numbers)
-
     def samples(self, step: int, samples: Samples, output: Path) -> None:
         path = save_image(output / "samples" / f"step_{step:08d}.png", samples.sheet, overwrite=True)
         logger.info("samples: %s", path)
-        self._line(step, samples.numbers)
+        self.line(step, samples.numbers)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": [np.asarray(samples.sheet)]}, step=step)

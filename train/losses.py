@@ -5,14 +5,12 @@ A step's samples may come in several batches and on several processes: see `Summ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as fn
 from torch import nn
-
-from bokehdepth.modeling_mini_flux import level_weights
 
 Sums = dict[str, torch.Tensor]
 """Sums and counts over samples or pixels, by name."""
@@ -25,14 +23,8 @@ class SummedNetwork(nn.Module):
     is not the mean over all wherever the parts hold different numbers of what is averaged (blurred pixels, known
     depths). So each part gives its sums, and the loss is formed from those of the whole step: `within` stands a part
     in it, and the parts' gradients add up to the whole's.
-
-    Attributes:
-        pooled: whether the loss is not linear in the sums that depend on weights (the root of a mean over the step).
-            Their totals are then needed before a part's gradient, which costs a forward pass without gradient for
-            each of several accumulated batches, and nothing else.
+    The loss is linear in the sums that depend on weights: its gradient needs nothing but the counts of the whole.
     """
-
-    pooled = False
 
     def counts(self, batch: dict[str, Any]) -> Sums:
         """What the loss divides by, which the data alone decide."""
@@ -66,31 +58,10 @@ def within(part: Sums, whole: Sums) -> Sums:
     return {name: whole[name] + (value - value.detach()) if name in whole else value for name, value in part.items()}
 
 
-def split_sum(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Sums (2,) over two kinds of pixels, of which each pixel is the first to a `share` and the second to the rest."""
-    return torch.stack([(values * share).sum(), (values * (1 - share)).sum()])
-
-
-def split_mean(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sum of both kinds' means, so that neither outvotes the other; a kind that is hardly there counts less."""
-    return (sums / (counts + 1)).sum()
-
-
 def pixel_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute plus squared error (B, 1, H, W) of pictures (B, 3, H, W), the mean over their channels."""
     difference = prediction.float() - target.float()
     return (difference.abs() + difference.square()).mean(1, keepdim=True)
-
-
-def level_entropy(logits: torch.Tensor, offset_dpt: torch.Tensor, levels_dpt: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B, h, w) of blend logits (B, J, h, w) to levels of the true offset, in multiples (B, 1, H, W)."""
-    target = fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt), logits.shape[-2:])
-    return -(target * logits.float().log_softmax(1)).sum(1)
-
-
-def sharp_share(offset_dpt: torch.Tensor, levels_dpt: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """How much (B, h, w) of the lowest level the true offset (B, 1, H, W) means, over cells of a map (h, w)."""
-    return fn.adaptive_avg_pool2d(level_weights(offset_dpt, levels_dpt[:2])[:, :1], size)[:, 0]
 
 
 def balanced_means(errors: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -154,17 +125,24 @@ def log_gradient_loss(
     A difference counts where both of its pixels are valid; a halved pixel is valid where all four of its are; a
     picture counts where any is. The reduction is that of `scale_invariant_log_loss`.
     """
-    g, weight = _log_ratio(prediction_m, target_m, valid)
-    whole, g, weight = weight, g[:, None], weight[:, None]
-    found = g.new_zeros(len(g))
+    ratio, weight = _log_ratio(prediction_m, target_m, valid)
+    return _over_pictures(_changes(ratio, weight, scales, torch.abs), weight, reduction)
+
+
+def _changes(
+    values: torch.Tensor, weight: torch.Tensor, scales: int, size: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Mean size (B,) of the differences between neighbours of values (B, H, W), over halvings of the picture."""
+    values, weight = values[:, None], weight[:, None]
+    result = values.new_zeros(len(values))
     for _ in range(scales):
         for axis in (-1, -2):
-            count = g.shape[axis] - 1
+            count = values.shape[axis] - 1
             both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
-            change = (g.narrow(axis, 1, count) - g.narrow(axis, 0, count)).abs() * both
-            found = found + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
-        g, weight = fn.avg_pool2d(g, 2), (fn.avg_pool2d(weight, 2) == 1).float()
-    return _over_pictures(found / scales, whole, reduction)
+            change = size(values.narrow(axis, 1, count) - values.narrow(axis, 0, count)) * both
+            result = result + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
+        values, weight = fn.avg_pool2d(values, 2), (fn.avg_pool2d(weight, 2) == 1).float()
+    return result / scales
 
 
 def _over_pictures(values: torch.Tensor, weight: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -219,18 +197,11 @@ def bounded_log_errors(
         near = valid & (disparity > 1 / far_m) & metric[:, None, None]
         relative = torch.where(near, (depth * disparity - 1).abs(), 0.0)
         relative = relative.sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
-    gradient, level, weight = torch.zeros_like(relative), error[:, None], valid[:, None].float()
-    for _ in range(scales):
-        for axis in (-1, -2):
-            count = level.shape[axis] - 1
-            both = weight.narrow(axis, 1, count) * weight.narrow(axis, 0, count)
-            change = _smooth_abs(level.narrow(axis, 1, count) - level.narrow(axis, 0, count)) * both
-            gradient = gradient + change.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
-        level, weight = fn.avg_pool2d(level, 2), (fn.avg_pool2d(weight, 2) == 1).float()
+    gradient = _changes(error, valid.float(), scales, _smooth_abs)
     return {
         "metric": torch.where(metric, _smooth_abs(error).sum((-2, -1)) / counts, 0.0),
         "shape": torch.where(valid, _smooth_abs(error - middle), 0.0).sum((-2, -1)) / counts,
-        "gradient": gradient / scales,
+        "gradient": gradient,
         "abs_rel": relative,
     }
 

@@ -6,11 +6,11 @@ is the picture of a longer lens: focal lengths follow, and so does depth that is
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,8 @@ from bokehdepth.manifest import ManifestRow, read_manifest
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, PhotosConfig, PictureAugmentConfig
 from train.data import ScenePool, colour_matrix, recoloured
-from train.evaluation.samples import read_depth
-
-logger = logging.getLogger("train.photos")
-UNKNOWN = math.nan
+from train.row_checks import outcome, sorted_out, unusable
+from train.rows import read_depth, read_mask
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,7 @@ class Photograph:
     """A photograph and what is known of it.
 
     Attributes:
-        name: its row.
         dataset: where it is from.
-        scene: its place; splits keep it together.
         image: uint8 (H, W, 3).
         disparity: float32 (H, W) in 1/m, or without scale; NaN where there is no value; None without depth.
         metric: whether the disparity is in 1/m.
@@ -44,9 +40,7 @@ class Photograph:
         mask: bool (H, W) of the subject, or None.
     """
 
-    name: str
     dataset: str
-    scene: str
     image: np.ndarray
     disparity: np.ndarray | None
     metric: bool
@@ -58,20 +52,13 @@ def read_photograph(row: ManifestRow, longer_px: int) -> Photograph:
     """Reads a row's files, reduced to a longer side of at most `longer_px`.
 
     Raises:
-        InputError: a file cannot be read, or differs in size from the photo.
+        UnusableError: a file cannot be read, differs in size from the photo, or has no depth.
     """
-    picture = open_photo(row.image_path).image.convert("RGB")
+    with unusable("a file cannot be used"):
+        picture = open_photo(row.image_path).image
+        disparity = None if row.depth_path is None else 1 / read_depth(row)
+        mask = None if row.mask_path is None else read_mask(row)
     width, height = picture.size
-    disparity = mask = None
-    if row.depth_path is not None:
-        unit = "m" if row.depth_unit == "m" else "dpt"
-        depth = read_depth(row.depth_path, row.depth_scale, unit)
-        disparity = 1 / depth
-        _check_size(row, "depth", disparity.shape, (height, width))
-    if row.mask_path is not None:
-        with Image.open(row.mask_path) as file:
-            mask = np.asarray(file.convert("L")) > 127
-        _check_size(row, "mask", mask.shape, (height, width))
     scale = min(1.0, longer_px / max(height, width))
     size = (round(height * scale), round(width * scale))
     if scale < 1:
@@ -79,14 +66,18 @@ def read_photograph(row: ManifestRow, longer_px: int) -> Photograph:
         rows, columns = (_nearest(0, whole, part) for whole, part in zip((height, width), size, strict=True))
         disparity = disparity if disparity is None else disparity[rows][:, columns]
         mask = mask if mask is None else mask[rows][:, columns]
-    focal = UNKNOWN if row.intrinsics is None else math.sqrt(row.intrinsics.fx * row.intrinsics.fy) * scale
-    image = np.asarray(picture)
-    return Photograph(row.row_id, row.dataset or "", row.scene, image, disparity, row.depth_unit == "m", focal, mask)
+    focal = math.nan if row.intrinsics is None else math.sqrt(row.intrinsics.fx * row.intrinsics.fy) * scale
+    return Photograph(row.dataset or "", np.asarray(picture), disparity, row.depth_unit == "m", focal, mask)
 
 
-def _check_size(row: ManifestRow, kind: str, size: tuple[int, ...], wanted: tuple[int, int]) -> None:
-    if size != wanted:
-        raise InputError(f"row {row.row_id}: `{kind}` must be of the photo's {wanted} px, got {size}.")
+def scene_photo(scenes: ScenePool, number: int, whole: bool = False) -> Photograph:
+    """A procedural scene; what a lone photo cannot tell of its depth has no value, unless it is taken whole."""
+    tensors = scenes.tensors
+    disparity = 1 / tensors["depth_m"][number].numpy()
+    if not whole:
+        disparity = np.where(tensors["depth_known"][number].numpy(), disparity, np.nan).astype(np.float32)
+    image, focal_px = tensors["image"][number].numpy(), float(tensors["focal_px"][number])
+    return Photograph("scenes", image, disparity, True, focal_px, None)
 
 
 def _nearest(start: float, extent: float, count: int) -> np.ndarray:
@@ -99,29 +90,25 @@ class PhotoPool:
 
     Args:
         cfg: which, and how heavily.
-        wanted: "depth" keeps rows with depth, "mask" rows with a mask, "any" both.
+        with_depth: leave out rows without depth.
 
     Raises:
         InputError: no row is left, or a weight names no data set.
     """
 
-    def __init__(self, cfg: PhotosConfig, wanted: str = "any") -> None:
+    def __init__(self, cfg: PhotosConfig, with_depth: bool = False) -> None:
         rows = [row for name in cfg.files for row in read_manifest(os.path.expandvars(name))]
-        rows = [row for row in rows if (row.split or "train") in cfg.splits and cfg.weights.get(row.dataset, 1.0) > 0]
-        unknown = sorted(set(cfg.weights) - {row.dataset for row in rows if row.dataset} - _silenced(cfg))
+        rows = [row for row in rows if (row.split or "train") in cfg.splits and row.image_path is not None]
+        unknown = sorted({name for name, weight in cfg.weights.items() if weight} - {row.dataset for row in rows})
         if unknown:
             raise InputError(f"`photos.weights` must name data sets of the manifests, got {unknown[0]!r}.")
-        has = {"depth": lambda r: r.depth_path, "mask": lambda r: r.mask_path, "any": lambda r: True}[wanted]
-        rows = [row for row in rows if row.image_path is not None and has(row)]
-        if not rows:
-            raise InputError(f"`photos.files` must have rows of splits {cfg.splits} with {wanted}, got none.")
-        self.photos = []
-        for row in rows:
-            photo = read_photograph(row, cfg.longer_px)
-            if photo.disparity is not None and not np.isfinite(photo.disparity).any():
-                logger.warning("%s is left out: its depth has no value", photo.name)
-                continue
-            self.photos.append(photo)
+        rows = [row for row in rows if cfg.weights.get(row.dataset, 1.0) > 0 and (row.depth_path or not with_depth)]
+        read = partial(outcome, read_photograph)
+        good, left_out = sorted_out(rows, [read(row, cfg.longer_px) for row in rows], "of the photographs")
+        self.photos = [photo for _, photo in good]
+        if not self.photos:
+            kind, why = (" with depth" if with_depth else ""), (f" ({left_out})" if left_out else "")
+            raise InputError(f"`photos.files` must have rows of splits {cfg.splits}{kind}, got none{why}.")
         counts: dict[str, int] = {}
         for photo in self.photos:
             counts[photo.dataset] = counts.get(photo.dataset, 0) + 1
@@ -132,10 +119,6 @@ class PhotoPool:
 
     def __len__(self) -> int:
         return len(self.photos)
-
-
-def _silenced(cfg: PhotosConfig) -> set[str]:
-    return {name for name, weight in cfg.weights.items() if weight == 0}
 
 
 def cut(photo: Photograph, size: tuple[int, int], rng: np.random.Generator, cfg: PhotosConfig) -> dict[str, Any]:
@@ -181,24 +164,23 @@ class MixedPhotos:
     """Batches of photographs and procedural scenes in one form.
 
     Args:
-        photos: cfg of the photographs; None draws scenes alone.
+        cfg: of the photographs.
         scenes: procedural scenes, or None.
         augment: of colours.
         seed: of all draws.
-        wanted: as `PhotoPool` says.
+        with_depth: as `PhotoPool` says.
     """
 
     def __init__(
         self,
-        photos: PhotosConfig | None,
+        cfg: PhotosConfig,
         scenes: ScenePool | None,
         augment: PictureAugmentConfig,
         seed: int,
-        wanted: str = "any",
+        with_depth: bool = False,
     ) -> None:
-        self.cfg, self.scenes, self.augment, self.seed = photos or PhotosConfig(files=["-"]), scenes, augment, seed
-        self.pool = None if photos is None else PhotoPool(photos, wanted)
-        self.scene_share = 1.0 if self.pool is None else 0.0 if scenes is None else photos.scene_share
+        self.cfg, self.scenes, self.augment, self.seed = cfg, scenes, augment, seed
+        self.pool = PhotoPool(cfg, with_depth)
 
     def size_of(self, step: int, phase: PhaseConfig) -> tuple[int, int]:
         """Height and width of a step's pictures: the phase's, upright in a share of the steps."""
@@ -210,47 +192,12 @@ class MixedPhotos:
         size, samples, matrices = self.size_of(step, phase), [], []
         for number in numbers:
             rng = step_rng(self.seed, step, int(number))
-            if rng.random() < self.scene_share:
-                sample = self.scene(int(rng.integers(len(self.scenes))), size, rng)
+            if rng.random() < self.cfg.scene_share and self.scenes is not None:
+                photo = scene_photo(self.scenes, int(rng.integers(len(self.scenes))))
             else:
                 photo = self.pool.photos[int(rng.choice(len(self.pool), p=self.pool.shares))]
-                sample = cut(photo, size, rng, self.cfg)
-            samples.append(sample)
+            samples.append(cut(photo, size, rng, self.cfg))
             matrices.append(colour_matrix(rng, self.augment))
         batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         batch["image"] = recoloured(batch["image"], torch.stack(matrices))
         return batch
-
-    def scene(self, number: int, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
-        """A random part of a procedural scene, in the form of `cut`; what a lone photo cannot tell is not valid."""
-        tensors = self.scenes.tensors
-        disparity = 1 / tensors["depth_m"][number].numpy()
-        disparity = np.where(tensors["depth_known"][number].numpy(), disparity, np.nan).astype(np.float32)
-        image, focal = tensors["image"][number].numpy(), float(tensors["focal_px"][number])
-        photo = Photograph(str(number), "scenes", str(number), image, disparity, True, focal, None)
-        return cut(photo, size, rng, self.cfg)
-
-    def all(self, phase: PhaseConfig) -> Iterator[dict[str, torch.Tensor]]:
-        """Every photograph once, its middle, in batches, without augmentation."""
-        size = (phase.size_px, phase.width_px or phase.size_px)
-        for begin in range(0, len(self.pool), phase.batch):
-            samples = [centre(photo, size) for photo in self.pool.photos[begin : begin + phase.batch]]
-            yield {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-class _Middle:
-    """Stands in for a generator where nothing is left to chance: the middle, not mirrored."""
-
-    def uniform(self, low: float, high: float) -> float:
-        return (low + high) / 2
-
-    def normal(self, mean: float, deviation: float) -> float:
-        return mean
-
-    def random(self) -> float:
-        return 1.0
-
-
-def centre(photo: Photograph, size: tuple[int, int]) -> dict[str, Any]:
-    """The largest part in the middle of a photograph at (height, width), as `cut` gives it."""
-    return cut(photo, size, _Middle(), PhotosConfig(files=["-"]))

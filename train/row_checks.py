@@ -78,6 +78,15 @@ def checked(rows: list[ManifestRow], check: Callable[[ManifestRow], T]) -> list[
     return results
 
 
+def sorted_out(
+    rows: list[ManifestRow], results: list[T | UnusableError], use: str
+) -> tuple[list[tuple[ManifestRow, T]], str]:
+    """Rows that can be used with their results, and what `told` says of the others."""
+    both = list(zip(rows, results, strict=True))
+    bad = [(row, result) for row, result in both if isinstance(result, UnusableError)]
+    return [(row, result) for row, result in both if not isinstance(result, UnusableError)], told(bad, use)
+
+
 def told(left_out: list[tuple[ManifestRow, UnusableError]], use: str) -> str:
     """Logs what is left out, one line for each reason with the rows' names, and returns the lines as one sentence."""
     by_reason: dict[str, list[tuple[ManifestRow, UnusableError]]] = {}

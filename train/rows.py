@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from train.data import (
 )
 from train.evaluation.samples import read_depth as read_depth_file
 from train.prompts import Prompts
-from train.row_checks import UnusableError, checked, outcome, redrawn, told, unusable
+from train.row_checks import UnusableError, checked, outcome, redrawn, sorted_out, told, unusable
 
 logger = logging.getLogger("train.rows")
 MULTIPLE_PX = 16
@@ -93,6 +94,23 @@ def read_depth(row: ManifestRow) -> np.ndarray:
     return depth
 
 
+def read_mask(row: ManifestRow) -> np.ndarray:
+    """What is marked in a row's photo, bool (H, W).
+
+    Raises:
+        InputError: the file cannot be read, or is not of the photo's size.
+    """
+    try:
+        with Image.open(row.mask_path) as image:
+            mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is no picture that can be read ({error}).") from error
+    wanted = picture_size(row.image_path)
+    if mask.shape != wanted:
+        raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {wanted} px.")
+    return mask
+
+
 def can_be_rendered(row: ManifestRow) -> bool:
     """Whether a row has what refocusing needs: photo, depth, and a focus (stated, or that of its foreground)."""
     camera = row.camera_anns
@@ -107,14 +125,7 @@ def focus_of(row: ManifestRow, depth: np.ndarray) -> float:
         return camera.focus_distance_m
     if camera is not None and camera.focus_relative_disparity:
         return 1 / camera.focus_relative_disparity
-    try:
-        with Image.open(row.mask_path) as image:
-            mask = np.asarray(image.convert("L")) > 255 * _FOREGROUND
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"row {row.row_id}: {row.mask_path} is no picture that can be read ({error}).") from error
-    if mask.shape != depth.shape:
-        raise InputError(f"row {row.row_id}: {row.mask_path} is {mask.shape}; wanted the photo's {depth.shape} px.")
-    inside = depth[mask & np.isfinite(depth)]
+    inside = depth[read_mask(row) & np.isfinite(depth)]
     if inside.size == 0:
         raise InputError(f"row {row.row_id}: {row.mask_path} covers no depth; wanted a foreground.")
     return float(1 / np.median(1 / inside))
@@ -160,6 +171,23 @@ def fill_holes(depth: np.ndarray) -> np.ndarray:
         return depth
     nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
     return depth[tuple(nearest)]
+
+
+def rendered(photo: torch.Tensor, depth: np.ndarray, strengths: Sequence[float], focus: float) -> torch.Tensor:
+    """Frames (F, 3, H, W) of a photo (3, H, W) through the lens; without any depth they are the photo.
+
+    Args:
+        photo: in [0, 1].
+        depth: (H, W), NaN where it is not known.
+        strengths: (F,) K.
+        focus: in the unit of the depth.
+    """
+    if not np.isfinite(depth).any():
+        return photo.expand(len(strengths), -1, -1, -1)
+    picture = np.ascontiguousarray(photo.permute(1, 2, 0).numpy())
+    whole = fill_holes(depth)
+    frames = [render_from_depth(picture, whole, float(strength), focus) for strength in strengths]
+    return torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
 
 
 # ---------------------------------------------------------------------- geometry
@@ -247,13 +275,11 @@ def _source(seed: int, step: int, number: int, attempt: int) -> np.random.Genera
 
 @dataclass(frozen=True)
 class _Index:
-    """Numbers of the rows that a phase can use, by bucket and kind."""
+    """Numbers of the rows that a phase can use, by bucket, for each use."""
 
-    buckets: list[tuple[int, int]]
-    captured: dict[tuple[int, int], list[int]]
-    edited: dict[tuple[int, int], list[int]]
-    rendered: dict[tuple[int, int], list[int]]
-    photographed: dict[tuple[int, int], list[int]]
+    edited: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    rendered: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    photographed: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
 
 class RowPairs:
@@ -272,10 +298,7 @@ class RowPairs:
         self.cfg, self.prompts = cfg, prompts
         self.group = 1 + cfg.manifests.renders
         rows = load_rows(cfg.manifests)
-        found = list(zip(rows, checked(rows, self._check), strict=True))
-        bad = [(row, result) for row, result in found if isinstance(result, UnusableError)]
-        self.left_out = told(bad, "altogether")
-        good = [(row, result) for row, result in found if not isinstance(result, UnusableError)]
+        good, self.left_out = sorted_out(rows, checked(rows, self._check), "altogether")
         self.rows = [row for row, _ in good]
         for size in sorted({size for _, sizes in good for size in sizes}):
             bad = [(row, sizes[size]) for row, sizes in good if sizes.get(size)]
@@ -301,24 +324,17 @@ class RowPairs:
         return {bucket: outcome(check_blur, crop, MAX_BOKEH_STRENGTH, focus) for bucket, crop in crops.items()}
 
     def _index(self, phase: PhaseConfig) -> _Index:
-        buckets = _buckets(phase)
-        index, lost = _Index(buckets, {}, {}, {}, {}), 0
+        buckets, index, lost = _buckets(phase), _Index(), 0
         for number, row in enumerate(self.rows):
             size = picture_size(row.image_path or row.target_path)
             bucket = nearest_bucket(size, buckets)
-            pair = row.image_path is not None and row.target_path is not None
-            known = row.target_path is not None
-            if known and self._strength(row, bucket, size) > MAX_BOKEH_STRENGTH:
-                known, lost = False, lost + 1
-            if known:
-                index.photographed.setdefault(bucket, []).append(number)
-            rendered = bucket in self.rendered[number]
-            if rendered:
-                index.rendered.setdefault(bucket, []).append(number)
-            if known and pair:
-                index.captured.setdefault(bucket, []).append(number)
-            if rendered or (known and pair):
-                index.edited.setdefault(bucket, []).append(number)
+            known, rendered_here = self._is_known(row, bucket, size), bucket in self.rendered[number]
+            lost += row.target_path is not None and not known
+            pair = known and row.image_path is not None
+            uses = (index.photographed, known), (index.rendered, rendered_here), (index.edited, rendered_here or pair)
+            for use, fits in uses:
+                if fits:
+                    use.setdefault(bucket, []).append(number)
         if lost:
             logger.info("%d targets are left out at %d px: their K is above 30 after the crop", lost, phase.size_px)
         share = self.cfg.text_share(phase)
@@ -333,6 +349,10 @@ class RowPairs:
                 "pictures of one group (manifests.renders and the sharp photo)."
             )
         return index
+
+    def _is_known(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether a row has a target whose K stays in the trained range after the crop."""
+        return row.target_path is not None and self._strength(row, bucket, size) <= MAX_BOKEH_STRENGTH
 
     def _strength(self, row: ManifestRow, bucket: tuple[int, int], size: tuple[int, int]) -> float:
         return centre_crop(size, bucket).strength(row.camera_anns.bokeh_strength, size[1])
@@ -377,8 +397,7 @@ class RowPairs:
         seed = torch.tensor(int(rng.integers(2**62)))
         mirrored, grounded = rng.random() < 0.5, rng.random() < self.cfg.grounded_share
         prompt = self._prompt(row, rng, text)
-        known = row.target_path is not None and self._strength(row, bucket, size) <= MAX_BOKEH_STRENGTH
-        pair = known and row.image_path is not None
+        pair = self._is_known(row, bucket, size) and row.image_path is not None
         share = rng.random()
         if member is not None:
             render = True
@@ -390,7 +409,8 @@ class RowPairs:
         if render:
             image = crop.of(load_picture(row.image_path))
             strength = 0.0 if member == 0 else float(draws[0 if member is None else member])
-            target = self._render(row, crop, image, strength)  # K = 0 too: a group reads the same files
+            depth = read_depth(row)  # at K = 0 too: a group reads the same files
+            target = rendered(image[0], crop.of_depth(depth), [strength], focus_of(row, depth))
         else:
             target, strength = crop.of(load_picture(row.target_path)), self._strength(row, bucket, size)
             image = target if text else crop.of(load_picture(row.image_path))
@@ -398,13 +418,6 @@ class RowPairs:
             image, target = image.flip(-1), target.flip(-1)
         sample = {"image": image[0], "target": target[0], "strength": torch.tensor(strength), "seed": seed}
         return {**sample, **prompt, "grounded": grounded and member is not None}
-
-    def _render(self, row: ManifestRow, crop: Crop, image: torch.Tensor, strength: float) -> torch.Tensor:
-        depth = read_depth(row)
-        focus = focus_of(row, depth)
-        picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
-        blurred = render_from_depth(picture, fill_holes(crop.of_depth(depth)), strength, focus)
-        return torch.from_numpy(blurred).permute(2, 0, 1)[None]
 
     def _prompt(self, row: ManifestRow, rng: np.random.Generator, text: bool) -> dict[str, torch.Tensor]:
         chosen, dropped = rng.random(), rng.random() < self.cfg.prompts.caption_dropout
@@ -440,9 +453,8 @@ class RowStacks:
             raise InputError("manifests have no row with a depth; wanted depth to learn from.")
         for row in rows:
             self._check_kind(row, rows[0])
-        found = list(zip(rows, checked(rows, self._check), strict=True))
-        left_out = told([(row, error) for row, error in found if error is not None], "altogether")
-        self.rows = [row for row, error in found if error is None]
+        good, left_out = sorted_out(rows, checked(rows, self._check), "altogether")
+        self.rows = [row for row, _ in good]
         if not self.rows:
             raise InputError(f"manifests have no row to learn from ({left_out}); wanted at least one.")
         lacking = [row.row_id for row in self.rows if row.intrinsics is None]
@@ -500,9 +512,9 @@ class RowStacks:
             rng = _source(self.cfg.seed, step, number, attempt)
             return self._sample(self.rows[rng.integers(len(self.rows))], rng)
 
-        samples = [redrawn(partial(draw, int(number))) for number in numbers]
-        batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
-        return batch | {"lone": lone_samples(self.cfg, step, numbers, samples)}
+        drawn = [redrawn(partial(draw, int(number))) for number in numbers]
+        batch = {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
+        return batch | {"lone": lone_samples(self.cfg, step, numbers)}
 
     def _sample(self, row: ManifestRow, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
         """One sample, with neither augmentation nor chance where there is no generator."""
@@ -511,13 +523,8 @@ class RowStacks:
         crop, mirrored = self._crop(row, rng, depth), rng is not None and rng.random() < 0.5 and cfg.augment.mirror
         image = crop.of(load_picture(row.image_path))
         if cfg.stack == "renderer":
-            focus = focus_of(row, depth)
-            whole = fill_holes(crop.of_depth(depth))
-            whole = np.where(np.isfinite(whole), whole, focus)  # a hole fills the crop, which then counts nothing
-            picture = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
             strengths = cfg.strengths
-            frames = [render_from_depth(picture, whole, k, focus) for k in strengths]
-            bokeh = torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in frames])
+            bokeh = rendered(image[0], crop.of_depth(depth), strengths, focus_of(row, depth))
         else:
             strengths = [crop.strength(k, size[1]) if row.stack else k for k in self._strengths(row)]
             kept = [i for i, k in enumerate(strengths) if k <= MAX_BOKEH_STRENGTH]

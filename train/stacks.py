@@ -2,17 +2,15 @@
 
 `accelerate launch -m train.stacks --model MODEL --manifest data/train.jsonl --output stacks`
 writes `data/stacks/<shard>/<row>/bokeh_k10.png ...` and, when all is done, `data/stacks.jsonl`: the rows with stacks.
-`python -m train.stacks --model MODEL --config train/configs/mini_stage1.yaml --output runs/pool_stage1`
-writes a scene pool again, with Stage-1's frames in place of the rendered ones.
 
-A stack or shard appears whole or not at all, so a run that was cut off is started again and goes on; what is complete
-is skipped. A photo that cannot be used is written to `failures_<process>.jsonl` and the run goes on.
+A stack appears whole or not at all, so a run that was cut off is started again and goes on; what is complete is
+skipped. A photo that cannot be used is written to `failures_<process>.jsonl` and the run goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import itertools
 import json
 import logging
 import zlib
@@ -21,7 +19,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -33,9 +30,6 @@ from bokehdepth.manifest import ManifestRow, StackFrame, read_manifest, write_ma
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.staging import remove_stale, write_file
 from train import config, loop
-from train.config import Stage1Config
-from train.data import ScenePool, shard_path
-from train.stage1 import MiniNetwork
 
 logger = logging.getLogger("train.stacks")
 ROWS_OF_A_SHARD = 1000
@@ -62,60 +56,6 @@ def check_record(folder: Path, settings: dict[str, Any], main: bool) -> None:
                 f"{name} is {settings.get(name)!r}, but the stacks in {folder} have {stored.get(name)!r}; wanted the "
                 "same, or another output."
             )
-
-
-def convert_shard(pipeline: BokehDepthPipeline, source: Path, target: Path, steps: int, size_px: int) -> None:
-    """Writes one shard of a pool with generated frames, under a temporary name first.
-
-    Args:
-        pipeline: makes the stacks.
-        source: shard with rendered frames.
-        target: shard to write.
-        steps: denoising steps.
-        size_px: side of the pictures at work.
-    """
-    with np.load(source, allow_pickle=False) as shard:
-        rows = dict(shard)
-    for number, (photo, strengths) in enumerate(zip(rows["image"], rows["strength"], strict=True)):
-        frames = pipeline.generate_stack(
-            photo,
-            [float(k) for k in strengths],
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(number),
-            max_area=size_px**2,
-            output_type="np",
-        ).images
-        rows["bokeh"][number] = np.round(frames * 255).astype(np.uint8)
-    write_file(target, lambda file: np.savez(file, **rows))
-
-
-@torch.no_grad()
-def frames_of_pool(pipeline: BokehDepthPipeline, pool: ScenePool, count: int, batch: int = 64) -> torch.Tensor:
-    """Frames of the embedded Stage-1 for the first scenes of a pool in memory, in one step, many scenes at once.
-
-    Args:
-        pipeline: with the embedded base, on the pool's device.
-        pool: its photos and their K.
-        count: how many scenes; all where it has fewer.
-        batch: scenes at once.
-
-    Returns:
-        uint8 (count, F, H, W, 3).
-    """
-    network = MiniNetwork(pipeline.transformer, pipeline.bokeh_adapter, pipeline.vae).eval()
-    frames = torch.empty_like(pool.tensors["bokeh"][: min(count, len(pool))])
-    source = torch.Generator(pool.device).manual_seed(0)
-    for begin in range(0, len(frames), batch):
-        rows = np.arange(begin, min(begin + batch, len(frames)))
-        scenes = pool.batch(rows, pool.pool.size_px)
-        image = scenes["image"] * 2 - 1
-        noise = torch.randn(image.shape, generator=source, device=image.device)
-        sigma = torch.ones(len(rows), device=image.device)
-        for index, strength in enumerate(scenes["strength"].T):
-            clean, _ = network.predict(image, noise, sigma, strength)
-            display = (clean / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-            frames[begin : begin + len(rows), index] = (display * 255).round().to(torch.uint8)
-    return frames
 
 
 def row_folder(folder: Path, number: int, row: ManifestRow) -> Path:
@@ -220,50 +160,15 @@ def _frames(folder: Path, bokeh_strengths: Sequence[float]) -> tuple[StackFrame,
     return tuple(StackFrame(folder / bokeh_file_name(k), float(k)) for k in bokeh_strengths)
 
 
-def stack_pool(
-    pipeline: BokehDepthPipeline, cfg: Stage1Config, output: str, settings: dict[str, Any], size_px: int, limit: int
-) -> None:
-    """Writes a pool's shards with generated frames, the held-out ones first.
-
-    Args:
-        pipeline: makes the stacks.
-        cfg: names the pool.
-        output: folder of the new shards.
-        settings: what the stacks are made with, kept in the folder.
-        size_px: side of the pictures at work.
-        limit: at most so many shards of the training split, the last ones: those that a Stage-1 of fewer scenes has
-            not seen.
-    """
-    state, new = PartialState(), dataclasses.replace(cfg.pool, folder=output)
-    if state.is_main_process:
-        remove_stale(output, recursive=True)
-    check_record(Path(output), settings, state.is_main_process)
-    pairs = []
-    for split in ("held_out", "train"):
-        count = next(n for n in itertools.count() if not shard_path(cfg.pool, split, n).exists())
-        for index in range(max(0, count - limit) if split == "train" else 0, count):
-            pairs.append((shard_path(cfg.pool, split, index), shard_path(new, split, index)))
-    if not pairs:
-        raise InputError(f"pool.folder is {cfg.pool.folder!r}, which has no shard; run train.data first.")
-    pending = [pair for pair in pairs if not pair[1].exists()]
-    state.wait_for_everyone()
-    with state.split_between_processes(pending) as mine:
-        for source, target in mine:
-            convert_shard(pipeline, source, target, settings["steps"], size_px)
-            logger.info("%s", target.name)
-    state.wait_for_everyone()
-
-
 def main() -> None:
-    """Generates Stage-1's stacks for the rows of a manifest or the scenes of a pool."""
-    parser = config.parser(main.__doc__, config_required=False)
-    parser.add_argument("--manifest", type=Path, help="JSONL of photos, in place of a configuration's pool")
+    """Generates Stage-1's stacks for the rows of a manifest."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="JSONL of photos")
     parser.add_argument("--model", default="embedded", help="as in bokehdepth.hub")
-    parser.add_argument("--output", required=True, help="folder of new shards, or name beside the manifest")
+    parser.add_argument("--output", required=True, help="name of a folder beside the manifest")
     parser.add_argument("--bokeh-strengths", type=float, nargs="+", default=[10.0, 20.0, 30.0], metavar="K")
-    parser.add_argument("--shards", type=int, default=10**6, help="so many shards of a pool's training, the last ones")
     parser.add_argument("--steps", type=int, help="denoising steps; the model's own where not given")
-    parser.add_argument("--size", type=int, help="side at work; the pool's or the model's own where not given")
+    parser.add_argument("--size", type=int, help="side at work; the model's own where not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--timeout-h",
@@ -273,8 +178,6 @@ def main() -> None:
         help="that a process waits for the slowest at the end",
     )
     arguments = parser.parse_args()
-    if (arguments.config is None) == (arguments.manifest is None):
-        parser.error("wanted one of --config and --manifest")
     loop.set_up_logging()
     if not 0 < arguments.timeout_h <= _LONGEST_WAIT_H:
         raise InputError(f"`--timeout-h` must be above 0 and at most {_LONGEST_WAIT_H}, got {arguments.timeout_h}.")
@@ -282,18 +185,15 @@ def main() -> None:
     pipeline = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
     steps = arguments.steps or pipeline.bokeh_adapter.config.num_inference_steps
-    settings = {"model": weights_record(arguments.model)["pipeline"], "steps": steps, "seed": arguments.seed}
-    if arguments.manifest is None:
-        cfg = config.load(Stage1Config, arguments.config, arguments.set)
-        if cfg.pool is None:
-            raise InputError(f"config is {arguments.config!r}, which has no pool; wanted one, or --manifest.")
-        torch.set_num_threads(cfg.threads)
-        size = arguments.size or cfg.pool.size_px
-        stack_pool(pipeline, cfg, arguments.output, {**settings, "size_px": size}, size, arguments.shards)
-        return
     strengths = pipeline.check_bokeh_strengths(arguments.bokeh_strengths)
     area = arguments.size**2 if arguments.size else pipeline.bokeh_adapter.config.max_area
-    settings |= {"bokeh_strengths": list(strengths), "area_px": area}
+    settings = {
+        "model": weights_record(arguments.model)["pipeline"],
+        "steps": steps,
+        "seed": arguments.seed,
+        "bokeh_strengths": list(strengths),
+        "area_px": area,
+    }
     options = {"num_inference_steps": steps, "max_area": area}
     done, failed = stack_manifest(pipeline, arguments.manifest, arguments.output, strengths, settings, **options)
     logger.info("%d rows have stacks, %d failed", done, failed)

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+import torch.nn.functional as fn
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
 
 from bokehdepth.errors import InputError
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
-from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
+from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder, level_weights
 from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
 from bokehdepth.visualization import contact_sheet
-from train import config, loop, losses, publish
+from train import config, loop, losses
+from train.bokeh_photos import BokehPhotos
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool
 from train.encoders import load_depth_model, start_encoder
@@ -96,15 +98,15 @@ class _Stage1Network(losses.SummedNetwork):
 
 
 class MiniNetwork(_Stage1Network):
-    """The embedded model: every weight is trained.
+    """The embedded model on batches of `BokehPhotos`: every weight is trained, every picture counts alike.
+
+    Blend levels are supervised in every sample; samples with a render become pictures that are compared with it.
 
     Args:
         transformer: the embedded base.
         adapter: of its sizes.
         autoencoder: without weights.
         level_weight: weight of the supervision of the blend levels by the true disparity offset.
-        picture_share: share of a step's samples whose pictures are blended and compared; a generated picture has no
-            other teacher, so it is always compared.
     """
 
     def __init__(
@@ -113,10 +115,9 @@ class MiniNetwork(_Stage1Network):
         adapter: BokehAdapter,
         autoencoder: PatchAutoencoder,
         level_weight: float = 0.0,
-        picture_share: float = 1.0,
     ) -> None:
         super().__init__(adapter, transformer, autoencoder)
-        self.level_weight, self.picture_share = level_weight, picture_share
+        self.level_weight = level_weight
 
     def predict(
         self,
@@ -155,57 +156,36 @@ class MiniNetwork(_Stage1Network):
         clean = tokens[:blended] - sigma[:blended, None, None] * velocity[:, : tokens.shape[1]].float()
         return self.transformer._unpack(clean, rows, columns), logits
 
-    def _blended(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Which samples (B,) become pictures: evenly spread over a step's, whatever part of it this is."""
-        share = self.picture_share if self.transformer.config.head == "disks" else 1.0
-        numbers = batch["number"].double()
-        return ((numbers + 1) * share).ceil() > (numbers * share).ceil()
-
-    def _levels(self, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.tensor(self.transformer.config.offsets_dpt, device=batch["offset_dpt"].device)
-
-    def _sharp(self, batch: dict[str, Any]) -> torch.Tensor:
-        """How much (B, H / 2, W / 2) of each cell of the levels' map is in focus."""
-        size = [side // 2 for side in batch["offset_dpt"].shape[-2:]]
-        return losses.sharp_share(batch["offset_dpt"], self._levels(batch), size)
-
-    @staticmethod
-    def _blurred(batch: dict[str, Any]) -> torch.Tensor:
-        """1 where a pixel (B, 1, H, W) is truly blurred with a radius of more than one pixel, else 0 (Eq. 15)."""
-        offset = batch["offset_dpt"]
-        return (batch["strength"][:, None, None, None] * (offset.shape[-1] / 512) * offset > 1).float()
-
     def counts(self, batch: dict[str, Any]) -> losses.Sums:
-        """Blurred and sharp pixels of samples that become pictures, sharp and blurred cells of all levels' maps."""
-        one = torch.ones((), device=batch["offset_dpt"].device)
-        counts = {"pixels": losses.split_sum(one, self._blurred(batch)[self._blended(batch).to(one.device)])}
-        if self.transformer.config.head == "disks":
-            counts["cells"] = losses.split_sum(one, self._sharp(batch))
-        return counts
+        """Pictures, and those of them with a render."""
+        return {"pictures": torch.tensor(float(len(batch["image"]))), "renders": batch["rendered"].sum().float()}
 
     def sums(self, batch: dict[str, Any]) -> losses.Sums:
-        """Sums over a batch of `PoolPairs`: the clean pictures' errors, and those of the blend levels."""
-        sums, chosen = self.counts(batch), self._blended(batch)
-        count, order = int(chosen.sum()), (~chosen).long().argsort(stable=True)  # those that become pictures first
-        names = ("image", "target", "strength", "offset_dpt", "seed")
-        batch = {name: batch[name][order.to(batch[name].device)] for name in names}
-        image, clean = batch["image"] * 2 - 1, batch["target"] * 2 - 1
-        drawn = (draw_mini_noise(seed, clean.shape[1:], clean.device) for seed in batch["seed"].tolist())
+        """Sums of both terms over a batch."""
+        order = (~batch["rendered"]).long().argsort(stable=True)  # those with a render first
+        count = int(batch["rendered"].sum())
+        names = ("image", "target", "strength", "offset_dpt", "known", "rendered", "seed")
+        part = {name: batch[name][order] for name in names}
+        clean, strength, offset, known = (part["target"] * 2 - 1, *(part[name] for name in names[2:5]))
+        drawn = (draw_mini_noise(seed, clean.shape[1:]) for seed in part["seed"].tolist())
         sigma, noise = (torch.stack(x).to(clean) for x in zip(*drawn, strict=True))
-        x0, logits = self.predict(image, add_noise(clean, noise, sigma), sigma, batch["strength"], max(count, 1))
-        error = losses.pixel_error(x0[:count] / 2 + 0.5, batch["target"][:count])
-        sums["pixel"] = losses.split_sum(error, self._blurred(batch)[:count])
-        if logits is not None:
-            entropy = losses.level_entropy(logits, batch["offset_dpt"], self._levels(batch))
-            sums["level"] = losses.split_sum(entropy, self._sharp(batch))
-        return sums
+        sigma = torch.where(part["rendered"], sigma, 1.0)  # without a render there is only noise
+        noisy = add_noise(clean, noise, sigma)
+        x0, logits = self.predict(part["image"] * 2 - 1, noisy, sigma, strength, max(count, 1))
+        levels = torch.tensor(self.transformer.config.offsets_dpt, device=clean.device)
+        target = fn.adaptive_avg_pool2d(level_weights(offset, levels), logits.shape[-2:])
+        entropy = -(target * logits.float().log_softmax(1)).sum(1)
+        seen = (fn.adaptive_avg_pool2d(known.float(), logits.shape[-2:]) > 0.99).float()[:, 0]
+        level = losses.balanced_means(entropy, seen * target[:, 0], seen * (1 - target[:, 0])).sum()
+        error = losses.pixel_error(x0[:count] / 2 + 0.5, part["target"][:count])
+        radius = strength[:count, None, None, None] * (clean.shape[-1] / 512) * offset[:count]
+        known = known[:count].float()
+        pixel = losses.balanced_means(error, known * (radius > 1), known * (radius <= 1)).sum()
+        return {**self.counts(batch), "pixel": pixel, "level": level}
 
     def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
-        """The picture's loss and that of the blend levels, in each of which blurred and sharp count alike."""
-        pixel = losses.split_mean(sums["pixel"], sums["pixels"])
-        if "level" not in sums:  # a generated picture: nothing but the picture teaches it
-            return {"loss": pixel, "pixel": pixel}
-        level = losses.split_mean(sums["level"], sums["cells"]) / 2
+        """The loss and its parts."""
+        pixel, level = sums["pixel"] / sums["renders"].clamp(min=1), sums["level"] / sums["pictures"]
         return {"loss": pixel + self.level_weight * level, "pixel": pixel, "level": level}
 
 
@@ -305,19 +285,15 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> 
     return (1 - sigma) * clean + sigma * noise
 
 
-def draw_mini_noise(
-    seed: int, shape: torch.Size, device: str | torch.device = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise level () on the CPU, the same whatever the device, and noise of `shape` on the device, of one sample.
+def draw_mini_noise(seed: int, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise level () and noise of `shape` of one sample.
 
     The level is 1 for half of them, since a one-step sampler sees no other, else a logit-normal draw.
     """
     source = torch.Generator().manual_seed(seed)
     spread = torch.sigmoid(torch.randn((), generator=source) + 0.8).clamp(min=0.05)
     sigma = torch.where(torch.rand((), generator=source) < 0.5, torch.ones(()), spread)
-    if torch.device(device).type != "cpu":  # drawing pictures of noise on the CPU would hold a fast device up
-        source = torch.Generator(device).manual_seed(seed)
-    return sigma, torch.randn(shape, generator=source, device=device)
+    return sigma, torch.randn(shape, generator=source)
 
 
 def draw_flux_noise(seed: int, shape: torch.Size, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -343,23 +319,12 @@ def build_adapter(transformer: nn.Module, settings: dict[str, Any]) -> BokehAdap
 def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_Stage1Network, Prompts | None]:
     """The network of a configuration, and its captions where it has any, which alone need the accelerator."""
     if cfg.base.kind == "mini":
-        if cfg.base.start_from:
-            place = {"pretrained_model_name_or_path": cfg.base.start_from, "torch_dtype": torch.float32}
-            base = MiniFluxTransformer2DModel.from_pretrained(subfolder="transformer", **place)
-            # Its sizes hold; how the photo is attended to has no weights of its own and may change.
-            names = ("reference_attention", "reference_timestep")
-            place |= {name: cfg.adapter[name] for name in names if name in cfg.adapter}
-            adapter = BokehAdapter.from_pretrained(subfolder="bokeh_adapter", **place)
-        else:
-            base = MiniFluxTransformer2DModel(**cfg.base.transformer)
-            start_encoder(base.stem.encoder, cfg.base.encoder)
-            adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
+        base = MiniFluxTransformer2DModel(**cfg.base.transformer)
+        start_encoder(base.stem.encoder, cfg.base.encoder)
+        adapter = build_adapter(base, {"prompt_length": 1, **cfg.adapter})
         patch_px = base.token_px // 2
         autoencoder = PatchAutoencoder(patch_px, 3 * patch_px**2, (1,) * patch_px.bit_length())
-        kind = MiniNetwork
-        if cfg.photos is not None:
-            from train.bokeh_photos import BokehPhotosNetwork as kind  # it builds on this module
-        network = kind(base, adapter, autoencoder, cfg.level_weight, cfg.picture_share)
+        network = MiniNetwork(base, adapter, autoencoder, cfg.level_weight)
         return network.to(memory_format=torch.channels_last), None  # faster convolutions on a CPU
     dtype = torch.bfloat16 if cfg.loop.precision == "bf16" else torch.float32
     if cfg.base.path:
@@ -372,14 +337,11 @@ def build_network(cfg: Stage1Config, accelerator: Accelerator | None) -> tuple[_
         if dtype == torch.bfloat16:
             transformer, autoencoder = transformer.to(dtype), autoencoder.to(dtype)
     prompts = prepare_prompts(cfg, accelerator)
-    if cfg.base.start_from:
-        adapter = BokehAdapter.from_pretrained(cfg.base.start_from, torch_dtype=torch.float32)
-    else:
-        length = 1 if prompts is None else len(prompts.look_up(None)["prompt_embeds"])
-        adapter = build_adapter(transformer, {"prompt_length": length, **cfg.adapter})
-        if prompts is not None:  # inference then needs no text encoder
-            for name, value in prompts.look_up(None).items():
-                getattr(adapter, name).copy_(value)
+    length = 1 if prompts is None else len(prompts.look_up(None)["prompt_embeds"])
+    adapter = build_adapter(transformer, {"prompt_length": length, **cfg.adapter})
+    if prompts is not None:  # inference then needs no text encoder
+        for name, value in prompts.look_up(None).items():
+            getattr(adapter, name).copy_(value)
     if cfg.loop.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return FluxNetwork(adapter, transformer, autoencoder, cfg.guidance_scale, cfg.offset_noise), prompts
@@ -494,8 +456,6 @@ def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
         fill_pool(config.pool, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     network, prompts = build_network(config, accelerator)
     if config.photos is not None:
-        from train.bokeh_photos import BokehPhotos
-
         scenes = None if config.pool is None else ScenePool(config.pool, "train")
         source = BokehPhotos(config, scenes, load_depth_model(config.depth_model))
     elif config.manifests is None:
@@ -508,21 +468,13 @@ def run(config: Stage1Config, resume: str | Path | None = None) -> Path:
         plan=config.phases,
         export=lambda folder: pipeline_of(config, network, whole=False).save_pretrained(folder),
         sample=lambda: look(config, network, source),
-        held_out=lambda: source.held_out(max(config.phases, key=lambda phase: phase.size_px)),
     )
     return loop.fit(config, accelerator, stage, resume)
 
 
 def main() -> None:
     """Trains Stage-1."""
-    arguments = config.trainer_parser(main.__doc__).parse_args()
-    loop.set_up_logging()
-    cfg = config.load(Stage1Config, arguments.config, arguments.set)
-    if arguments.push_to_hub:
-        publish.check(cfg)
-    model = run(cfg, arguments.resume)
-    if arguments.push_to_hub and PartialState().is_main_process:
-        publish.push(cfg, model, arguments.push_to_hub, config.command("train.stage1", arguments))
+    loop.main(Stage1Config, run, "train.stage1")
 
 
 if __name__ == "__main__":

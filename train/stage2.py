@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingForDepthEstimation, Dinov2Config
@@ -31,10 +31,10 @@ from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthA
 from bokehdepth.modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
 from bokehdepth.visualization import contact_sheet, depth_preview
-from train import config, loop, losses, publish, unidepth_losses
+from train import config, loop, losses, unidepth_losses
 from train.config import PhaseConfig, Stage2Config
 from train.data import PoolStacks, ScenePool, fill_pool
-from train.depth_photos import DepthPhotos, DepthPhotosNetwork, frames_of
+from train.depth_photos import DepthPhotos, frames_of
 from train.encoders import load_imagenet
 from train.rows import RowStacks
 
@@ -165,6 +165,11 @@ def start_afresh(model: BokehDepthAnythingForDepthEstimation) -> None:
     nn.init.constant_(last.bias, math.log(share / (1 - share)))
 
 
+def _colours(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the colours that a model is fed."""
+    return getattr(model.config, "image_mean", IMAGENET_MEAN), getattr(model.config, "image_std", IMAGENET_STD)
+
+
 def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: str) -> torch.Tensor:
     """Depth (B, H, W) in metres of a batch; arguments as of `predict_all`."""
     return predict_all(model, batch, stack).predicted_depth
@@ -180,7 +185,7 @@ def predict_all(model: PreTrainedModel, batch: dict[str, torch.Tensor], stack: s
         stack: frames (the batch's), sharp (the photo in place of every frame) or none (the photo alone).
     """
     device = batch["image"].device
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in _colours(model))
     image, extra = (batch["image"] - mean) / std, {}
     if "intrinsics" in batch and "intrinsics" in inspect.signature(model.forward).parameters:
         extra["intrinsics"] = batch["intrinsics"]
@@ -224,11 +229,11 @@ class Stage2Network(losses.SummedNetwork):
     def _predicted(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """What the model predicts of a batch, in float32, by the names of its output."""
         lone = batch.get("lone", torch.zeros(len(batch["image"]), dtype=torch.bool))
-        order, stacks = lone.long().argsort(stable=True), int((~lone).sum())  # those with a stack first
+        order, alone = (~lone).long().argsort(stable=True), int(lone.sum())  # those without a stack first
         # Where the camera is to be learned, depth is that of the predicted one, as in the published training.
         hidden = {"intrinsics"} if self.cfg.camera_weight else set()
         seen = {name: value[order.to(value.device)] for name, value in batch.items() if name not in hidden}
-        parts = (slice(stacks), self.stack), (slice(stacks, None), "none")
+        parts = (slice(alone), "none"), (slice(alone, None), self.stack)
         found = [
             predict_all(self.model, {name: value[part] for name, value in seen.items()}, kind)
             for part, kind in parts
@@ -236,7 +241,8 @@ class Stage2Network(losses.SummedNetwork):
         ]
         names = [name for name in ("predicted_depth", "intrinsics", "confidence") if found[0].get(name) is not None]
         result = {name: torch.cat([output[name].float() for output in found]) for name in names}
-        if not stacks and self.stack != "none":  # data parallel training wants every trained tensor in every part
+        if alone == len(lone) and self.stack != "none":
+            # Data parallel training wants every trained tensor in every part.
             idle = 0 * sum(p.sum() for p in self.model.dsfa.parameters() if p.requires_grad)
             result["predicted_depth"] = result["predicted_depth"] + idle
         return {name: value[order.argsort().to(value.device)] for name, value in result.items()}
@@ -284,6 +290,31 @@ class Stage2Network(losses.SummedNetwork):
         return {"loss": loss, **parts, "abs_rel": parts["abs_rel"].detach()}
 
 
+class DepthPhotosNetwork(Stage2Network):
+    """A depth model that knows cameras, with its loss on batches of `DepthPhotos`: every picture counts alike."""
+
+    def counts(self, batch: dict[str, Any]) -> losses.Sums:
+        """How many pictures there are."""
+        return {"pictures": torch.tensor(float(len(batch["image"])))}
+
+    def sums(self, batch: dict[str, Any]) -> losses.Sums:
+        """Sums of all terms over a batch; depth is that of the true focal length where it is known."""
+        predicted, focal = self._predicted(batch), batch["focal_px"]
+        guess, has_focal = predicted["intrinsics"][:, 0, 0], torch.isfinite(focal)
+        focal = torch.where(has_focal, focal, 1.0)
+        depth = predicted["predicted_depth"] * torch.where(has_focal, focal / guess, 1.0)[:, None, None]
+        known = batch["metric"] & has_focal  # metres without a focal length are a scale of their own
+        terms = losses.bounded_log_errors(depth, batch["disparity"][:, 0], batch["valid"][:, 0], known, self.cfg.far_m)
+        terms["focal"] = torch.where(has_focal, (guess.log() - focal.log()).abs(), 0.0)
+        return {**self.counts(batch), **{name: values.sum() for name, values in terms.items()}}
+
+    def terms(self, sums: losses.Sums) -> dict[str, torch.Tensor]:
+        """The loss and its parts, means over all pictures; a part that a picture lacks is 0 there."""
+        means = {name: value / sums["pictures"] for name, value in sums.items() if name != "pictures"}
+        loss = means["metric"] + self.cfg.shape_weight * means["shape"] + self.cfg.gradient_weight * means["gradient"]
+        return {"loss": loss + self.cfg.focal_weight * means["focal"], **means}
+
+
 @torch.no_grad()
 def look(cfg: Stage2Config, network: Stage2Network, source: PoolStacks | RowStacks) -> loop.Samples:
     """True and predicted depth of the first photos, and what the prediction owes to the stack."""
@@ -312,10 +343,7 @@ def export(cfg: Stage2Config, model: PreTrainedModel, folder: Path) -> None:
     write_image_processor(folder, cfg.size_px, model.config.to_dict())
 
 
-def run(
-    config: Stage2Config,
-    resume: str | Path | None = None,
-) -> Path:
+def run(config: Stage2Config, resume: str | Path | None = None) -> Path:
     """Trains Stage-2.
 
     Args:
@@ -333,48 +361,32 @@ def run(
     if config.pool is not None:
         fill_pool(config.pool, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     if config.photos is not None:
-        return _run_photos(config, accelerator, resume)
-    if config.manifests is None:
-        source = PoolStacks(config)
+        scenes = None if config.pool is None else ScenePool(config.pool, "train")
+        stage1 = frames_of(load_pipeline(config.stage1)) if config.stack == "stage1" else None
+        source = DepthPhotos(config, scenes, stage1)
     else:
-        source = RowStacks(config)
+        source = PoolStacks(config) if config.manifests is None else RowStacks(config)
     model = build_model(config)
-    if config.size_px % model.config.patch_size:
-        raise InputError(f"size_px is {config.size_px}; wanted a multiple of the patch, {model.config.patch_size} px.")
     if config.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    prepare_camera(config, model, source.without_intrinsics)
-    network = Stage2Network(model, config)
-    phase = PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)
+    plan, sample = config.phases, None
+    if config.photos is not None:
+        model.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+        network = DepthPhotosNetwork(model, config)
+    else:
+        patch_px = model.config.patch_size
+        if config.size_px % patch_px:
+            raise InputError(f"size_px is {config.size_px}; wanted a multiple of the patch, {patch_px} px.")
+        prepare_camera(config, model, source.without_intrinsics)
+        network = Stage2Network(model, config)
+        plan = [PhaseConfig(config.size_px, config.batch, config.steps, config.learning_rate)]
+        sample = lambda: look(config, network, source)  # noqa: E731
     stage = loop.Stage(
         network=network,
         draw=source,
-        plan=[phase],
+        plan=plan,
         export=lambda folder: export(config, model, folder),
-        sample=lambda: look(config, network, source),
-        held_out=lambda: source.held_out(phase),
-        is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
-    )
-    return loop.fit(config, accelerator, stage, resume)
-
-
-def _run_photos(config: Stage2Config, accelerator: Accelerator, resume: str | Path | None) -> Path:
-    """Trains a depth model that knows cameras on photographs and scenes."""
-    scenes = None if config.pool is None else ScenePool(config.pool, "train")
-    stage1 = None
-    if config.stack == "stage1":
-        stage1 = frames_of(load_pipeline(config.stage1))
-    source, model = DepthPhotos(config, scenes, stage1), build_model(config)
-    model.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
-    if config.loop.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    largest = max(config.phases, key=lambda phase: phase.size_px)
-    stage = loop.Stage(
-        network=DepthPhotosNetwork(model, config),
-        draw=source,
-        plan=config.phases,
-        export=lambda folder: export(config, model, folder),
-        held_out=None if config.held_out_photos is None else lambda: source.held_out(largest),
+        sample=sample,
         is_head=lambda name: name.removeprefix("model.").startswith(_HEADS),
     )
     return loop.fit(config, accelerator, stage, resume)
@@ -382,14 +394,7 @@ def _run_photos(config: Stage2Config, accelerator: Accelerator, resume: str | Pa
 
 def main() -> None:
     """Trains Stage-2."""
-    arguments = config.trainer_parser(main.__doc__).parse_args()
-    loop.set_up_logging()
-    cfg = config.load(Stage2Config, arguments.config, arguments.set)
-    if arguments.push_to_hub:
-        publish.check(cfg)
-    model = run(cfg, arguments.resume)
-    if arguments.push_to_hub and PartialState().is_main_process:
-        publish.push(cfg, model, arguments.push_to_hub, config.command("train.stage2", arguments))
+    loop.main(Stage2Config, run, "train.stage2")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,15 @@ def _cached_commit(repository: str, filename: str, revision: str | None) -> str 
 
 def _released_record(revision: str | None, with_base: bool) -> dict[str, dict[str, str | None]]:
     """Repository and cached commit of each released part."""
-    from ..released.checkpoint import ADAPTER, BASE_CONFIG, BASE_MODEL, DEPTH_MODELS, REVISIONS, Source, parse_revisions
+    from ..released.checkpoint import (
+        ADAPTER,
+        BASE_CONFIG,
+        BASE_MODEL,
+        DEPTH_MODELS,
+        REVISIONS,
+        Source,
+        parse_revisions,
+    )
 
     wanted = {**REVISIONS, **({} if revision is None else parse_revisions(revision))}
     parts = {"base": Source(BASE_MODEL, BASE_CONFIG), "adapter": ADAPTER} if with_base else {}

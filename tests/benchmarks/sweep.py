@@ -21,8 +21,8 @@ from scipy import ndimage
 from bokehdepth.optics import blur_radius_px
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.scatter import GAMMA
-from datasets_scripts.scenes.generator import SceneGenerator
 from bokehdepth.sweep import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
+from datasets_scripts.scenes.generator import SceneGenerator
 
 AREAS = ("textured", "flat", "border", "focus")  # each pixel is of one kind
 SHARP_STRENGTHS = (0.0, 2.0)  # K0 of the sharp frame; above 0 it is also taken for 0, "ignored"
