@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bokehdepth import __version__
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.imaging import open_photo, read_text_chunks
 from bokehdepth.staging import in_parallel, staged, write_file
 
 BOKEH_STRENGTH_UNIT = "px radius per dioptre of disparity at 512 px width"
@@ -236,17 +236,6 @@ def save_depth_npz(
     return write_file(path, lambda file: np.savez(file, **arrays), overwrite=overwrite)
 
 
-def _open_image(path: Path | str) -> Image.Image:
-    """Open and decode a picture, every fault of the file as one InputError."""
-    try:
-        with Path(path).open("rb") as file:  # PIL leaves a damaged file that it opened itself open
-            image = Image.open(file)
-            image.load()
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"path is {str(path)!r}, which is no picture that can be read ({error})") from error
-    return image
-
-
 def _write_png(path: Path | str, image: Image.Image, text: Mapping[str, str], overwrite: bool) -> Path:
     chunks = PngInfo()
     for key, value in text.items():
@@ -377,9 +366,9 @@ def save_stack(
     return [Path(folder) / name for name in names]
 
 
-def _strength_of(path: Path, image: Image.Image) -> float | None:
+def _strength_of(path: Path) -> float | None:
     """Read K of one frame: its text chunk, else its name, else None."""
-    text = getattr(image, "text", {}).get("bokeh_strength")
+    text = read_text_chunks(path).get("bokeh_strength")
     if text is None:
         match = _BOKEH_NAME.fullmatch(path.name)
         return float(match[1]) if match else None
@@ -406,7 +395,7 @@ def frame_strengths(paths: Sequence[Path | str]) -> list[float] | None:
     """
     if isinstance(paths, str | Path) or len(paths) == 0:
         raise InputError(f"paths is {paths!r}, wanted a list of at least one file")
-    strengths = [_strength_of(path, _open_image(path)) for path in map(Path, paths)]
+    strengths = [_strength_of(path) for path in map(Path, paths)]
     unknown = [str(path) for path, strength in zip(paths, strengths, strict=True) if strength is None]
     if unknown and len(unknown) < len(strengths):
         raise InputError(f"paths has {unknown[0]!r}, which has no bokeh strength as others have, wanted all or none")

@@ -8,8 +8,8 @@ circle-of-confusion diameter", but Eq. 1, 17 and 25 all carry the factor 1/2 tha
 radius, and section 9 says so in words above Eq. 24. K is stated at an image width of 512 px, so that the same lens has
 the same K whatever size its picture is stored in; ``blur_radius_px`` takes the width of the image at hand.
 
-Units are in the names, and the same name means the same everywhere: ``focal_length_mm`` is the true focal length f (not
-a 35 mm equivalent), ``f_number`` N, ``focus_distance_m`` S1, beyond the focal length, ``subject_distance_m`` S2,
+Units are in the names, and a name means the same everywhere: ``focal_length_mm`` is the true focal length f (not a
+35 mm equivalent), ``f_number`` N, ``focus_distance_m`` S1, beyond the focal length, ``subject_distance_m`` S2,
 ``sensor_width_mm`` the piece of sensor that the image's width covers, ``coc_mm`` the largest acceptable blur diameter
 c on the sensor. Lens arguments are real scalars; a subject distance may be an array of any shape, and a result has its
 shape then. Distances are measured along the optical axis. Focus and subject may be at infinity (``math.inf``). Every
@@ -220,7 +220,7 @@ def circle_of_confusion_mm(
 
 
 def crop_factor(focal_length_mm: float, focal_length_35mm: float) -> float:
-    """35 mm equivalent over true focal length (section 8.3): 1 for a full frame, about 1.5 for APS-C, 6-7 for phones."""
+    """35 mm equivalent over true focal length (section 8.3): 1 for a full frame, 1.5 for APS-C, 6-7 for phones."""
     equivalent_mm = check_number(focal_length_35mm, "focal_length_35mm", "mm")
     return equivalent_mm / check_number(focal_length_mm, "focal_length_mm", "mm")
 
@@ -231,8 +231,8 @@ def sensor_width_mm(
     """Sensor width in mm from the two focal lengths by the diagonal rule (``calc_sensor_width`` of section 8.3).
 
     35 mm equivalents compare diagonals, so ``width = (f / f35) * 43.27 mm / sqrt(1 + (H / W)^2)``. The width returned
-    runs along the image's width: for an upright picture it is the sensor's short side. Of the sides of the image, which
-    is not cropped, only the ratio counts.
+    runs along the image's width: for an upright picture it is the sensor's short side. Only the ratio of the sides of
+    the image counts, which is not cropped.
     """
     height_px = check_number(image_height_px, "image_height_px", "px")
     aspect = height_px / check_number(image_width_px, "image_width_px", "px")
@@ -280,9 +280,9 @@ def foreground_clear(
 
     The paper asks for "a relaxed depth-of-field test" with "a sensor-size-dependent circle-of-confusion estimate" and
     gives no numbers. The rule here: the acceptable blur is 0.03 mm on a 36 mm wide sensor, scales with the sensor's
-    width, and is multiplied by ``relaxation``, which is 1 for the usual depth of field; the plane is clear when it lies
-    between the near and far bounds for that blur, bounds included. At the default of 2 this allows a blur disk 0.17 %
-    of the image width across, 0.85 px at 512 px.
+    width, and is multiplied by ``relaxation``, which is 1 for the usual depth of field; the plane is clear when it
+    lies between the near and far bounds for that blur, bounds included. At the default of 2 this allows a blur disk
+    0.17 % of the image width across, 0.85 px at 512 px.
     """
     relative_width = check_number(sensor_width_mm, "sensor_width_mm", "mm") / FULL_FRAME_WIDTH_MM
     coc_mm = FULL_FRAME_COC_MM * relative_width * check_number(relaxation, "relaxation")

@@ -23,7 +23,6 @@ import torch
 from .checkpoints import read_checkpoint
 from .convert import convert_state
 from .errors import InputError
-from .imaging import lab_to_srgb, srgb_to_lab
 from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
 from .optics import DEFAULT_BOKEH_STRENGTHS
 from .pipeline_bokehdepth import BokehDepthPipeline
@@ -102,17 +101,19 @@ def transfer_color_8bit(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Raises:
         InputError: an array is no uint8 picture.
     """
+    from skimage.color import lab2rgb, rgb2lab
+
     for name, array in (("image", image), ("reference", reference)):
         if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
             raise InputError(f"{name} is {array.dtype} of shape {array.shape}; wanted uint8 (H, W, 3).")
     scale, offset = np.array([2.55, 1.0, 1.0]), np.array([0.0, 128.0, 128.0])
-    lab, wanted = (
-        np.clip(np.rint(srgb_to_lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference)
-    )
+    lab, wanted = (np.clip(np.rint(rgb2lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference))
     mean, std = lab.mean((0, 1)), lab.std((0, 1))
     moved = (lab - mean) / np.where(std < 1e-6, 1, std) * wanted.std((0, 1)) + wanted.mean((0, 1))
     moved = np.clip(np.where(std < 1e-6, lab, moved), 0, 255).astype(np.uint8)
-    return np.rint(255 * lab_to_srgb((moved - offset) / scale)).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # colours that sRGB does not have are clipped
+        return np.rint(255 * lab2rgb((moved - offset) / scale)).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -296,7 +296,7 @@ def test_load_stack_refuses(tmp_path):
     write_file(tmp_path / "text.png", lambda file: file.write(b"hello"))
     for names, sentence in [
         (["a.png", "wide.png"], r"size \(41, 34\), wanted \(40, 34\)"),
-        (["text.png"], "no picture"),
+        (["text.png"], "a file that is not a picture"),
     ]:
         with pytest.raises(InputError, match=sentence):
             io.load_stack([tmp_path / name for name in names])
