@@ -13,7 +13,7 @@ import reprlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -38,28 +38,59 @@ _FAULTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayHeader:
-    """What a file says of an array before its values.
+class StoredArray:
+    """An array in a file, known by its header: shape and type, one that is no plain number too.
 
     Attributes:
+        name: what errors call it.
         shape: of the array.
-        dtype: type of a value; one that is no plain number is never read.
+        dtype: type of a value.
         in_fortran_order: whether the first axis runs fastest.
         start_byte: where the values begin.
+        entry_bytes: size of all, header and values; None where the end of the file is the end of the values.
+        open: opens it at its header.
     """
 
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     in_fortran_order: bool
     start_byte: int
+    entry_bytes: int | None
+    open: Callable[[], BinaryIO]
 
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
+    def read(self, most: int) -> np.ndarray:
+        """Read the values as they are stored, integers or floats of at most 8 bytes each.
 
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+        Args:
+            most: values that it may have.
+
+        Returns:
+            The array.
+
+        Raises:
+            InputError: it holds no plain numbers or more than `most`, or is of another size than its header says.
+        """
+        size = math.prod(self.shape)
+        if self.dtype.kind not in "uif" or self.dtype.itemsize > 8:
+            raise InputError(f"{self.name} is an array of {reprlib.repr(str(self.dtype))}, wanted plain numbers.")
+        if size > most:
+            raise InputError(
+                f"{self.name} has the shape {reprlib.repr(self.shape)}; at most {most:,} values are read."
+            )
+        if self.entry_bytes not in (None, self.start_byte + size * self.dtype.itemsize):
+            raise InputError(f"{self.name} has another size than its header says.")
+        values = np.empty(size, self.dtype)
+        left = memoryview(values.view(np.uint8))
+        with self.open() as file:
+            file.read(self.start_byte)
+            while len(left):
+                count = file.readinto(left[:_CHUNK_BYTES])
+                if not count:
+                    raise EOFError("fewer values than the header says")
+                left = left[count:]
+            file.read(1)  # the end, where an archive compares its checksum
+        return values.reshape(self.shape, order="F" if self.in_fortran_order else "C")
 
 
 def check_file(path: Path | str) -> Path:
@@ -83,9 +114,41 @@ def check_file(path: Path | str) -> Path:
 
 
 @contextmanager
-def _as_one_sentence(path: Path, kind: str) -> Iterator[None]:
+def open_arrays(path: Path | str) -> Iterator[dict[str, StoredArray]]:
+    """Open a ``.npy`` or ``.npz`` file; no value is read before `StoredArray.read` is called inside.
+
+    Args:
+        path: the file; what it is, its first bytes tell.
+
+    Yields:
+        Name of each array, without ``.npy``, to the array; the one of a ``.npy`` file has the name ``""``.
+
+    Raises:
+        InputError: the file is missing, damaged or cut short, which may show while it is read, or an archive that
+            numpy does not write.
+    """
+    path = check_file(path)
+    kind = "npy"
     try:
-        yield
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                yield {"": _stored(f"file {path.name!r}", None, lambda: path.open("rb"))}
+                return
+            kind = "npz"
+            _check_directory(file, path.name)
+            with zipfile.ZipFile(file) as archive:
+                names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+                if len(set(names)) != len(names):
+                    raise InputError(f"file {path.name!r} has two arrays of one name.")
+                plain = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                if any(entry.flag_bits & 1 or entry.compress_type not in plain for entry in archive.infolist()):
+                    raise InputError(f"file {path.name!r} is encrypted or packed in a way that numpy does not write.")
+                yield {
+                    name: _stored(
+                        f"{name} of file {path.name!r}", entry.file_size, lambda entry=entry: archive.open(entry)
+                    )
+                    for name, entry in zip(names, archive.infolist(), strict=True)
+                }
     except InputError:
         raise
     except PermissionError as error:
@@ -94,141 +157,21 @@ def _as_one_sentence(path: Path, kind: str) -> Iterator[None]:
         raise InputError(f"file {path.name!r} is no readable {kind} file: it is damaged or cut short.") from error
 
 
-def _read_header(file: BinaryIO) -> ArrayHeader:
-    head = BytesIO(file.read(_HEADER_BYTES))  # so that a header which claims to be long is cut short
+def _check_directory(file: BinaryIO, name: str) -> None:
+    """Refuse an archive whose directory is not of a sane size, before it is read."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 65_536 - 22 - 20))
+    tail = file.read()
+    end = tail.rindex(_ZIP_END)
+    directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if directory_bytes > _DIRECTORY_BYTES or tail[max(0, end - 20) : end].startswith(_ZIP64_LOCATOR):
+        raise InputError(f"file {name!r} has the directory of a far larger archive than one of arrays.")
+
+
+def _stored(name: str, entry_bytes: int | None, open_entry: Callable[[], BinaryIO]) -> StoredArray:
+    with open_entry() as file:
+        head = BytesIO(file.read(_HEADER_BYTES))  # so that a header which claims to be long is cut short
     shape, in_fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(head)](head)
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
-    return ArrayHeader(tuple(map(int, shape)), dtype, in_fortran_order, head.tell())
-
-
-def _check_header(header: ArrayHeader, name: str, most: int) -> None:
-    """Refuse an array whose values are not to be read."""
-    if header.dtype.kind not in "uif" or header.dtype.itemsize > 8:
-        raise InputError(f"{name} is an array of {reprlib.repr(str(header.dtype))}, wanted plain numbers.")
-    if header.size > most:
-        raise InputError(f"{name} has the shape {reprlib.repr(header.shape)}; at most {most:,} values are read.")
-
-
-def _read_values(file: BinaryIO, header: ArrayHeader) -> np.ndarray:
-    values = np.empty(header.size, header.dtype)
-    left = memoryview(values.view(np.uint8))
-    while len(left):
-        count = file.readinto(left[:_CHUNK_BYTES])
-        if not count:
-            raise EOFError("fewer values than the header says")
-        left = left[count:]
-    return values.reshape(header.shape, order="F" if header.in_fortran_order else "C")
-
-
-def read_npy_header(path: Path | str) -> ArrayHeader:
-    """Read what a ``.npy`` file says of its array; no value is read.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its header.
-
-    Raises:
-        InputError: the file is missing, damaged or no array.
-    """
-    path = check_file(path)
-    with _as_one_sentence(path, "npy"), path.open("rb") as file:
-        return _read_header(file)
-
-
-def read_npy(path: Path | str, most: int) -> np.ndarray:
-    """Read the array of a ``.npy`` file.
-
-    Args:
-        path: the file.
-        most: values that it may have.
-
-    Returns:
-        Integers or floats of at most 8 bytes each, as they are stored.
-
-    Raises:
-        InputError: the file is missing, damaged or cut short, or holds no plain numbers or more than `most`.
-    """
-    path = check_file(path)
-    with _as_one_sentence(path, "npy"), path.open("rb") as file:
-        header = _read_header(file)
-        _check_header(header, f"file {path.name!r}", most)
-        file.seek(header.start_byte)
-        return _read_values(file, header)
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
-    """Open an archive whose directory is of a sane size, and find its arrays by their names without ``.npy``."""
-    with _as_one_sentence(path, "npz"), path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 65_536 - 22 - 20))
-        tail = file.read()
-        end = tail.rindex(_ZIP_END)
-        directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
-        if directory_bytes > _DIRECTORY_BYTES or tail[max(0, end - 20) : end].startswith(_ZIP64_LOCATOR):
-            raise InputError(f"file {path.name!r} has the directory of a far larger archive than one of arrays.")
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            names = [entry.filename.removesuffix(".npy") for entry in entries]
-            if len(set(names)) != len(names):
-                raise InputError(f"file {path.name!r} has two arrays of one name.")
-            plain = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-            if any(entry.flag_bits & 1 or entry.compress_type not in plain for entry in entries):
-                raise InputError(f"file {path.name!r} is encrypted or packed in a way that numpy does not write.")
-            yield archive, dict(zip(names, entries, strict=True))
-
-
-def read_npz_headers(path: Path | str) -> dict[str, ArrayHeader]:
-    """Read what an ``.npz`` file says of its arrays; none of their values is read.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Name of each array to its header. An array of objects has one too; it cannot be read.
-
-    Raises:
-        InputError: the file is missing, damaged or no archive of arrays.
-    """
-    path = check_file(path)
-    headers = {}
-    with _archive(path) as (archive, entries):
-        for name, entry in entries.items():
-            with archive.open(entry) as file:
-                headers[name] = _read_header(file)
-    return headers
-
-
-def read_npz(path: Path | str, most: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Read some arrays of an ``.npz`` file and leave the others alone.
-
-    Args:
-        path: the file.
-        most: name of each array that is wanted to the values that it may have.
-
-    Returns:
-        Name to array: integers or floats of at most 8 bytes each, as they are stored.
-
-    Raises:
-        InputError: as `read_npy` says, or an array is not there, or an entry has another size than its array.
-    """
-    path = check_file(path)
-    arrays = {}
-    with _archive(path) as (archive, entries):
-        for name, limit in most.items():
-            if name not in entries:
-                raise InputError(f"file {path.name!r} has no array {name!r}.")
-            entry = entries[name]
-            with archive.open(entry) as file:
-                header = _read_header(file)
-            _check_header(header, f"{name} of file {path.name!r}", limit)
-            if entry.file_size != header.start_byte + header.size * header.dtype.itemsize:
-                raise InputError(f"{name} of file {path.name!r} has another size than its header says.")
-            with archive.open(entry) as file:
-                file.read(header.start_byte)
-                arrays[name] = _read_values(file, header)
-                file.read(1)  # the end, where the checksum is compared
-    return arrays
+    return StoredArray(name, tuple(map(int, shape)), dtype, in_fortran_order, head.tell(), entry_bytes, open_entry)

@@ -18,15 +18,14 @@ from numbers import Real
 import numpy as np
 import PIL.Image
 import scipy.fft
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as Tag
 from scipy import ndimage
 
 from .blur_fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
 from .camera import read_camera
 from .errors import InputError
 from .imaging import Photo
-
-_EXIF_DIRECTORY, _MAKE, _MODEL, _LENS_MODEL = 0x8769, 0x010F, 0x0110, 0xA434
-_EXPOSURE_TIME, _ISO = 0x829A, 0x8827
 
 _F_NUMBER_TOLERANCE = 0.06  # half a third of a stop; engraved numbers are rounded by up to 3.5 %
 _FOCAL_LENGTH_TOLERANCE = 0.02
@@ -99,7 +98,7 @@ def read_exposure(photo: Photo, name: str) -> Exposure:
         value.value if value.source in ("read", "derived") else None
         for value in (settings.f_number, settings.focal_length_mm, settings.focus_distance_m)
     )
-    time_s, iso = _number(photo, _EXPOSURE_TIME), _number(photo, _ISO)
+    time_s, iso = _number(photo, Tag.ExposureTime), _number(photo, Tag.ISOSpeedRatings)
     known = bool(time_s and iso and f_number)
     image = photo.image
     factor = min(1.0, max(_LONG_SIDE_PX / max(image.size), _SHORT_SIDE_PX / min(image.size)))
@@ -115,8 +114,8 @@ def read_exposure(photo: Photo, name: str) -> Exposure:
         f_number=f_number,
         focal_length_mm=focal_mm,
         focus_distance_m=focus_m,
-        camera=" ".join(filter(None, (_text(photo, _MAKE), _text(photo, _MODEL)))) or None,
-        lens=_text(photo, _LENS_MODEL),
+        camera=" ".join(filter(None, (_text(photo, Tag.Make), _text(photo, Tag.Model)))) or None,
+        lens=_text(photo, Tag.LensModel),
         stops=math.log2(time_s * iso / f_number**2) if known else None,
     )
 
@@ -124,7 +123,7 @@ def read_exposure(photo: Photo, name: str) -> Exposure:
 def _entry(photo: Photo, tag: int) -> object:
     if photo.exif is None:
         return None
-    raw = photo.exif.get_ifd(_EXIF_DIRECTORY).get(tag, photo.exif.get(tag))
+    raw = photo.exif.get_ifd(IFD.Exif).get(tag, photo.exif.get(tag))
     return raw[0] if isinstance(raw, tuple) and raw else raw
 
 

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
+from PIL.ExifTags import Base as Tag
 
 from . import optics
 from .errors import InputError
-from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, ExifTags, Value, read_exif
+from .exif_tags import ROTATED_ORIENTATIONS, ExifTags, Value, read_exif
 
 ASSUMED_F_NUMBER = 2.8
 """Middle of the apertures photos are taken with: phones f/1.5-2.4, compacts f/2-4, kit lenses f/3.5-5.6."""
@@ -213,7 +214,7 @@ def read_camera(
     size_px = photo.size if in_memory else photo.image.size
     # PIL turns TIFF pictures upright by itself, and tells their upright size before it does.
     as_stored = in_memory and photo.format != "TIFF"
-    rotated = exif is not None and exif.get(TAG_ORIENTATION) in ROTATED_ORIENTATIONS
+    rotated = exif is not None and exif.get(Tag.Orientation) in ROTATED_ORIENTATIONS
     turned_px = size_px[::-1] if rotated else size_px
     stored_px, (width_px, height_px) = (size_px, turned_px) if as_stored else (turned_px, size_px)
     tags = ExifTags(exif, stored_px, rotated)

@@ -16,17 +16,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from PIL import ImageCms
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as Tag
 
 # Levels of 255 by which a colour profile may differ from sRGB without being converted: rounding, not colour.
 _SRGB_TOLERANCE = 2
 
-_TAG_EXIF_IFD = 0x8769
-_TAG_INTEROP_IFD = 0xA005
-_TAG_COLOR_SPACE = 0xA001
-_TAG_GAMMA = 0xA500
-_TAG_TRANSFER_FUNCTION = 0x012D
-_TAG_WHITE_POINT = 0x013E
-_TAG_PRIMARY_CHROMATICITIES = 0x013F
 _EXIF_SRGB, _EXIF_ADOBE_RGB, _EXIF_UNCALIBRATED = 1, 2, 0xFFFF
 
 # CIE 1931 chromaticities (x, y): white, then red, green and blue.
@@ -268,15 +263,15 @@ def _by_png_chunks(gamma: float | None, chromaticity: tuple[float, ...] | None) 
 
 
 def _by_exif(exif: PIL.Image.Exif) -> Declared | None:
-    photographic = exif.get_ifd(_TAG_EXIF_IFD)
-    space = photographic.get(_TAG_COLOR_SPACE, exif.get(_TAG_COLOR_SPACE))
+    photographic = exif.get_ifd(IFD.Exif)
+    space = photographic.get(Tag.ColorSpace, exif.get(Tag.ColorSpace))
     if space == _EXIF_SRGB:
         return None
-    interop = exif.get_ifd(_TAG_INTEROP_IFD) if _TAG_INTEROP_IFD in photographic else {}
+    interop = exif.get_ifd(IFD.Interop) if IFD.Interop in photographic else {}
     if str(interop.get(1, "")).rstrip("\0 ") == "R03" or space == _EXIF_ADOBE_RGB:
         return Declared("Adobe RGB (1998)", "EXIF", _profile(_ADOBE_XY, _gamma(_ADOBE_GAMMA)(_LEVELS)))
-    white, primaries = exif.get(_TAG_WHITE_POINT), exif.get(_TAG_PRIMARY_CHROMATICITIES)
-    transfer, gamma = exif.get(_TAG_TRANSFER_FUNCTION), photographic.get(_TAG_GAMMA)
+    white, primaries = exif.get(Tag.WhitePoint), exif.get(Tag.PrimaryChromaticities)
+    transfer, gamma = exif.get(Tag.TransferFunction), photographic.get(Tag.Gamma)
     if white is not None and primaries is not None:
         xy = _pairs((*_flat(white), *_flat(primaries)))
         # TIFF's default is a gamma of 2.2; programs that state the primaries of sRGB mean its curve too.

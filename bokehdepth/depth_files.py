@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .array_files import check_file, read_npy, read_npy_header, read_npz, read_npz_headers
+from .array_files import check_file, open_arrays
 from .errors import InputError
 from .exr import load_exr_channel
 from .imaging import MAX_PIXELS
@@ -95,11 +95,8 @@ def load_depth(
     def check_shape(shape: tuple[int, ...]) -> None:
         _check_shape(name, shape, size_px, max_pixels)
 
-    if first[:2] == b"PK":
-        stored, states_metres = _from_npz(path, check_shape)
-    elif first == b"\x93NUM":
-        check_shape(read_npy_header(path).shape)
-        stored, states_metres = read_npy(path, max_pixels), False
+    if first[:2] == b"PK" or first == b"\x93NUM":
+        stored, states_metres = _from_arrays(path, check_shape, max_pixels)
     elif first == b"\x76\x2f\x31\x01":
         stored, states_metres = load_exr_channel(path, check_shape, max_pixels)
     elif (kind := _PICTURES.get(first) or _PICTURES.get(first[:3])) is not None:
@@ -136,10 +133,14 @@ def load_depth_npz(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> DepthFi
         InputError: the file is missing, damaged or too large, or has other keys, shapes, types or values.
     """
     path = Path(path)
-    found = {key: (header.dtype, len(header.shape)) for key, header in read_npz_headers(path).items()}
-    if found != {key: (np.dtype(np.float32), axes) for key, axes in _OWN_KEYS.items()}:
-        raise InputError(f"file {path.name!r} has not the float32 arrays {', '.join(_OWN_KEYS)} of our depth files.")
-    arrays = read_npz(path, {key: max_pixels if axes == 2 else _MOST_STRENGTHS for key, axes in _OWN_KEYS.items()})
+    with open_arrays(path) as stored:
+        kinds = {key: (array.dtype, len(array.shape)) for key, array in stored.items()}
+        if kinds != {key: (np.dtype(np.float32), axes) for key, axes in _OWN_KEYS.items()}:
+            raise InputError(
+                f"file {path.name!r} has not the float32 arrays {', '.join(_OWN_KEYS)} of our depth files."
+            )
+        most = {2: max_pixels}
+        arrays = {key: stored[key].read(most.get(axes, _MOST_STRENGTHS)) for key, axes in _OWN_KEYS.items()}
     focal_px = float(arrays["focal_length_px"])
     if not (np.isfinite(focal_px) and focal_px > 0):
         raise InputError(f"file {path.name!r} has the focal length {focal_px:g} px, wanted a finite one above 0.")
@@ -183,20 +184,22 @@ def _check_shape(name: str, shape: tuple[int, ...], size_px: tuple[int, int] | N
         raise InputError(f"{name} has {width} x {height} pixels; at most {max_pixels:,} in all are read.")
 
 
-def _from_npz(path: Path, check_shape: Callable[[tuple[int, ...]], None]) -> tuple[np.ndarray, bool]:
-    """The array of depth in an archive, and whether its name says that it is in metres."""
-    headers = read_npz_headers(path)
-    key = next((key for key in _DEPTH_KEYS if key in headers), None)
-    if key is None:
-        maps = [name for name, header in headers.items() if sum(length > 1 for length in header.shape) == 2]
-        if len(maps) != 1:
-            names = reprlib.repr(sorted(headers))
-            raise InputError(
-                f"file {path.name!r} has the arrays {names}, wanted one called {' or '.join(_DEPTH_KEYS)}."
-            )
-        key = maps[0]
-    check_shape(headers[key].shape)
-    return read_npz(path, {key: headers[key].size})[key], key == "depth_m"
+def _from_arrays(
+    path: Path, check_shape: Callable[[tuple[int, ...]], None], max_pixels: int
+) -> tuple[np.ndarray, bool]:
+    """The array of depth in a file of NumPy's, and whether its name says that it is in metres."""
+    with open_arrays(path) as arrays:
+        key = next((key for key in ("", *_DEPTH_KEYS) if key in arrays), None)
+        if key is None:
+            maps = [name for name, array in arrays.items() if sum(length > 1 for length in array.shape) == 2]
+            if len(maps) != 1:
+                names = reprlib.repr(sorted(arrays))
+                raise InputError(
+                    f"file {path.name!r} has the arrays {names}, wanted one called {' or '.join(_DEPTH_KEYS)}."
+                )
+            key = maps[0]
+        check_shape(arrays[key].shape)
+        return arrays[key].read(max_pixels), key == "depth_m"
 
 
 def _from_picture(path: Path, kind: str, check_shape: Callable[[tuple[int, ...]], None]) -> tuple[np.ndarray, bool]:
