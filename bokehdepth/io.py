@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import reprlib
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,10 @@ from PIL.PngImagePlugin import PngInfo
 from bokehdepth import __version__
 from bokehdepth.errors import InputError
 from bokehdepth.imaging import open_photo, read_text_chunks
+from bokehdepth.optics import check_number
 from bokehdepth.staging import in_parallel, staged, write_file
 
 BOKEH_STRENGTH_UNIT = "px radius per dioptre of disparity at 512 px width"
-RELATIVE_BOKEH_STRENGTH_UNIT = "px radius per unit of relative disparity at 512 px width"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 _CODE_NO_VALUE = 0
@@ -127,9 +128,7 @@ def save_depth_png(
     """
     ends = finite_range(check_depth(depth_m))
     least, largest = (1.0, 1.0) if ends is None else ends
-    far = largest if max_depth_m is None else float(max_depth_m)
-    if not (np.isfinite(far) and far > 0):
-        raise InputError(f"max_depth_m is {max_depth_m!r}, wanted a finite number of metres above 0")
+    far = largest if max_depth_m is None else check_number(max_depth_m, "max_depth_m", "m")
     if ends is not None and largest > far:
         raise InputError(f"max_depth_m is {far:g}, wanted at least the largest finite depth, {largest:g} m")
 
@@ -225,11 +224,9 @@ def save_depth_npz(
         InputError: If a value is not of this kind or the path cannot be used.
     """
     depth = check_depth(depth_m)
-    if not (np.isfinite(focal_length_px) and focal_length_px > 0):
-        raise InputError(f"focal_length_px is {focal_length_px!r}, wanted a finite number of pixels above 0")
     arrays = {
         "depth_m": depth.astype(np.float32, copy=False),
-        "focal_length_px": np.float32(focal_length_px),
+        "focal_length_px": np.float32(check_number(focal_length_px, "focal_length_px", "px")),
         "bokeh_strengths": _checked_strengths(bokeh_strengths).astype(np.float32),
     }
     # Stored, not deflated: that takes a fifth off such numbers, and thirty times as long.
@@ -298,8 +295,7 @@ def save_image(
 
 
 def _strength_text(bokeh_strength: float) -> str:
-    if not (np.isfinite(bokeh_strength) and bokeh_strength >= 0):
-        raise InputError(f"bokeh_strength is {bokeh_strength!r}, wanted a finite number, 0 or more")
+    check_number(bokeh_strength, "bokeh_strength", zero=True)
     # abs: a negative zero is the same strength and must not get a name of its own
     return np.format_float_positional(np.abs(bokeh_strength), unique=True, trim="-")
 
@@ -422,7 +418,7 @@ def load_stack(paths: Sequence[Path | str]) -> tuple[list[Image.Image], list[flo
     return frames, strengths
 
 
-def to_json_value(value: Any, place: str = "value") -> Any:
+def to_json_value(value: Any) -> Any:
     """Turn a value into plain JSON types.
 
     NumPy scalars and arrays become numbers and lists, paths strings, dataclasses and mappings objects. JSON has no
@@ -430,32 +426,31 @@ def to_json_value(value: Any, place: str = "value") -> Any:
 
     Args:
         value: What to write.
-        place: Where it stands, for the error's sentence.
 
     Returns:
         None, bool, int, float, str, list or dict.
 
     Raises:
-        InputError: If a key is not a string or a value is of another type.
+        InputError: If a value or a key is of another type.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, np.generic | np.ndarray):
-        return to_json_value(value.tolist(), place)
+        return to_json_value(value.tolist())
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     if isinstance(value, os.PathLike):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_json_value({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, place)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InputError(f"{place} has the key {key!r}, wanted a string")
-        return {key: to_json_value(entry, f"{place}.{key}") for key, entry in value.items()}
+        return {field.name: to_json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: to_json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json_value(entry, f"{place}[{index}]") for index, entry in enumerate(value)]
-    raise InputError(f"{place} is {type(value).__name__}, wanted a number, text, list, mapping, dataclass or array")
+        return [to_json_value(entry) for entry in value]
+    raise InputError(
+        f"a record has the value {reprlib.repr(value)}, wanted a number, text, list, mapping with texts as keys, "
+        "dataclass or array"
+    )
 
 
 def save_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> Path:
@@ -472,7 +467,7 @@ def save_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> Path:
     Raises:
         InputError: If a value has no JSON form or the path cannot be used.
     """
-    text = json.dumps(to_json_value(obj, "obj"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(to_json_value(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     data = text.encode(errors="backslashreplace")  # a file name that is not UTF-8 becomes a JSON escape
     return write_file(path, lambda file: file.write(data), overwrite=overwrite)
 
@@ -495,7 +490,6 @@ def run_record(
     timings_s: Mapping[str, float],
     assumptions: Sequence[str] = (),
     photo_notes: Sequence[str] = (),
-    relative_disparity: bool = False,
 ) -> dict[str, Any]:
     """Collect what is needed to understand and repeat one run; the result is what ``save_json`` writes beside it.
 
@@ -509,22 +503,13 @@ def run_record(
         timings_s: Step to seconds.
         assumptions: One sentence for each thing that was assumed.
         photo_notes: One sentence for each thing about the photo that its user should know.
-        relative_disparity: Whether K belongs to disparity without metric scale, which changes its unit.
 
     Returns:
         Plain JSON types, with the versions of this package, Python and the libraries, and the time (UTC).
 
     Raises:
-        InputError: If an entry lacks one of the keys above, a size is not two numbers, or a value has no JSON form.
+        InputError: If K is not ascending or a value has no JSON form.
     """
-    wanted = {"weights": (weights, {"id", "revision"}), "camera": (camera, {"value", "source"})}
-    for argument, (entries, keys) in wanted.items():
-        for name, entry in entries.items():
-            if not isinstance(entry, Mapping) or set(entry) != keys:
-                raise InputError(f"{argument} has {name!r}: {entry!r}, wanted the keys {sorted(keys)}")
-    for name, size in sizes_px.items():
-        if len(size) != 2 or min(size) < 1:
-            raise InputError(f"sizes_px has {name!r}: {size!r}, wanted (width, height), 1 or more each")
     versions = {name: _installed_version(name) for name in _RECORDED_PACKAGES}
     record = {
         "bokehdepth_version": __version__,
@@ -532,7 +517,7 @@ def run_record(
         "arguments": arguments,
         "seed": seed,
         "bokeh_strengths": _checked_strengths(bokeh_strengths),
-        "bokeh_strength_unit": RELATIVE_BOKEH_STRENGTH_UNIT if relative_disparity else BOKEH_STRENGTH_UNIT,
+        "bokeh_strength_unit": BOKEH_STRENGTH_UNIT,
         "camera": camera,
         "assumptions": list(assumptions),
         "photo_notes": list(photo_notes),
@@ -541,4 +526,4 @@ def run_record(
         "weights": weights,
         "versions": {"python": ".".join(map(str, sys.version_info[:3])), **versions},
     }
-    return to_json_value(record, "record")
+    return to_json_value(record)

@@ -225,7 +225,7 @@ def write_results(
         photo_notes=(*photo.notes, *camera.notes),
     )
     if depth_details is not None:
-        record["depth"] = io.to_json_value(depth_details, "depth_details")
+        record["depth"] = io.to_json_value(depth_details)
     if focal_length_px is not None:
         predicted = {"focal_length_px": focal_length_px, "focal_length_source": "predicted by the depth model"}
         record["depth"] = {**record.get("depth", {}), **predicted}

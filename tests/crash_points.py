@@ -394,7 +394,7 @@ def _command(folder: Path) -> Work:
         have = contents(root / "out", ("run.json",))
         return [*([] if have == new and old != new else ["not the new result"]), *litter(root)]
 
-    return Work(prepare, act, after_kill, complete, every=9)
+    return Work(prepare, act, after_kill, complete, every=6)
 
 
 if __name__ == "__main__":
