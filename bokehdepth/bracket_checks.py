@@ -84,15 +84,7 @@ class Exposure:
 
 
 def read_exposure(photo: Photo, name: str) -> Exposure:
-    """Gather what the checks need of a picture, so that its pixels need not be kept.
-
-    Args:
-        photo: as ``imaging.open_photo`` returns it, of whatever format the file was.
-        name: file name.
-
-    Returns:
-        The facts.
-    """
+    """Gather what the checks need of a picture of a given file name, so that its pixels need not be kept."""
     settings = read_camera(photo)
     f_number, focal_mm, focus_m = (
         value.value if value.source in ("read", "derived") else None

@@ -113,16 +113,9 @@ class Camera:
         ]
 
     def bokeh_strength(self, f_number: float | None = None) -> float:
-        """Bokeh strength K of this camera and focus at 512 px width (Eq. 1).
+        """Bokeh strength K of this camera and focus at 512 px width (Eq. 1); it may exceed the trained range.
 
-        Args:
-            f_number: another f-number than the photo's own.
-
-        Returns:
-            K; it may exceed the trained range.
-
-        Raises:
-            InputError: ``f_number`` is not a positive finite number.
+        ``f_number`` is another one than the photo's own, finite and above 0, or ``InputError`` is raised.
         """
         f_number = self.f_number.value if f_number is None else f_number
         return optics.bokeh_strength(
@@ -130,17 +123,7 @@ class Camera:
         )
 
     def f_number_for(self, bokeh_strength: float) -> float:
-        """F-number at which this camera and focus have the bokeh strength K, at 512 px width (Eq. 1).
-
-        Args:
-            bokeh_strength: K > 0.
-
-        Returns:
-            The f-number, not rounded to a stop.
-
-        Raises:
-            InputError: ``bokeh_strength`` is not a positive finite number.
-        """
+        """F-number, not rounded to a stop, at which this camera and focus have the bokeh strength K > 0 (Eq. 1)."""
         return optics.f_number_for_strength(
             bokeh_strength, self.focal_length_mm.value, self.focus_distance_m.value, self.sensor_width_mm.value
         )
@@ -207,7 +190,12 @@ def read_camera(
             focus lies within the focal length.
     """
     given = _check_given(
-        f_number, focal_length_mm, focal_length_35mm, focal_length_px, sensor_width_mm, focus_distance_m
+        f_number=f_number,
+        focal_length_mm=focal_length_mm,
+        focal_length_35mm=focal_length_35mm,
+        focal_length_px=focal_length_px,
+        sensor_width_mm=sensor_width_mm,
+        focus_distance_m=focus_distance_m,
     )
     in_memory = isinstance(photo, PIL.Image.Image)
     exif = read_exif(photo) if in_memory else photo.exif
@@ -236,23 +224,8 @@ def read_camera(
     )
 
 
-def _check_given(
-    f_number: float | None,
-    focal_length_mm: float | None,
-    focal_length_35mm: float | None,
-    focal_length_px: float | None,
-    sensor_width_mm: float | None,
-    focus_distance_m: float | None,
-) -> dict[str, Value]:
+def _check_given(**named: float | None) -> dict[str, Value]:
     """Return the values that the caller gave, checked; a missing key means not given."""
-    named = {
-        "f_number": f_number,
-        "focal_length_mm": focal_length_mm,
-        "focal_length_35mm": focal_length_35mm,
-        "focal_length_px": focal_length_px,
-        "sensor_width_mm": sensor_width_mm,
-        "focus_distance_m": focus_distance_m,
-    }
     given = {
         name: Value(
             optics.check_number(value, name, infinity=name == "focus_distance_m"), "given", "given by the caller"
@@ -262,8 +235,8 @@ def _check_given(
     }
     if "focal_length_35mm" in given and "focal_length_px" in given:
         raise InputError(
-            f"focal_length_px = {focal_length_px:g} and focal_length_35mm = {focal_length_35mm:g} both state the "
-            "field of view; give one of them."
+            f"focal_length_px = {named['focal_length_px']:g} and focal_length_35mm = {named['focal_length_35mm']:g} "
+            "both state the field of view; give one of them."
         )
     view = given.keys() & {"focal_length_35mm", "focal_length_px"}
     if view and {"focal_length_mm", "sensor_width_mm"} <= given.keys():

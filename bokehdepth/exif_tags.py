@@ -99,14 +99,7 @@ def read_exif(image: PIL.Image.Image) -> PIL.Image.Exif | None:
 
 
 def xmp_orientation(image: PIL.Image.Image) -> int | None:
-    """Orientation that the XMP packet of a picture states, None without one.
-
-    Args:
-        image: any PIL image, its ``info`` as PIL read it.
-
-    Returns:
-        1 to 8, as the EXIF tag.
-    """
+    """Orientation, 1 to 8 as the EXIF tag, that the XMP packet in a picture's ``info`` states; None without one."""
     packet = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
     packet = packet.encode("utf-8", "replace") if isinstance(packet, str) else packet
     stated = _XMP_ORIENTATION.search(packet)

@@ -13,7 +13,7 @@ from bokehdepth.benchmarks import sweep as sweep_bench
 from bokehdepth.errors import InputError
 from bokehdepth.optics import disparity_offset_from_sweep
 from bokehdepth.rendering.scenes import SceneGenerator
-from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep, measure_blur_radii
+from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep
 
 STRENGTHS = (10.0, 20.0, 30.0)
 INNER = (slice(16, -16), slice(16, -16))
@@ -84,10 +84,10 @@ def test_the_slope_is_unbiased_and_its_variance_is_that_of_equation_32():
 @pytest.mark.parametrize("radius_px", [0.0, 1.0, 2.37, 5.5, 11.0])
 def test_radii_of_one_disk_are_found(texture, radius_px):
     frame = taken(blurred(texture, radius_px))
-    measured = measure_blur_radii(texture, [frame], [40.0], max_offset_dpt=2.0)
+    measured = depth_from_sweep(texture, [frame], [40.0], 0.575, side="behind", estimator="per_frame")
     found = measured.radii_px[0][INNER]
     assert np.median(np.abs(found - radius_px)) < max(0.1, 0.02 * radius_px)
-    assert np.median(measured.confidence[0]) > 0.9 and not measured.at_end[0][INNER].all()
+    assert np.median(measured.confidence) > 0.9
 
 
 def test_the_joint_fit_is_nearer_than_the_textbook_one(texture):
