@@ -130,11 +130,7 @@ def _text(photo: Photo, tag: int) -> str | None:
 
 
 def check_labels(frames: Sequence[Exposure], f_numbers: Sequence[float]) -> None:
-    """Hold f-numbers that a caller gives against those that the frames' EXIF tells.
-
-    Args:
-        frames: (F,) the frames; those without an f-number pass.
-        f_numbers: (F,) the label of each.
+    """Hold the f-number that a caller gives of each frame against its EXIF, where that tells one.
 
     Raises:
         InputError: they differ by more than rounding.
@@ -183,10 +179,7 @@ def check_strengths(
 def check_settings(photo: Exposure, frames: Sequence[Exposure], *, depends_on_blur: bool) -> list[str]:
     """Hold the EXIF of the frames against the photo's: one camera, focal length and focus, and about one exposure.
 
-    Args:
-        photo: the sharp photo.
-        frames: the wider frames; what one of the two does not tell is not compared.
-        depends_on_blur: as in ``check_pictures``.
+    What one of two pictures does not tell is not compared; ``depends_on_blur`` is as in ``check_pictures``.
 
     Returns:
         Sentences on what is odd: another lens name, another exposure, an aperture that is not wider than the photo's.

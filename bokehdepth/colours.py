@@ -74,13 +74,9 @@ class Declared:
 
 
 def coded_colours(image: PIL.Image.Image) -> Declared | None:
-    """Colours that a PNG, AVIF or HEIC file declares by the code points of ITU-T H.273.
+    """Colours that a PNG, AVIF or HEIC file declares by the code points of ITU-T H.273; None without them.
 
-    Args:
-        image: as opened, before its pixels are decoded; they close the file, and PIL keeps nothing of these.
-
-    Returns:
-        The declaration, None without one.
+    The picture has to be as opened: once its pixels are decoded they close the file, and PIL keeps nothing of these.
     """
     if image.format == "PNG":
         codes = _png_codes(image)
@@ -98,12 +94,7 @@ def coded_colours(image: PIL.Image.Image) -> Declared | None:
 def declared_colours(image: PIL.Image.Image, exif: PIL.Image.Exif | None) -> Declared | None:
     """Colours that a picture without an ICC profile declares by PNG chunks, TIFF tags or EXIF; the first that does.
 
-    Args:
-        image: the picture with its ``info``.
-        exif: its EXIF entries, None where damaged.
-
-    Returns:
-        The declaration; None where there is none or it says sRGB.
+    None where there is none or it says sRGB; ``exif`` is None where damaged.
     """
     if "srgb" in image.info:
         return None
@@ -113,15 +104,9 @@ def declared_colours(image: PIL.Image.Image, exif: PIL.Image.Exif | None) -> Dec
 
 
 def icc_to_srgb(image: PIL.Image.Image, profile_bytes: bytes, notes: list[str]) -> PIL.Image.Image:
-    """Convert from an embedded ICC profile to sRGB.
+    """Convert a picture of mode RGB, L or CMYK from an embedded ICC profile to sRGB; another comes back as it is.
 
-    Args:
-        image: mode RGB, L or CMYK; another comes back as it is.
-        profile_bytes: the profile.
-        notes: gets one sentence if colours changed, or the profile cannot be used.
-
-    Returns:
-        The picture in sRGB, or ``image`` itself.
+    ``notes`` gets one sentence if colours changed, or the profile cannot be used.
     """
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
@@ -144,15 +129,9 @@ def icc_to_srgb(image: PIL.Image.Image, profile_bytes: bytes, notes: list[str]) 
 
 
 def declared_to_srgb(image: PIL.Image.Image, declared: Declared, notes: list[str]) -> PIL.Image.Image:
-    """Convert from what a file declares to sRGB.
+    """Convert a picture of mode RGB or L from what a file declares to sRGB; another comes back as it is.
 
-    Args:
-        image: mode RGB or L; another comes back as it is, since such declarations are about RGB.
-        declared: what the file declares.
-        notes: gets one sentence if colours changed or the declaration was not used.
-
-    Returns:
-        The picture in sRGB, or ``image`` itself.
+    ``notes`` gets one sentence if colours changed or the declaration was not used.
     """
     if image.mode not in ("RGB", "L"):
         return image
@@ -346,14 +325,9 @@ def _table_curve(table: Any) -> np.ndarray | None:
 
 
 def _profile(xy: Chromaticities, curve: np.ndarray) -> bytes | None:
-    """An ICC profile (version 2, matrix and tables) of an RGB space.
+    """An ICC profile (version 2, matrix and tables) of an RGB space, None where the chromaticities span none.
 
-    Args:
-        xy: white, red, green and blue.
-        curve: linear light of the 256 levels in [0, 1], (256,) or (3, 256).
-
-    Returns:
-        The profile, None where the chromaticities span no colour space.
+    ``curve`` is linear light of the 256 levels in [0, 1], (256,) or (3, 256).
     """
     values = np.array(xy, dtype=np.float64)
     if not np.isfinite(values).all() or (values[:, 1] < 1e-4).any() or np.abs(values).max() > 2:

@@ -42,14 +42,14 @@ _DECODE_FAULTS = (OSError, ValueError, SyntaxError, TypeError, LookupError, Memo
 
 
 def depth_step_m(unit: str) -> float:
-    """Read how a depth file's unit is stated.
+    """Metres of a stored value of 1, from how a depth file's unit is stated.
 
     Args:
         unit: ``m``, ``cm`` or ``mm``, with a number or a fraction before it where one step is not one unit:
             ``1/256m``, ``0.2mm``. Spaces do not count.
 
     Returns:
-        Metres of a stored value of 1.
+        The step in metres.
 
     Raises:
         InputError: it is stated in another way.
@@ -120,14 +120,7 @@ def load_depth(
 
 
 def load_depth_npz(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> DepthFile:
-    """Read a depth map that ``io.save_depth_npz`` wrote, with what stands beside it.
-
-    Args:
-        path: the ``.npz`` file.
-        max_pixels: most pixels that are read.
-
-    Returns:
-        Depth in metres, focal length in pixels and bokeh strengths.
+    """Read a depth map of at most `max_pixels` that ``save_depth_npz`` wrote, with what stands beside it.
 
     Raises:
         InputError: the file is missing, damaged or too large, or has other keys, shapes, types or values.

@@ -107,11 +107,7 @@ class _Directory:
 
 
 def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
-    """Open a file's primary picture, without decoding it.
-
-    Args:
-        path: an existing file.
-        label: what to call it in a message.
+    """Open a file's primary picture, without decoding it; errors call the file ``label``.
 
     Returns:
         The picture as PIL opens it (a HEIC's primary item, a TIFF's full-size page, else the first frame), to be
@@ -119,8 +115,7 @@ def open_primary(path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
 
     Raises:
         InputError: camera RAW, a format that is not read, or a TIFF of reduced pictures alone.
-        PIL.UnidentifiedImageError: the beginning is that of no known format.
-        Exception: what PIL and pi_heif raise on damaged files.
+        Exception: what PIL and pi_heif raise on damaged files, and on the beginning of no known format.
     """
     page, notes = 0, []
     with path.open("rb") as file:

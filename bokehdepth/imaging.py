@@ -112,13 +112,7 @@ def open_photo(
 
 
 def upright_size_px(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of a photo as ``open_photo`` returns it, from its header alone.
-
-    Args:
-        path: of a file.
-
-    Returns:
-        Width and height after the EXIF orientation.
+    """Width and height of the photo in a file as ``open_photo`` returns it, from its header alone.
 
     Raises:
         InputError: there is no such file, it is camera RAW, of another format or damaged.
@@ -135,13 +129,7 @@ def upright_size_px(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_text_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Text chunks of a PNG, name to text; none of a file of another format.
-
-    Args:
-        path: of a file.
-
-    Returns:
-        The chunks, wherever in the file they stand.
+    """Text chunks of a PNG, name to text, wherever in the file they stand; none of a file of another format.
 
     Raises:
         InputError: there is no such file, it is camera RAW, of another format or damaged.

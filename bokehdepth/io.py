@@ -67,13 +67,7 @@ class DepthFile:
 
 
 def check_depth(depth_m: np.ndarray) -> np.ndarray:
-    """Check that an array is a depth map.
-
-    Args:
-        depth_m: Depth in metres, floating point ``(H, W)``, above 0; NaN has no value, inf is infinitely far.
-
-    Returns:
-        ``depth_m`` itself.
+    """Return a depth map: metres, floating point ``(H, W)``, above 0; NaN has no value, inf is infinitely far.
 
     Raises:
         InputError: If it is anything else.
@@ -160,18 +154,13 @@ def save_depth_png(
 
 
 def decode_depth_png(codes: np.ndarray, text: Mapping[str, str], name: str) -> np.ndarray:
-    """Turn the pixels of a PNG that ``save_depth_png`` wrote into depth, by its text chunks.
-
-    Args:
-        codes: Pixels, uint16 ``(H, W)``.
-        text: Text chunks.
-        name: What the file is called, for the error's sentence.
+    """Turn the pixels, uint16 ``(H, W)``, of a PNG that ``save_depth_png`` wrote into depth, by its text chunks.
 
     Returns:
         Depth in metres, float32 ``(H, W)``; NaN where there is no value, inf where it is infinitely far.
 
     Raises:
-        InputError: If the chunks do not say how depth is coded.
+        InputError: If the chunks do not say how depth is coded; the sentence calls the file ``name``.
     """
     try:
         scale = [float(text[key]) for key in _SCALE_KEYS[text["depth_encoding"]]]
@@ -303,14 +292,7 @@ def _strength_text(bokeh_strength: float) -> str:
 def bokeh_file_name(bokeh_strength: float) -> str:
     """Name the file of one frame: ``bokeh_k10.png``, ``bokeh_k7.5.png``; another value has another name.
 
-    Args:
-        bokeh_strength: K, 0 or more. A float32 is written with the digits that a float32 needs.
-
-    Returns:
-        The file name.
-
-    Raises:
-        InputError: If ``bokeh_strength`` is negative or not finite.
+    A float32 is written with the digits that a float32 needs; a negative or infinite K is an ``InputError``.
     """
     return f"bokeh_k{_strength_text(bokeh_strength)}.png"
 
@@ -378,10 +360,7 @@ def _strength_of(path: Path) -> float | None:
 
 
 def frame_strengths(paths: Sequence[Path | str]) -> list[float] | None:
-    """Read K of the frames of a stack from the files themselves, in whatever picture format they are.
-
-    Args:
-        paths: F picture files, as ``imaging.open_photo`` takes them.
+    """Read K of the frames of a stack from picture files, in whatever format they are.
 
     Returns:
         (F,) K from the text chunk ``bokeh_strength``, else from a name like ``bokeh_k7.5.png``; None if no file says.
@@ -419,16 +398,10 @@ def load_stack(paths: Sequence[Path | str]) -> tuple[list[Image.Image], list[flo
 
 
 def to_json_value(value: Any) -> Any:
-    """Turn a value into plain JSON types.
+    """Turn a value into plain JSON types: None, bool, int, float, str, list or dict.
 
     NumPy scalars and arrays become numbers and lists, paths strings, dataclasses and mappings objects. JSON has no
     infinity and no NaN: they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``, which ``float()`` reads back.
-
-    Args:
-        value: What to write.
-
-    Returns:
-        None, bool, int, float, str, list or dict.
 
     Raises:
         InputError: If a value or a key is of another type.
@@ -454,19 +427,7 @@ def to_json_value(value: Any) -> Any:
 
 
 def save_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> Path:
-    """Write strictly valid JSON: UTF-8, indented, values turned by ``to_json_value``.
-
-    Args:
-        path: File to write.
-        obj: What to write.
-        overwrite: Whether an existing file is replaced.
-
-    Returns:
-        The path written.
-
-    Raises:
-        InputError: If a value has no JSON form or the path cannot be used.
-    """
+    """Write strictly valid JSON: UTF-8, indented, values turned by ``to_json_value``, which may refuse one."""
     text = json.dumps(to_json_value(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     data = text.encode(errors="backslashreplace")  # a file name that is not UTF-8 becomes a JSON escape
     return write_file(path, lambda file: file.write(data), overwrite=overwrite)

@@ -212,13 +212,9 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
-    """Run tasks that write files in threads: what compresses, copies and waits for the disk leaves Python free.
+    """Run tasks that write files in threads, the longest first; then raise what the first of them raised, if any.
 
-    Args:
-        tasks: what is to be done, the longest first.
-
-    Raises:
-        Exception: the first task's that failed, when all have come to their end.
+    What compresses, copies and waits for the disk leaves Python free.
     """
     if not tasks:
         return
@@ -232,11 +228,7 @@ def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
 
 
 def remove_folder(folder: Path | str) -> None:
-    """Remove a folder so that it is there as a whole or not at all, whenever the process is killed.
-
-    Args:
-        folder: to remove.
-    """
+    """Remove a folder so that it is there as a whole or not at all, whenever the process is killed."""
     folder = Path(folder)
     part = folder.with_name(f".{secrets.token_hex(8)}.part")
     os.rename(folder, part)
