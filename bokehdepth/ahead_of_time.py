@@ -32,9 +32,9 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .acceleration import BLOCKS
+from .camera.lens import DEFAULT_BOKEH_STRENGTHS
 from .errors import InputError
-from .optics import DEFAULT_BOKEH_STRENGTHS
-from .staging import staged
+from .files.atomic import staged
 
 if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline

@@ -17,10 +17,10 @@ import PIL.Image
 import torch
 from scipy.stats import kstest
 
+from .camera.lens import DEFAULT_BOKEH_STRENGTHS
 from .checkpoints import read_checkpoint
 from .convert import convert_state, identify
 from .errors import InputError
-from .optics import DEFAULT_BOKEH_STRENGTHS
 from .released import (
     ReleasedPipeline,
     base_sizes,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .checkpoints import read_checkpoint
 from .errors import InputError
-from .staging import staged
+from .files.atomic import staged
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .optics import FULL_FRAME_WIDTH_MM
+from .camera.lens import FULL_FRAME_WIDTH_MM
+from .files.atomic import write_file
 from .rendering.scenes import SceneGenerator
-from .staging import write_file
 
 _SCENES = (("street.jpg", "street", 3), ("room.jpg", "room", 2))
 _BUNDLED = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import io, viewing
-from .depth_files import load_depth_npz
-from .imaging import Photo
+from . import viewing
+from .files.depth_maps import DepthFile, load_depth_npz
+from .files.photos import Photo
 from .results import DEPTH_NAMES
 
 SHOWN_SIDE_PX = 1600
@@ -36,7 +36,7 @@ def write_frames(folder: Path, pictures: Sequence[Image.Image]) -> list[str]:
 
 
 def write_depth_view(
-    folder: Path, depth: io.DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
+    folder: Path, depth: DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
 ) -> tuple[str, str]:
     """Write a depth map for the screen, in a folder that exists.
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from .cards import check_card, model_card, read_facts
 from .errors import InputError
+from .files.atomic import staged
 from .hub import EMBEDDED, EMBEDDED_FOLDER
 from .loading_bokehdepth import explain_hub_error, joined_source, plain_name, write_code
-from .staging import staged
 
 KINDS = ("pipeline", "adapter", "depth", "dataset", "space")
 PACKAGE = Path(__file__).parent

@@ -20,11 +20,11 @@ import numpy as np
 import PIL.Image
 import torch
 
+from .camera.lens import DEFAULT_BOKEH_STRENGTHS
 from .checkpoints import read_checkpoint
 from .convert import convert_state
 from .errors import InputError
 from .memory_plan import MemoryPlan, apply_plan, device_memory_bytes, module_bytes, plan_memory, working_bytes
-from .optics import DEFAULT_BOKEH_STRENGTHS
 from .pipeline_bokehdepth import BokehDepthPipeline
 from .processing_bokehdepth import (
     BokehDepthOutput,

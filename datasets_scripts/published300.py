@@ -8,8 +8,8 @@ from typing import Any
 
 from bokehdepth.cards import check_card, fill_card
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.publishing import check_links
-from bokehdepth.staging import write_file
 from datasets_scripts.scenes300 import DEPTH_SCALE_M, JPEG_QUALITY, STRENGTHS, Settings, scene_files
 
 SCENES_PER_SHARD = 25

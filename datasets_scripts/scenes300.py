@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bokehdepth import __version__, imaging, optics
+from bokehdepth import __version__
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
-from bokehdepth.io import save_depth_png
+from bokehdepth.files import photos
+from bokehdepth.files.depth_maps import save_depth_png
 from bokehdepth.rendering.raytraced import DisparityPlane, TwoPlaneScene, margin_px, render_raytraced
 from bokehdepth.rendering.scatter import GAMMA
 from datasets_scripts.backgrounds import VIEWS, draw_background
@@ -169,7 +171,7 @@ def _toned(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 def _covering(path: Path, side_px: int) -> np.ndarray:
     """A photograph scaled to cover a square canvas, its middle: float32 (side, side, 3)."""
-    picture = imaging.open_photo(path).image
+    picture = photos.open_photo(path).image
     scale = side_px / min(picture.size)
     picture = picture.resize([max(side_px, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
     left, top = ((n - side_px) // 2 for n in picture.size)

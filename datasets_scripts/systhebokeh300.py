@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import remove_stale, staged, write_file
+from bokehdepth.files.atomic import remove_stale, staged, write_file
 from datasets_scripts.published300 import check_tables, push_to_hub, write_card, write_tables
 from datasets_scripts.scenes300 import Settings, list_files, scene_files, write_scene
 from datasets_scripts.validation300 import validate

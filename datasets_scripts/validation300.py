@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from bokehdepth import optics
-from bokehdepth.depth_files import load_depth
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
+from bokehdepth.files.depth_maps import load_depth
 from bokehdepth.rendering.raytraced import DisparityPlane
 from datasets_scripts.scenes300 import BOX_SHARE, DEPTH_SCALE_M, F_NUMBERS, STRENGTHS, Settings, scene_files
 

@@ -19,7 +19,8 @@ import PIL.Image
 import pytest
 
 import tiny
-from bokehdepth import gate, io
+from bokehdepth import gate
+from bokehdepth.files.depth_maps import save_depth_npz
 from bokehdepth.gate import gate_options
 from visits import serve, write_photo
 
@@ -204,7 +205,7 @@ def test_a_forged_sender_is_not_believed(demo, monkeypatch: pytest.MonkeyPatch) 
 def test_raw_json_numbers_are_one_sentence(demo, photo: Path, tmp_path: Path, value: str, place: int) -> None:
     """What gradio_client would not send."""
     size_px = PIL.Image.open(photo).size
-    depth = io.save_depth_npz(
+    depth = save_depth_npz(
         tmp_path / "depth.npz", np.full(size_px[::-1], 2, np.float32), focal_length_px=90.0, bokeh_strengths=[]
     )
     sender = f"10.3.{place}.{len(value) % 250}"

@@ -16,9 +16,9 @@ from PIL import Image
 import tiny
 from bokehdepth.camera import read_camera
 from bokehdepth.convert import convert_state
-from bokehdepth.depth_files import load_depth
+from bokehdepth.files.depth_maps import load_depth
+from bokehdepth.files.photos import open_photo
 from bokehdepth.hub import EMBEDDED_FOLDER
-from bokehdepth.imaging import open_photo
 from bokehdepth.released import PRESETS, ReleasedPipeline
 from bokehdepth.released_files import ADAPTER, BASE_MODEL, DEPTH_MODELS, REVISIONS, parse_revisions
 from doors import run_client, write_photo

@@ -14,7 +14,7 @@ import pytest
 from hub_server import HubServer
 from PIL import Image
 
-from bokehdepth import optics
+from bokehdepth.camera import lens as optics
 from bokehdepth.rendering.raytraced import margin_px, render_raytraced
 from datasets_scripts import systhebokeh300 as command
 from datasets_scripts.foregrounds import draw_foreground

@@ -12,9 +12,9 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 import tiny
+from bokehdepth.camera.lens import blur_radius_px
 from bokehdepth.errors import InputError
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, StackFrame, read_manifest, write_manifest
-from bokehdepth.optics import blur_radius_px
 from bokehdepth.rendering.refocus import render_from_depth
 from train import grounded, rows, stacks, stage1, stage2
 from train.config import ManifestConfig, PhaseConfig, Stage1Config, Stage2Config, load

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from bokehdepth.modeling_mini_flux import level_weights
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.refocus import render_from_depth
 from train import losses
 from train.checkpointing import step_rng

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import remove_folder, remove_stale, replace_folder
+from bokehdepth.files.atomic import remove_folder, remove_stale, replace_folder
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")

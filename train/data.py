@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.modeling_mini_flux import GAMMA
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.materials import hue_chroma_matrix
 from bokehdepth.rendering.scenes import SceneGenerator
-from bokehdepth.staging import write_file
 from train import config as configuration
 from train.checkpointing import step_rng
 from train.config import (

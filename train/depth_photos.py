@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as fn
 from transformers.modeling_utils import PreTrainedModel
 
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from bokehdepth.rendering.refocus import render_from_depth
 from train import losses
 from train.checkpointing import step_rng

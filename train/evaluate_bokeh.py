@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bokehdepth.camera.lens import blur_radius_px
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import (
     PERCEPTUAL,
@@ -36,7 +37,6 @@ from bokehdepth.metrics import (
     ssim,
     to_linear,
 )
-from bokehdepth.optics import blur_radius_px
 from train import controls
 from train.controls import CEILING_DB
 from train.methods import MethodOptions, make_method

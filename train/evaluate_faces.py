@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.files.photos import open_photo
+from bokehdepth.files.pictures import contact_sheet
 from bokehdepth.rendering.disk import disk_blur
-from bokehdepth.visualization import contact_sheet
 from train.methods.stage1 import load_stage1
 from train.predictions import markdown
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import Interval, cluster_interval
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.disk import disk_blur
 from train.methods import BokehMethod, make_method
 from train.predict import add_method_arguments, options_of

@@ -22,8 +22,8 @@ from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.stacks import bokeh_file_name, save_stack
 from bokehdepth.hub import load_pipeline
-from bokehdepth.io import bokeh_file_name, save_stack
 from bokehdepth.manifest import ManifestRow, StackFrame, write_manifest
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from train import config, loop

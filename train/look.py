@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from bokehdepth.camera import read_camera
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS as STACK
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS as STACK
-from bokehdepth.visualization import contact_sheet, depth_preview
+from bokehdepth.files.photos import open_photo
+from bokehdepth.files.pictures import contact_sheet, depth_preview
 from train.methods.stage1 import load_stage1
 from train.sources import Prepared, Sample, Source
 
@@ -93,7 +93,7 @@ def look(patterns: Sequence[str], model: str, output: Path, colormap: str = "tur
         patterns: of the photos' paths.
         model: as in `bokehdepth.hub`, with both stages.
         output: picture to write.
-        colormap: of depth, as in `bokehdepth.visualization`.
+        colormap: of depth, as in `bokehdepth.files.pictures`.
 
     Returns:
         One line for each photo: its range of depth.

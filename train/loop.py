@@ -32,8 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import save_image
-from bokehdepth.staging import remove_stale, staged, write_file
+from bokehdepth.files.atomic import remove_stale, staged, write_file
+from bokehdepth.files.png import save_image
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config
 from train.losses import SummedNetwork, Sums, total, within

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import staged
+from bokehdepth.files.atomic import staged
 from datasets_scripts.foregrounds import FIGURES, draw_foreground
 from train import config
 

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import bokeh_file_name, save_image
+from bokehdepth.files.atomic import staged, write_file
+from bokehdepth.files.png import save_image
+from bokehdepth.files.stacks import bokeh_file_name
 from bokehdepth.metrics import DEPTH_KEYS
-from bokehdepth.staging import staged, write_file
 from train.methods import BokehMethod, DepthMethod
 from train.sources import Sample, Source, read_picture
 

@@ -13,8 +13,8 @@ import yaml
 
 from bokehdepth.cards import read_facts
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.publishing import publish
-from bokehdepth.staging import write_file
 from train.config import Stage1Config, Stage2Config
 
 logger = logging.getLogger("train.publish")

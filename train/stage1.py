@@ -17,14 +17,14 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from PIL import Image
 from torch import nn
 
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.errors import InputError
+from bokehdepth.files.pictures import contact_sheet
 from bokehdepth.metrics import k_response
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
-from bokehdepth.visualization import contact_sheet
 from train import config, loop, losses, publish
 from train.config import PhaseConfig, Stage1Config
 from train.data import PoolPairs, ScenePool, fill_pool

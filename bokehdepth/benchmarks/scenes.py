@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from bokehdepth.benchmarks import timing
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS as BOKEH_STRENGTHS
 from bokehdepth.errors import InputError
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS as BOKEH_STRENGTHS
 from bokehdepth.rendering.layered_torch import SceneBatch, render_batch
 from bokehdepth.rendering.scenes import SceneGenerator
 

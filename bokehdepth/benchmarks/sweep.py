@@ -17,12 +17,12 @@ from typing import Any, get_args
 import numpy as np
 from scipy import ndimage
 
+from bokehdepth.bracket_depth import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
+from bokehdepth.camera.lens import blur_radius_px, check_number
 from bokehdepth.errors import InputError
-from bokehdepth.optics import blur_radius_px, check_number
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.scatter import GAMMA
 from bokehdepth.rendering.scenes import SceneGenerator
-from bokehdepth.sweep import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
 
 AREAS = ("textured", "flat", "border", "focus")
 """Kinds of pixels, each pixel of one kind."""

@@ -43,7 +43,7 @@ def _visit(arguments: argparse.Namespace) -> int:
     """Visit the page several times; the median of each step is told, and what the browser complained of."""
     from ..errors import InputError
     from ..extras import load_extra
-    from ..imaging import open_photo
+    from ..files.photos import open_photo
 
     open_photo(arguments.photo)
     if not arguments.url.startswith(("http://", "https://")):

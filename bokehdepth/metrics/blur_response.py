@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
 from bokehdepth.metrics.checks import checked_float, checked_pictures
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.disk import disk_blur
 
 _STEP_PX = 0.25

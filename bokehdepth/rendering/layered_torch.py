@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.aperture import DISK, Aperture
 from bokehdepth.rendering.scatter import GAMMA
 from bokehdepth.rendering.scatter_torch import span_scatter

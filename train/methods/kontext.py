@@ -19,7 +19,7 @@ PROMPT = (
 
 def prompt_for(bokeh_strength: float) -> str:
     """The prompt of one K, with the f-number that a 50 mm full-frame lens focused at 2 m would need for it."""
-    from bokehdepth.optics import f_number_for_strength
+    from bokehdepth.camera.lens import f_number_for_strength
 
     if bokeh_strength <= 0:
         return PROMPT.format(aperture="f/22")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
 from bokehdepth.metrics import psnr
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.disk import disk_blur
 from train.methods import MethodOptions
 from train.sources import Sample, Source

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import optics
-from .camera import Camera
-from .errors import InputError
+from ..errors import InputError
+from . import Camera
+from . import lens as optics
 
 STANDARD_F_NUMBERS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0, 22.0, 32.0)
 """Full stops as they are engraved on lenses."""

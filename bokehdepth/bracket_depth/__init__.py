@@ -28,16 +28,10 @@ from typing import Literal, get_args
 import numpy as np
 from scipy import special
 
-from .blur_fit import (
-    fit_confidence,
-    fit_offsets,
-    label_confidence,
-    make_bracket,
-    radius_tolerance_px,
-)
-from .errors import InputError
-from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
-from .rendering.scatter import GAMMA
+from ..camera.lens import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
+from ..errors import InputError
+from ..rendering.scatter import GAMMA
+from .fit import fit_confidence, fit_offsets, label_confidence, make_bracket, radius_tolerance_px
 
 Estimator = Literal["joint", "per_frame"]
 Side = Literal["behind", "front", "auto"]

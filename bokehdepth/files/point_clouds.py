@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
-from .extras import load_extra
-from .io import check_depth
-from .optics import check_number
-from .rendering.refocus import focus_distance_at
-from .staging import write_file
+from ..camera.lens import check_number
+from ..errors import InputError
+from ..extras import load_extra
+from ..rendering.refocus import focus_distance_at
+from .arrays import check_depth
+from .atomic import write_file
 
 MAX_POINTS = 1_000_000
 """Most points of a PLY file; of a larger picture every second, third, ... column and row is taken."""

@@ -4,7 +4,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.visualization import (
+from bokehdepth.files.pictures import (
     INFINITE_RGB,
     NO_VALUE_RGB,
     colorize_depth,

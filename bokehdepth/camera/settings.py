@@ -2,7 +2,7 @@
 
 A lens setting needs five numbers (f-number, focal length, field of view, sensor width, focus distance) and most photos
 record only some of them. ``read_camera`` fills the rest from what is there, then from documented assumptions, and each
-``Value`` says which: nothing is guessed in silence. What EXIF says is checked by ``exif_tags`` and never raises; only
+``Value`` says which: nothing is guessed in silence. What EXIF says is checked by ``exif`` and never raises; only
 what the caller passes can.
 
 The sources of the sensor width are those of section 8.3 of the paper, focal-plane resolution and the 35 mm
@@ -20,9 +20,9 @@ import numpy as np
 import PIL.Image
 from PIL.ExifTags import Base as Tag
 
-from . import optics
-from .errors import InputError
-from .exif_tags import ROTATED_ORIENTATIONS, ExifTags, Value, read_exif
+from ..errors import InputError
+from . import lens as optics
+from .exif import ROTATED_ORIENTATIONS, ExifTags, Value, read_exif
 
 ASSUMED_F_NUMBER = 2.8
 """Middle of the apertures photos are taken with: phones f/1.5-2.4, compacts f/2-4, kit lenses f/3.5-5.6."""
@@ -35,7 +35,7 @@ ASSUMED_FOCUS_DISTANCE_M = 2.0
 
 
 class PhotoLike(Protocol):
-    """An upright picture beside the EXIF of its file, as ``imaging.Photo``.
+    """An upright picture beside the EXIF of its file, as ``photos.Photo``.
 
     The orientation that the EXIF still names has been applied to the pixels already; ``exif`` is None where damaged.
     """
@@ -129,7 +129,7 @@ class Camera:
         )
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Each value with where it came from, as ``io.run_record`` takes them: ``{name: {"value", "source"}}``."""
+        """Each value with where it came from, as ``run_record`` takes them: ``{name: {"value", "source"}}``."""
         entries = {name: entry for name, entry in self.to_dict().items() if isinstance(entry, dict)}
         return {name: {"value": entry["value"], "source": entry["source"]} for name, entry in entries.items()}
 
@@ -174,7 +174,7 @@ def read_camera(
 
     Args:
         photo: a PIL image as opened (its EXIF orientation is considered, not applied to the pixels), or an
-            ``imaging.Photo``.
+            ``photos.Photo``.
         f_number: f-number of the exposure.
         focal_length_mm: true focal length in mm.
         focal_length_35mm: 35 mm equivalent in mm of the picture as it is.

@@ -22,10 +22,10 @@ from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as Tag
 from scipy import ndimage
 
-from .blur_fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
-from .camera import read_camera
-from .errors import InputError
-from .imaging import Photo
+from ..camera import read_camera
+from ..errors import InputError
+from ..files.photos import Photo
+from .fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
 
 _F_NUMBER_TOLERANCE = 0.06  # half a third of a stop; engraved numbers are rounded by up to 3.5 %
 _FOCAL_LENGTH_TOLERANCE = 0.02

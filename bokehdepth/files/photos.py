@@ -19,9 +19,9 @@ import PIL.Image
 from PIL import ImageCms, ImageOps
 from PIL.ExifTags import Base as Tag
 
+from ..camera.exif import ROTATED_ORIENTATIONS, read_exif, xmp_orientation
+from ..errors import InputError
 from .colours import Declared, coded_colours, declared_colours, declared_to_srgb, icc_to_srgb
-from .errors import InputError
-from .exif_tags import ROTATED_ORIENTATIONS, read_exif, xmp_orientation
 from .formats import FORMATS, open_primary
 
 MIN_SIDE_PX = 32

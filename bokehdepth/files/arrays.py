@@ -1,4 +1,4 @@
-"""NumPy's files, ``.npy`` and ``.npz``, from anybody: their headers decide before a value is read. No torch import.
+"""Depth maps as arrays, and NumPy's files from anybody: headers decide before a value is read. No torch import.
 
 An array's header states its type and shape, and an archive's directory the sizes of its entries, so an archive that
 inflates to gigabytes, an array of objects or one that is too large is refused while nothing of it is in memory. No
@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 _HEADER_BYTES = 12_288  # numpy reads headers of 10,000 characters at most
 _DIRECTORY_BYTES = 65_536  # of an archive with hundreds of arrays
@@ -175,3 +175,25 @@ def _stored(name: str, entry_bytes: int | None, open_entry: Callable[[], BinaryI
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
     return StoredArray(name, tuple(map(int, shape)), dtype, in_fortran_order, head.tell(), entry_bytes, open_entry)
+
+
+def check_depth(depth_m: np.ndarray) -> np.ndarray:
+    """Return a depth map: metres, floating point ``(H, W)``, above 0; NaN has no value, inf is infinitely far.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    is_float = isinstance(depth_m, np.ndarray) and np.issubdtype(depth_m.dtype, np.floating)
+    if not is_float or depth_m.ndim != 2 or depth_m.size == 0:
+        described = f"{depth_m.dtype} {depth_m.shape}" if isinstance(depth_m, np.ndarray) else type(depth_m).__name__
+        raise InputError(f"depth_m is {described}, wanted a floating-point array (H, W) in metres")
+    if (depth_m <= 0).any():
+        raise InputError(f"depth_m has the value {np.nanmin(depth_m):g}, wanted depths above 0 m and NaN for no value")
+    return depth_m
+
+
+def finite_range(depth_m: np.ndarray) -> tuple[float, float] | None:
+    """Find the least and the greatest finite value of an array, without a copy of it; None where there is none."""
+    finite = np.isfinite(depth_m)
+    least, most = np.min(depth_m, where=finite, initial=np.inf), np.max(depth_m, where=finite, initial=-np.inf)
+    return (float(least), float(most)) if least <= most else None

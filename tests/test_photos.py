@@ -10,7 +10,7 @@ from PIL import ImageCms
 
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import MAX_PIXELS, open_photo
+from bokehdepth.files.photos import MAX_PIXELS, open_photo
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)

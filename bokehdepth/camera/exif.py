@@ -18,7 +18,7 @@ import PIL.Image
 from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as Tag
 
-from . import optics
+from . import lens as optics
 
 Source = Literal["given", "read", "derived", "assumed"]
 

@@ -14,12 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bokehdepth.array_files import open_arrays
 from bokehdepth.cli import main
-from bokehdepth.depth_files import depth_step_m, fill_unknown, load_depth, load_depth_npz
 from bokehdepth.errors import InputError
-from bokehdepth.exr import save_depth_exr
-from bokehdepth.io import save_depth_npz, save_depth_png
+from bokehdepth.files.arrays import open_arrays
+from bokehdepth.files.depth_maps import (
+    depth_step_m,
+    fill_unknown,
+    load_depth,
+    load_depth_npz,
+    save_depth_npz,
+    save_depth_png,
+)
+from bokehdepth.files.exr import save_depth_exr
 from bokehdepth.rendering.refocus import focus_distance_at, render_from_depth, signed_radius_px
 
 SIZE = (40, 56)  # height, width

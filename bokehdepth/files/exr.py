@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .array_files import check_file
-from .errors import InputError
-from .extras import load_extra
-from .io import check_depth
-from .optics import check_number
-from .staging import write_file
+from ..camera.lens import check_number
+from ..errors import InputError
+from ..extras import load_extra
+from .arrays import check_depth, check_file
+from .atomic import write_file
 
 _UNIT_ATTRIBUTE = "depth_unit"
 _CHANNEL_NAMES = ("z", "depth", "y")

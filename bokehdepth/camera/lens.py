@@ -24,7 +24,7 @@ from numbers import Real
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 REFERENCE_WIDTH_PX = 512
 """Image width, in pixels, at which every bokeh strength is stated."""

@@ -8,12 +8,11 @@ import pytest
 import skimage.data
 from scipy import ndimage
 
-from bokehdepth import blur_fit
 from bokehdepth.benchmarks import sweep as sweep_bench
+from bokehdepth.bracket_depth import LOW_CONFIDENCE, depth_from_sweep, fit
+from bokehdepth.camera.lens import disparity_offset_from_sweep
 from bokehdepth.errors import InputError
-from bokehdepth.optics import disparity_offset_from_sweep
 from bokehdepth.rendering.scenes import SceneGenerator
-from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep
 
 STRENGTHS = (10.0, 20.0, 30.0)
 INNER = (slice(16, -16), slice(16, -16))
@@ -221,7 +220,7 @@ def test_what_is_nearer_than_the_search_has_no_depth(texture):
 def test_tiles_leave_no_seam(texture, monkeypatch):
     frames = stack_of(texture, 0.4)
     whole = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
-    monkeypatch.setattr(blur_fit, "_TILE_PX", 48)
+    monkeypatch.setattr(fit, "_TILE_PX", 48)
     tiled = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
     assert np.mean(np.abs(tiled - whole) > 1e-3) < 1e-3
 
@@ -314,5 +313,7 @@ def test_bad_input_is_refused(change, words):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, bokehdepth.sweep; print([m for m in ('torch', 'numba', 'diffusers') if m in sys.modules])"
+    code = (
+        "import sys, bokehdepth.bracket_depth; print([m for m in ('torch', 'numba', 'diffusers') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""One disparity offset fitted to the blur of one or more frames at each pixel, for ``sweep`` (Eq. 19, 26).
+"""One disparity offset fitted to the blur of one or more frames at each pixel, for a bracket (Eq. 19, 26).
 
 The sharp frame is blurred by a ladder of disks; along the ladder the misfit to each frame is summed over a window,
 with what noise explains taken out, and its minimum is the offset. No torch import.
@@ -14,10 +14,10 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage, special
 
-from .errors import InputError
-from .optics import REFERENCE_WIDTH_PX, check_number
-from .rendering.disk import disk_kernel
-from .rendering.scatter import GAMMA
+from ..camera.lens import REFERENCE_WIDTH_PX, check_number
+from ..errors import InputError
+from ..rendering.disk import disk_kernel
+from ..rendering.scatter import GAMMA
 
 LARGEST_SHIFT_PX = 3.0
 """Shift between frames that is undone, along rows or columns; beyond it a camera moved, and parallax with it."""

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from bokehdepth import optics
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
 
 LENS = {"focal_length_mm": 50.0, "f_number": 2.0, "focus_distance_m": 1.8}

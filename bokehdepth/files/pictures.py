@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import check_depth, finite_range
+from bokehdepth.files.arrays import check_depth, finite_range
 
 NO_VALUE_RGB = (96, 96, 96)
 INFINITE_RGB = (190, 190, 190)

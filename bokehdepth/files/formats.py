@@ -15,7 +15,7 @@ from typing import BinaryIO
 import PIL.Image
 from PIL.ExifTags import Base as Tag
 
-from .errors import InputError
+from ..errors import InputError
 
 FORMATS = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, GIF or BMP"
 """The formats that are read, in words."""
