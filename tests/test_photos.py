@@ -66,6 +66,17 @@ def test_every_orientation_is_undone(tmp_path, orientation):
         assert photo.notes == (() if orientation == 1 else (f"the EXIF orientation {orientation} was applied",))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "RGBA"])
+@pytest.mark.parametrize("compression", [None, "tiff_deflate"])
+def test_a_turned_tiff_of_every_mode_is_turned_back(tmp_path, mode, compression):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    stored = RGB.convert("L").convert(mode)
+    photo = open_photo(saved(stored, tmp_path / "a.tif", exif=exif, compression=compression))
+    upright = np.asarray(RGB.convert("L").transpose(PIL.Image.Transpose.ROTATE_270).convert("RGB"), dtype=int)
+    assert photo.image.size == (48, 64) and np.abs(np.asarray(photo.image) - upright).max() <= 1
+
+
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 def test_read_camera_sees_a_photo_as_the_file(tmp_path, orientation):
     tags = {

@@ -216,12 +216,10 @@ def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
 
     What compresses, copies and waits for the disk leaves Python free.
     """
-    if not tasks:
-        return
-    with ThreadPoolExecutor(max_workers=min(len(tasks), os.cpu_count() or 1)) as pool:
-        done = [pool.submit(task) for task in tasks]
-    for one in done:
-        one.result()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [pool.submit(task) for task in tasks]
+    for future in futures:
+        future.result()
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

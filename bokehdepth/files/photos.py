@@ -199,7 +199,11 @@ def _read(source: PIL.Image.Image, label: str, path: Path | None, max_pixels: in
             # Decoding a TIFF turns it upright and forgets the tag; reading its EXIF first keeps XMP out of that.
             turned_by_pil = source.tag_v2.get(Tag.Orientation)
             read_exif(source)
+            # Of a file by name PIL maps uncompressed pixels into memory, by the sides of the upright picture.
+            name, source.filename = source.filename, ""
         source.load()
+        if source.format == "TIFF":
+            source.filename = name
     exif = read_exif(source)
     if exif is None:
         notes.append("the EXIF block is damaged and was ignored")
