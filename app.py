@@ -37,15 +37,19 @@ from gradio.context import LocalContext
 from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 
-from bokehdepth import housekeeping, hub, io, optics, page, previews, serving, viewing
-from bokehdepth.apertures import lens_assumptions
+from bokehdepth import housekeeping, hub, page, previews, serving, viewing
+from bokehdepth.camera import lens as optics
+from bokehdepth.camera.f_numbers import lens_assumptions
 from bokehdepth.content_filter import CLASSIFIER, load_content_filter
 from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
 from bokehdepth.examples import example_photos
 from bokehdepth.fairness import FairQueue, Room, Turns
+from bokehdepth.files.atomic import staged
+from bokehdepth.files.depth_maps import save_depth_npz
+from bokehdepth.files.photos import Photo
+from bokehdepth.files.stacks import bokeh_file_name, load_stack
 from bokehdepth.gate import Gate, gate_options
-from bokehdepth.imaging import Photo
 from bokehdepth.jobs import Job, predicted_focal_px, run_job
 from bokehdepth.limits import PAGE
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
@@ -53,7 +57,6 @@ from bokehdepth.processing_bokehdepth import BokehStackOutput
 from bokehdepth.results import DEPTH_NAMES
 from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
 from bokehdepth.sessions import SessionFiles
-from bokehdepth.staging import staged
 
 ROOMS = {"models": Room(24, 8, 3), "render": Room(24, 8, 4)}
 AT_ONCE = {"light": 3, "render": 2, "models": 2}
@@ -291,7 +294,7 @@ def _handlers(
             depth_m, focal_px = read_depth(opened.image, made, camera.known_intrinsics)
             timings_s = {"stack": stack_s, "depth": time.perf_counter() - start_s}
             known = {"focal_length_px": focal_px or camera.focal_length_px.value, "bokeh_strengths": values}
-            npz = io.save_depth_npz(scratch / DEPTH_NAMES[0], depth_m, **known)
+            npz = save_depth_npz(scratch / DEPTH_NAMES[0], depth_m, **known)
             *view, start = previews.write_depth(npz, opened, colormap, near_bright)
             yield *[gr.skip()] * 5, *view, *[gr.skip()] * 2, str(npz), gr.skip(), start
             arguments = {"kind": kind, "frames": chosen, "num_inference_steps": steps}
@@ -316,7 +319,7 @@ def _handlers(
                 yield photo, *parts
             return
         opened = serving.open_upload(photo)
-        images, _ = io.load_stack([kept / io.bokeh_file_name(k) for k in DEFAULT_STRENGTHS])
+        images, _ = load_stack([kept / bokeh_file_name(k) for k in DEFAULT_STRENGTHS])
         stack = _show_stack(scratch, opened, images, [f"strength {k:g}" for k in DEFAULT_STRENGTHS])
         folder = Path(shutil.copytree(kept, scratch / "result"))
         yield photo, *stack, *previews.write_result(folder, opened, colormap, near_bright)

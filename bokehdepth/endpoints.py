@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import io, viewing
+from . import viewing
 from .camera import read_camera
-from .depth_files import load_depth_npz
+from .camera.lens import check_whole_number
 from .errors import InputError
+from .files.depth_maps import load_depth_npz
+from .files.stacks import bokeh_file_name
 from .limits import PAGE
-from .optics import check_whole_number
 from .refocusing import plan_refocusing
 from .rendering.aperture import MAX_BLADES, Aperture
 from .results import DEPTH_NAMES
@@ -169,7 +170,7 @@ def model_endpoints(
         arguments = {"kind": kind, "frames": frames, "num_inference_steps": steps}
         rest = {"images": images, "arguments": arguments, "seed": seed, "timings_s": timings_s}
         write(folder, opened, camera, values, **rest)
-        return [str(folder / io.bokeh_file_name(k)) for k in values], str(folder / "run.json")
+        return [str(folder / bokeh_file_name(k)) for k in values], str(folder / "run.json")
 
     def estimate_depth(
         photo: str | None,

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .apertures import lens_assumptions, strengths_from_f_numbers
 from .camera import Camera, read_camera
+from .camera.f_numbers import lens_assumptions, strengths_from_f_numbers
+from .camera.lens import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .errors import InputError
-from .formats import PICTURE_SUFFIXES
-from .imaging import Photo, open_photo
-from .io import frame_strengths
+from .files.formats import PICTURE_SUFFIXES
+from .files.photos import Photo, open_photo
+from .files.stacks import frame_strengths
 from .limits import COMMAND_LINE, Limits
-from .optics import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
 from .results import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from .bracket_checks import Exposure
+    from .bracket_depth.checks import Exposure
     from .pipeline_bokehdepth import BokehDepthPipeline
     from .processing_bokehdepth import BokehDepthOutput
 
@@ -53,7 +53,7 @@ _DEPTH_COMPONENTS = ("depth_estimator",)
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """How depth is read off the blur of the caller's own bracket (``sweep.depth_from_sweep``).
+    """How depth is read off the blur of the caller's own bracket (``bracket_depth.depth_from_sweep``).
 
     Attributes:
         side: ``"auto"``: the depth that a model sees in the photo tells the side of the focus for each pixel; or the
@@ -234,7 +234,7 @@ def plan_job(
         makes_depth: whether depth is estimated.
         bokeh_strengths: K of each frame in [0, 30], in any order (that of ``frame_paths`` where they are given).
         f_numbers: f-numbers in place of K. With neither, generated frames have K = 10, 20, 30, and the caller's frames
-            say it themselves: by text chunk or name (``io.load_stack``), else by their EXIF f-number.
+            say it themselves: by text chunk or name (``stacks.load_stack``), else by their EXIF f-number.
         frame_paths: frames that the caller brings, for depth without a generated stack.
         focal_length_mm: true focal length in mm, in place of EXIF's.
         focal_length_35mm: 35 mm equivalent in mm, in place of EXIF's.
@@ -246,7 +246,7 @@ def plan_job(
             a model estimate depth. K of the frames is then not limited to 30.
         photo_f_number: with ``sweep_side``: f-number of the photo. When absent, EXIF's counts where K of the frames
             comes from f-numbers; else, or unknown, the photo counts as free of blur.
-        fill_low_confidence: with ``sweep_side``: as in ``sweep.depth_from_sweep``.
+        fill_low_confidence: with ``sweep_side``: as in ``bracket_depth.depth_from_sweep``.
         limits: what one photo's job may ask for.
 
     Returns:
@@ -399,7 +399,7 @@ def _plan_frames(
 
 def _read_frame(frame: Photo, photo: Photo) -> Exposure:
     """What one frame of the caller's tells, read as any photo."""
-    from .bracket_checks import read_exposure
+    from .bracket_depth.checks import read_exposure
 
     if frame.image.size != photo.image.size:
         raise InputError(
@@ -420,7 +420,7 @@ def _check_bracket(
     is_saved: bool,
 ) -> tuple[str, ...]:
     """Hold the caller's frames against their labels, the photo and each other; half sentences on what is odd."""
-    from .bracket_checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
+    from .bracket_depth.checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
 
     own = read_exposure(photo, photo.path.name)
     if f_numbers is not None:
@@ -566,7 +566,7 @@ def _depth_from_sweep(
     pipeline: BokehDepthPipeline | None, job: Job, photo: PIL.Image.Image, frames: Sequence[PIL.Image.Image]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Depth, confidence and what the record says of them."""
-    from .sweep import depth_from_sweep
+    from .bracket_depth import depth_from_sweep
 
     rough_m = None
     if job.sweep.side == "auto":

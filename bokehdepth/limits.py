@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .camera.lens import check_number, check_whole_number
 from .errors import InputError
-from .imaging import MAX_FILE_BYTES, MAX_PIXELS, Photo, open_photo
-from .optics import check_number, check_whole_number
+from .files.photos import MAX_FILE_BYTES, MAX_PIXELS, Photo, open_photo
 from .rendering.aperture import Aperture, radii_per_px
 
 # A pixel of a kernel costs so many times what a pixel costs that is spread over one pixel of radius (measured).
@@ -67,7 +67,7 @@ class Limits:
     max_render_work: float
 
     def open_photo(self, path: Path | str) -> Photo:
-        """Open a photo within the limits on its size, as `imaging.open_photo` does."""
+        """Open a photo within the limits on its size, as `photos.open_photo` does."""
         return open_photo(path, max_pixels=self.max_photo_px, max_file_bytes=self.max_photo_bytes)
 
     def check_frames(self, values: Sequence | np.ndarray | None, name: str) -> None:

@@ -26,7 +26,7 @@ slashes, and none leaves the file's folder (links are followed before that is de
 | ``disp_focus`` | ``focus_relative_disparity`` | focus in relative disparity, for relative K |
 | ``dof-cond`` | ``bokeh_strength`` | K at 512 px width |
 | ``dof-cond-crop`` | ``full_frame_strength`` | K over the crop factor |
-| ``foreground_clear`` | ``foreground_clear`` | ``optics.foreground_clear`` of the row |
+| ``foreground_clear`` | ``foreground_clear`` | ``lens.foreground_clear`` of the row |
 
 A key whose attribute is None (or an empty tuple) is left out of the file.
 """
@@ -42,9 +42,9 @@ from typing import Annotated, Any, Literal, NoReturn, dataclass_transform, get_a
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 
-from bokehdepth import optics
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
-from bokehdepth.staging import write_file
+from bokehdepth.files.atomic import write_file
 
 STRENGTH_TOLERANCE = 0.01
 """Largest relative gap between a stated K and the K of the row's own lens: room for rounded decimals, no more."""
@@ -156,7 +156,7 @@ class CameraAnns:
         sensor_width_mm: Sensor along the picture's width.
         focus_distance_m: S1, beyond the focal length.
         focus_relative_disparity: Focus in units of relative disparity; of rows with relative K alone.
-        foreground_clear: Whether the near foreground stays sharp, ``optics.foreground_clear``.
+        foreground_clear: Whether the near foreground stays sharp, ``lens.foreground_clear``.
 
     Raises:
         InputError: A number is out of its range, or ``full_frame_strength`` differs from K over the crop factor by
@@ -181,7 +181,7 @@ class CameraAnns:
             _check_close("dof-cond-crop", self.full_frame_strength, expected, "dof-cond over f35mm / fmm")
 
     def lens_strength(self) -> float | None:
-        """K of the lens that the row states, by ``optics.bokeh_strength`` (Eq. 17); None where a part is missing."""
+        """K of the lens that the row states, by ``lens.bokeh_strength`` (Eq. 17); None where a part is missing."""
         parts = (self.focal_length_mm, self.f_number, self.focus_distance_m, self.sensor_width_mm)
         return None if None in parts else optics.bokeh_strength(*parts)
 
@@ -237,7 +237,7 @@ class ManifestRow:
         depth_path: Depth of the photo: an image or a ``.npy`` or ``.npz`` file; 0 and NaN have no value.
         depth_unit: m, dpt or relative_disparity; given with a depth.
         depth_scale: Factor from the stored value to the unit; None where the file states its own
-            (``depth_files.load_depth``).
+            (``depth_maps.load_depth``).
         mask_path: Foreground mask.
         captions: Texts about the picture.
         strength_unit: metric or relative; given with a K.

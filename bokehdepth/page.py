@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .formats import FORMATS
+from .files.formats import FORMATS
 from .limits import PAGE
 from .serving import F_STOPS
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import io, viewing
-from .depth_files import load_depth_npz
-from .imaging import Photo
+from . import viewing
+from .files.depth_maps import DepthFile, load_depth_npz
+from .files.photos import Photo
 from .results import DEPTH_NAMES
 
 SHOWN_SIDE_PX = 1600
@@ -24,17 +24,7 @@ REFOCUSED_SIDE_PX = 1024
 
 
 def write_preview(folder: Path, name: str, picture: Image.Image, max_side_px: int = SHOWN_SIDE_PX) -> str:
-    """Write a picture for the screen.
-
-    Args:
-        folder: where it goes; it exists.
-        name: of the file, without ending.
-        picture: RGB picture of any size.
-        max_side_px: longest side of the file's picture.
-
-    Returns:
-        Path of the JPEG.
-    """
+    """Write an RGB picture of any size for the screen, as `name`.jpg in a folder that exists; the path of the JPEG."""
     path = folder / f"{name}.jpg"
     viewing.shrunk_image(picture, max_side_px).save(path, quality=90)
     return str(path)
@@ -46,12 +36,12 @@ def write_frames(folder: Path, pictures: Sequence[Image.Image]) -> list[str]:
 
 
 def write_depth_view(
-    folder: Path, depth: io.DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
+    folder: Path, depth: DepthFile, colormap: str, near_bright: bool, points_px: Sequence = ()
 ) -> tuple[str, str]:
-    """Write a depth map for the screen.
+    """Write a depth map for the screen, in a folder that exists.
 
     Args:
-        folder: where it goes; it exists.
+        folder: where it goes.
         depth: what is shown.
         colormap: a name of `viewing.COLORMAPS`.
         near_bright: whether near is bright; otherwise dark.
@@ -59,9 +49,6 @@ def write_depth_view(
 
     Returns:
         Path of the PNG, and sentences on the depth and the points.
-
-    Raises:
-        InputError: as `viewing.depth_view` and `viewing.describe_depth` say.
     """
     looks = {"colormap": colormap, "near_bright": near_bright, "max_side_px": SHOWN_SIDE_PX}
     picture = viewing.depth_view(depth.depth_m, points_px=points_px, **looks)
@@ -74,14 +61,7 @@ def write_depth_view(
 def write_depth(
     npz: Path, photo: Photo, colormap: str, near_bright: bool, folder: Path | None = None
 ) -> tuple[str, str, list, str]:
-    """Write what the page shows of a depth map, and the photo before it is refocused.
-
-    Args:
-        npz: the depth map.
-        photo: its photo.
-        colormap: as in `write_depth_view`.
-        near_bright: likewise.
-        folder: where they go; None takes that of the depth map.
+    """Write what the page shows of a depth map, beside it if no folder is named, and the photo before it is refocused.
 
     Returns:
         Path of the PNG, sentences on the depth, no points on it, and the path of the photo's JPEG.
@@ -98,14 +78,7 @@ def write_result(folder: Path, photo: Photo, colormap: str, near_bright: bool) -
 
 
 def pack_result(folder: Path) -> tuple[str, str, str, str]:
-    """Pack a result's folder beside it, and name the files that are offered one by one.
-
-    Args:
-        folder: as `results.write_results` filled it.
-
-    Returns:
-        Paths of the ZIP, the 16-bit PNG, the NPZ and the run record.
-    """
+    """Pack a result's folder beside it; paths of the ZIP, the 16-bit PNG, the NPZ and the run record."""
     archive = folder.parent / "bokehdepth.zip"
     with zipfile.ZipFile(archive, "w") as packed:  # stored, since pictures are compressed and depth hardly can be
         for path in sorted(folder.iterdir()):

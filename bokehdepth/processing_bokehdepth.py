@@ -474,7 +474,7 @@ def photo_size(photo: PhotoInput, name: str) -> tuple[int, int]:
     """Height and width of a photo in px; ValueError for what is no RGB photo. Whole-numbered values are not copied."""
     if isinstance(photo, PIL.Image.Image):
         if photo.mode != "RGB":
-            raise ValueError(f"{name} has PIL mode {photo.mode}; wanted RGB (bokehdepth.imaging converts files).")
+            raise ValueError(f"{name} has PIL mode {photo.mode}; wanted RGB (bokehdepth.files.photos converts files).")
         height, width = photo.size[::-1]
     elif isinstance(photo, np.ndarray):
         if photo.ndim != 3 or photo.shape[-1] != 3:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import io
 from .camera import Camera, read_camera
+from .camera.lens import check_number
 from .errors import InputError
-from .imaging import Photo
+from .files.photos import Photo
+from .files.png import save_image
 from .limits import COMMAND_LINE, Limits
-from .optics import check_number
 from .rendering.aperture import DISK, Aperture
 from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth, signed_radius_px
 from .viewing import shrunk_depth, shrunk_image, size_within
@@ -87,7 +87,7 @@ class Refocusing:
         """
         text = {"bokeh_strength": f"{self.bokeh_strength:g}", "focus_distance_m": f"{self.focus_distance_m:g}"}
         text |= {"source": "rendered from depth"}
-        return io.save_image(Path(folder) / f"{self.stem}.png", picture, metadata=text, ai_generated=False)
+        return save_image(Path(folder) / f"{self.stem}.png", picture, metadata=text, ai_generated=False)
 
 
 def plan_refocusing(

@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import io
 from .camera import Camera
 from .errors import InputError
-from .imaging import Photo
-from .staging import in_parallel, staged
-from .visualization import depth_preview
+from .files.arrays import check_depth, finite_range
+from .files.atomic import in_parallel, staged
+from .files.depth_maps import save_depth_npz, save_depth_png
+from .files.photos import Photo
+from .files.pictures import depth_preview
+from .files.png import save_image
+from .files.run_record import run_record, save_json, to_json_value
+from .files.stacks import bokeh_file_name, save_stack
 
 DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
 """The three forms of the depth map: exact, for other programs, to look at."""
@@ -58,7 +62,7 @@ def result_names(
     Raises:
         InputError: a K is negative or not finite.
     """
-    frames = [io.bokeh_file_name(strength) for strength in bokeh_strengths]
+    frames = [bokeh_file_name(strength) for strength in bokeh_strengths]
     return [*frames, *(DEPTH_NAMES if depth else ()), *([CONFIDENCE_NAME] if confidence else ()), record_name]
 
 
@@ -162,7 +166,7 @@ def write_results(
 
     Args:
         folder: where the files go; made if it does not exist.
-        photo: the photo as ``imaging.open_photo`` returned it.
+        photo: the photo as ``photos.open_photo`` returned it.
         camera: its lens settings.
         bokeh_strengths: (F,) ascending K of the frames; those that depth was read from where ``images`` is None.
         images: F pictures of the photo's size; None writes no frames.
@@ -194,7 +198,7 @@ def write_results(
     if images is not None:
         sizes_px |= {"stack": images[0].size if len(images) else (0, 0)}
     if depth_m is not None:
-        sizes_px |= {"depth": (io.check_depth(depth_m).shape[1], depth_m.shape[0])}
+        sizes_px |= {"depth": (check_depth(depth_m).shape[1], depth_m.shape[0])}
     if confidence is not None:
         if depth_m is None or not (np.min(confidence) >= 0 and np.max(confidence) <= 1):
             raise InputError("confidence must be in [0, 1] everywhere and stand beside a depth map.")
@@ -213,7 +217,7 @@ def write_results(
     check_folder(folder, names, overwrite=overwrite)
     if started_s is None:
         started_s = time.perf_counter() - sum(timings_s.values())
-    record = io.run_record(
+    record = run_record(
         arguments=arguments,
         seed=seed,
         weights=weights,
@@ -225,7 +229,7 @@ def write_results(
         photo_notes=(*photo.notes, *camera.notes),
     )
     if depth_details is not None:
-        record["depth"] = io.to_json_value(depth_details, "depth_details")
+        record["depth"] = to_json_value(depth_details)
     if focal_length_px is not None:
         predicted = {"focal_length_px": focal_length_px, "focal_length_source": "predicted by the depth model"}
         record["depth"] = {**record.get("depth", {}), **predicted}
@@ -235,16 +239,16 @@ def write_results(
         tasks = []
         if images is not None:
             origin = {"seed": str(seed), "weights": ", ".join(map(_weights_text, weights.values()))}
-            tasks.append(partial(io.save_stack, staging, images, bokeh_strengths, origin))
+            tasks.append(partial(save_stack, staging, images, bokeh_strengths, origin))
         if depth_m is not None:
             began_s = time.perf_counter()
             preview = depth_preview(depth_m, max_side_px=PREVIEW_SIDE_PX)
-            io.save_image(staging / DEPTH_NAMES[2], preview, ai_generated=False)
+            save_image(staging / DEPTH_NAMES[2], preview, ai_generated=False)
             timings_s["write_preview"] = time.perf_counter() - began_s
             tasks += [
-                partial(io.save_depth_png, staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m)),
+                partial(save_depth_png, staging / DEPTH_NAMES[1], depth_m, encoding=_depth_encoding(depth_m)),
                 partial(
-                    io.save_depth_npz,
+                    save_depth_npz,
                     staging / DEPTH_NAMES[0],
                     depth_m,
                     focal_length_px=focal_length_px or camera.focal_length_px.value,
@@ -253,21 +257,21 @@ def write_results(
             ]
         if confidence is not None:
             grey = Image.fromarray(np.rint(np.asarray(confidence) * 255).astype(np.uint8))
-            tasks.append(partial(io.save_image, staging / CONFIDENCE_NAME, grey, ai_generated=False))
+            tasks.append(partial(save_image, staging / CONFIDENCE_NAME, grey, ai_generated=False))
         began_s = time.perf_counter()
         in_parallel(tasks)
         now_s = time.perf_counter()
         timings_s["write_files"] = now_s - began_s
         timings_s["rest"] = now_s - started_s - sum(timings_s.values())
         timings_s["total"] = now_s - started_s
-        record["timings_s"] = io.to_json_value({part: round(value, 3) for part, value in timings_s.items()})
-        io.save_json(staging / record_name, record)
+        record["timings_s"] = to_json_value({part: round(value, 3) for part, value in timings_s.items()})
+        save_json(staging / record_name, record)
     return [Path(folder) / name for name in names]
 
 
 def _depth_encoding(depth_m: np.ndarray) -> str:
     """``"linear"``, which other programs read, unless the nearest depth would vanish in its first half step."""
-    ends = io.finite_range(depth_m)
+    ends = finite_range(depth_m)
     return "log" if ends is not None and ends[0] < ends[1] / 65534 else "linear"
 
 

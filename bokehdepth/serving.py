@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import exr, io, optics, pointcloud
-from .apertures import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
 from .camera import Camera, Value, read_camera
-from .depth_files import load_depth, load_depth_npz
+from .camera import lens as optics
+from .camera.f_numbers import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
 from .errors import InputError
-from .imaging import Photo
+from .files import exr, point_clouds
+from .files.depth_maps import DepthFile, load_depth, load_depth_npz
+from .files.photos import Photo
 from .jobs import Job, plan_job
 from .limits import PAGE
 from .refocusing import Refocusing, plan_refocusing
@@ -56,7 +57,7 @@ def open_upload(path: str | None) -> Photo:
     return PAGE.open_photo(path)
 
 
-def open_depth(path: str | None) -> io.DepthFile:
+def open_depth(path: str | None) -> DepthFile:
     """Opens the depth of an earlier run; InputError where there is none or the file is something else."""
     if path is None:
         raise InputError("There is no depth yet; press the button below the photo first.")
@@ -268,13 +269,13 @@ def describe_refocusing(plan: Refocusing) -> str:
     return f"Sharp at {place}; strength {plan.bokeh_strength:.3g}, {f_number} on this camera."
 
 
-def write_exports(folder: Path | str, photo: Photo, depth: io.DepthFile) -> tuple[Path, Path, Path]:
+def write_exports(folder: Path | str, photo: Photo, depth: DepthFile) -> tuple[Path, Path, Path]:
     """Writes depth.exr, points.ply and relief.glb; InputError where the depth is not the photo's or has no surface."""
     given = {"focal_length_px": depth.focal_length_px}
     return (
         exr.save_depth_exr(Path(folder) / "depth.exr", depth.depth_m, **given),
-        pointcloud.save_ply(Path(folder) / "points.ply", photo.image, depth.depth_m, **given),
-        pointcloud.save_glb(Path(folder) / "relief.glb", photo.image, depth.depth_m, **given),
+        point_clouds.save_ply(Path(folder) / "points.ply", photo.image, depth.depth_m, **given),
+        point_clouds.save_glb(Path(folder) / "relief.glb", photo.image, depth.depth_m, **given),
     )
 
 

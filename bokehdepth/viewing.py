@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .errors import InputError
-from .io import check_depth
-from .pointcloud import distance_between_m
+from .files.arrays import check_depth
+from .files.pictures import depth_preview
+from .files.point_clouds import distance_between_m
 from .rendering.refocus import focus_distance_at
-from .visualization import depth_preview
 
 COLORMAPS = {"Magma": "magma", "Viridis": "viridis", "Cividis": "cividis", "Grey": "gray"}
 """What a visitor may choose: three perceptually even maps, the last of them fit for colour-blind eyes, and grey."""
@@ -188,7 +188,7 @@ def depth_view(
         RGB picture, the map at its upper left.
 
     Raises:
-        InputError: the colour map has no such name, or as `visualization.depth_preview` says.
+        InputError: the colour map has no such name, or as `pictures.depth_preview` says.
     """
     if colormap not in COLORMAPS:
         raise InputError(f"colormap is {colormap!r}, wanted one of {', '.join(COLORMAPS)}")

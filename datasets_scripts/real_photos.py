@@ -28,8 +28,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bokehdepth.errors import InputError
 from bokehdepth.extras import load_extra
+from bokehdepth.files.atomic import remove_stale, write_file
 from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
-from bokehdepth.staging import remove_stale, write_file
 
 STEPPED_SOURCE = "nyuv2_labeled"
 """Source whose depth has the steps of 8 bits: value = 2 * level + 1."""

@@ -138,13 +138,13 @@ def _results(kind: str, folder: Path) -> Work:
     import numpy as np
     from PIL import Image
 
-    from bokehdepth import staging
     from bokehdepth.camera import read_camera
-    from bokehdepth.imaging import open_photo
+    from bokehdepth.files import atomic
+    from bokehdepth.files.photos import open_photo
     from bokehdepth.results import write_results
 
     if kind == "aside":
-        staging._exchange = lambda first, second: False
+        atomic._exchange = lambda first, second: False
     source = folder / "photo.png"
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (48, 32), (90, 120, 60)).save(source)
@@ -210,8 +210,8 @@ def _stacks(folder: Path) -> Work:
     import torch
     from PIL import Image
 
+    from bokehdepth.files.stacks import load_stack
     from bokehdepth.hub import load_pipeline
-    from bokehdepth.io import load_stack
     from bokehdepth.manifest import ManifestRow, read_manifest, write_manifest
     from train.stacks import stack_manifest
 

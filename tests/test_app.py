@@ -25,10 +25,13 @@ from gradio_client.exceptions import AppError
 
 import app
 import tiny
-from bokehdepth import depth_files, hub, io, page, serving
+from bokehdepth import hub, page, serving
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.files import depth_maps
+from bokehdepth.files.depth_maps import save_depth_npz
+from bokehdepth.files.photos import open_photo
+from bokehdepth.files.stacks import load_stack
 from bokehdepth.limits import PAGE
 from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.aperture import Aperture
@@ -70,14 +73,14 @@ def result(client: Client, photo: Path, stack: tuple) -> tuple:
 
 def test_the_downloads_agree_with_each_other_and_the_photo(stack: tuple, result: tuple, photo: Path) -> None:
     npz, png, picture, words = result
-    depth = depth_files.load_depth_npz(npz)
+    depth = depth_maps.load_depth_npz(npz)
     assert depth.depth_m.shape == SIZE_PX[::-1]
-    assert np.abs(depth_files.load_depth(png) - depth.depth_m).max() <= depth.depth_m.max() / 65534
+    assert np.abs(depth_maps.load_depth(png) - depth.depth_m).max() <= depth.depth_m.max() / 65534
     camera = read_camera(open_photo(photo))
     expected = [camera.bokeh_strength(n) for n in (8.0, 4.0, 2.0)]
     np.testing.assert_allclose(depth.bokeh_strengths, expected, rtol=1e-3)
     assert depth.focal_length_px == pytest.approx(camera.focal_length_px.value, rel=1e-6)
-    images, strengths = io.load_stack(stack[0])
+    images, strengths = load_stack(stack[0])
     assert [image.size for image in images] == [SIZE_PX] * 3
     np.testing.assert_allclose(strengths, expected, rtol=1e-3)
     assert all(PIL.Image.open(path).text["ai_generated"] == "true" for path in stack[0])
@@ -120,7 +123,7 @@ def test_refocusing_renders_what_the_library_renders(client: Client, photo: Path
     picture, lens = client.predict(
         handle_file(photo), handle_file(result[0]), 20, 30, None, 12, None, 6, 0, 1, api_name="/refocus"
     )
-    depth_m = depth_files.load_depth_npz(result[0]).depth_m
+    depth_m = depth_maps.load_depth_npz(result[0]).depth_m
     assert lens["focus_distance_m"] == pytest.approx(float(np.median(depth_m[28:33, 18:23])))
     sharp = np.asarray(open_photo(photo).image, dtype=np.float32) / 255
     wanted = render_from_depth(sharp, depth_m, 12, lens["focus_distance_m"], aperture=Aperture(6))
@@ -200,7 +203,7 @@ def test_lens_fields_show_exif_and_what_is_changed_counts(photo: Path, tmp_path:
     table = serving.describe_choice(str(photo), app.STRENGTH, [10], 0, 1, [4, 50, 36, 1.5])[1]
     assert "| Focal length | 50 mm | given |" in table and "| Aperture | f/4 | read |" in table
     depth = tmp_path / "depth.npz"
-    io.save_depth_npz(depth, np.full((64, 96), 2, np.float32), focal_length_px=90.0, bokeh_strengths=[])
+    save_depth_npz(depth, np.full((64, 96), 2, np.float32), focal_length_px=90.0, bokeh_strengths=[])
     plan = serving.plan_refocused(
         str(photo), str(depth), {"focus_distance_m": 2}, app.F_NUMBER, 0, 6, "Round", 0, 1, 4, 50, 36, 1.5
     )
@@ -228,7 +231,7 @@ def test_a_bracket_takes_the_place_of_generated_frames(photo: Path, tmp_path: Pa
         assert [name for _, name in first[0]] == ["sharp", "f/2.8", "f/2"]
         npz = Path(last[10])
         assert npz.name == "depth.npz" and npz.is_relative_to(folder)
-        depth = depth_files.load_depth_npz(npz)
+        depth = depth_maps.load_depth_npz(npz)
         np.testing.assert_allclose(
             depth.bokeh_strengths, [read_camera(open_photo(sharp)).bokeh_strength(n) for n in (2.8, 2)], rtol=1e-3
         )
@@ -290,7 +293,7 @@ def test_a_rotated_photo_is_turned_and_an_edited_lens_counts(client: Client, tmp
     assert "orientation 6 was applied" in table
     given = (handle_file(turned), [30.0, 10.0], None, 85.0, 3.0, 1, 0)
     frames, record = client.predict(*given, api_name="/generate_bokeh_stack")
-    images, strengths = io.load_stack(frames)
+    images, strengths = load_stack(frames)
     assert images[0].size == SIZE_PX[::-1] and strengths == [10, 30]
     camera = json.loads(Path(record).read_text())["camera"]
     assert camera["focus_distance_m"] == {"value": 3.0, "source": "given"}
@@ -370,7 +373,7 @@ def test_the_readmes_example_runs(demo, tmp_path: Path, monkeypatch: pytest.Monk
     got: dict = {}
     exec(code.replace("http://127.0.0.1:7860", demo.local_url), got)
     assert [PIL.Image.open(path).size for path in (*got["frames"], got["refocused"])] == [(400, 300)] * 3
-    assert depth_files.load_depth_npz(got["npz"]).depth_m.shape == (300, 400)
+    assert depth_maps.load_depth_npz(got["npz"]).depth_m.shape == (300, 400)
     assert got["lens"]["bokeh_strength"] == 20 and got["words"].startswith("Nearest")
     assert "mcp-server" in readme.split("---")[1] and "/gradio_api/mcp/" in readme
 

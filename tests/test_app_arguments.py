@@ -13,8 +13,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import tiny
-from bokehdepth import hub, io, serving
-from bokehdepth.imaging import open_photo
+from bokehdepth import hub, serving
+from bokehdepth.files.depth_maps import save_depth_npz, save_depth_png
+from bokehdepth.files.photos import open_photo
 from bokehdepth.rendering.refocus import render_from_depth
 from visits import SIZE_PX, serve, write_photo
 
@@ -64,9 +65,9 @@ def depth_file(folder: Path, name: str) -> Path:
     """The depth of `wall` in one of the forms that are read."""
     path = folder / name
     if name == "depth.npz":
-        return io.save_depth_npz(path, wall(), focal_length_px=90.0, bokeh_strengths=[])
+        return save_depth_npz(path, wall(), focal_length_px=90.0, bokeh_strengths=[])
     if name == "depth.png":
-        return io.save_depth_png(path, wall())
+        return save_depth_png(path, wall())
     if name == "depth.npy":
         np.save(path, wall()[None])
     elif name == "depth.tif":

@@ -21,7 +21,7 @@ from gradio import processing_utils
 from gradio_client import Client, handle_file
 
 import app
-from bokehdepth import hub, io
+from bokehdepth import hub
 from bokehdepth.examples import example_photos
 from bokehdepth.page import KIND_INFO
 from bokehdepth.serving import F_STOPS
@@ -251,5 +251,5 @@ def test_an_abandoned_upload_and_an_ended_session_leave_nothing(
 
 
 def test_nothing_outside_the_cache_is_served(demo) -> None:
-    for path in ("/etc/passwd", app.__file__, str(hub.EMBEDDED_FOLDER / "README.md"), io.__file__):
+    for path in ("/etc/passwd", app.__file__, str(hub.EMBEDDED_FOLDER / "README.md"), hub.__file__):
         assert httpx.get(f"{demo.local_url}gradio_api/file={path}").status_code in (403, 404), path

@@ -16,8 +16,9 @@ import torch
 from gradio_client import Client, handle_file
 
 import tiny
-from bokehdepth import depth_files, housekeeping, hub
+from bokehdepth import housekeeping, hub
 from bokehdepth.camera import read_camera
+from bokehdepth.files import depth_maps
 from bokehdepth.rendering.refocus import render_from_depth
 from visits import SIZE_PX, depth_of, serve, write_photo
 
@@ -79,7 +80,7 @@ def test_eight_visitors_at_once_get_their_own_results(demo, tmp_path: Path) -> N
         difference = np.asarray(PIL.Image.open(frames[0]), dtype=int) - np.asarray(stack[0], dtype=int)
         assert len(frames) == 1 and np.abs(difference).max() <= 1
         assert json.loads(Path(record).read_text())["seed"] == number
-        depth_m = depth_files.load_depth_npz(npz).depth_m
+        depth_m = depth_maps.load_depth_npz(npz).depth_m
         camera = read_camera(pixels, focal_length_35mm=30 + number)
         wanted = pipeline.estimate_depth(pixels, stack, [strength], intrinsics=camera.intrinsics).depth_m
         np.testing.assert_allclose(depth_m, wanted, rtol=1e-3)

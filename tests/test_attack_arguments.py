@@ -17,7 +17,7 @@ import PIL.ImageFilter
 import pytest
 from hostile_photos import picture, png, saved
 
-from bokehdepth import io
+from bokehdepth.files.depth_maps import save_depth_npz
 from page_process import Server, bounded
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
@@ -66,7 +66,7 @@ def files(page_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict
     """A photo and its depth on the server, as JSON."""
     depth_m = np.full((64, 96), 2, np.float32)
     path = tmp_path_factory.mktemp("depth") / "depth.npz"
-    io.save_depth_npz(path, depth_m, focal_length_px=90.0, bokeh_strengths=[])
+    save_depth_npz(path, depth_m, focal_length_px=90.0, bokeh_strengths=[])
     photo = page_server.upload("photo.jpg", saved("JPEG"))
     frame = page_server.upload("frame.png", saved("PNG", picture().filter(PIL.ImageFilter.GaussianBlur(3))))
     return {"FRAME": frame, "PHOTO": photo, "DEPTH": page_server.upload("depth.npz", path.read_bytes())}
@@ -118,7 +118,7 @@ def test_the_four_that_ended_or_held_the_server(page_server: Server, tmp_path: P
     """The thin strip, the zip bomb, K 200 through five blades; the TIFF of 100,000 pages is among the photos."""
     side_px = 512
     depth = tmp_path / "depth.npz"
-    io.save_depth_npz(depth, np.full((side_px, side_px), 2, np.float32), focal_length_px=90.0, bokeh_strengths=[])
+    save_depth_npz(depth, np.full((side_px, side_px), 2, np.float32), focal_length_px=90.0, bokeh_strengths=[])
     bomb = tmp_path / "bomb.npz"
     np.savez_compressed(bomb, depth_m=np.zeros((2**14, 2**15), np.float32), extra=np.zeros(2**20))
     assert bomb.stat().st_size > 2 * 10**6

@@ -8,8 +8,9 @@ import piexif
 import PIL.Image
 import pytest
 
-from bokehdepth import optics
-from bokehdepth.camera import read_camera, read_exif
+from bokehdepth.camera import lens as optics
+from bokehdepth.camera import read_camera
+from bokehdepth.camera.exif import read_exif
 from bokehdepth.errors import InputError
 
 EXIF = piexif.ExifIFD

@@ -18,11 +18,11 @@ import skimage.data
 
 import bokehdepth
 import tiny
-from bokehdepth.apertures import smallest_f_number, strengths_from_f_numbers
 from bokehdepth.camera import read_camera
+from bokehdepth.camera.f_numbers import smallest_f_number, strengths_from_f_numbers
 from bokehdepth.cli import main
-from bokehdepth.depth_files import load_depth, load_depth_npz
 from bokehdepth.errors import InputError
+from bokehdepth.files.depth_maps import load_depth, load_depth_npz
 
 SIZE_PX = (96, 64)
 RUN_FILES = ["bokeh_k10.png", "bokeh_k20.png", "depth.npz", "depth.png", "depth_preview.png", "run.json"]

@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from bokehdepth import staging
 from bokehdepth.cli import main
-from bokehdepth.io import save_stack
+from bokehdepth.files import atomic
+from bokehdepth.files.atomic import staged
+from bokehdepth.files.stacks import save_stack
 from bokehdepth.jobs import folder_names, photo_paths
 from bokehdepth.results import files_replaced
-from bokehdepth.staging import staged
 
 SIZE_PX = (64, 48)
 FAST = ["--bokeh-strengths", "10", "--steps", "1", "--device", "cpu", "--threads", "1"]
@@ -223,10 +223,10 @@ def test_depth_alone_leaves_the_frames_that_it_was_read_from(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bokehdepth import staging
+from bokehdepth.files import atomic
 folder, at, can_exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"
 if not can_exchange:
-    staging._exchange = lambda one, other: False  # as on a system without renameat2
+    atomic._exchange = lambda one, other: False  # as on a system without renameat2
 count = 0
 def before(event, arguments):
     global count
@@ -236,10 +236,10 @@ def before(event, arguments):
         count += 1
         if count == at:
             os.kill(os.getpid(), signal.SIGKILL)
-with staging.staged(folder, overwrite=True, replaced=["bokeh_k10.png", "bokeh_k20.png", "run.json"]) as part:
+with atomic.staged(folder, overwrite=True, replaced=["bokeh_k10.png", "bokeh_k20.png", "run.json"]) as part:
     sys.addaudithook(before)
-    staging.write_file(part / "bokeh_k10.png", lambda file: file.write(b"new"))
-    staging.write_file(part / "run.json", lambda file: file.write(b"new"))
+    atomic.write_file(part / "bokeh_k10.png", lambda file: file.write(b"new"))
+    atomic.write_file(part / "run.json", lambda file: file.write(b"new"))
 """
 
 
@@ -288,4 +288,4 @@ def test_a_folder_that_cannot_change_places_is_renewed_in_its_place(tmp_path: Pa
         (part / "bokeh_k10.png").write_text("new")
     assert names_in(folder) == ["bokeh_k10.png"] and (folder / "bokeh_k10.png").read_text() == "new"
     assert folder.stat().st_ino == inode
-    assert staging._exchange(folder, tmp_path / "nowhere") is False
+    assert atomic._exchange(folder, tmp_path / "nowhere") is False

@@ -10,9 +10,9 @@ import pytest
 import skimage.data
 
 from bokehdepth.camera import read_camera
+from bokehdepth.camera.lens import blur_radius_px
 from bokehdepth.cli import main
-from bokehdepth.depth_files import load_depth, load_depth_npz
-from bokehdepth.optics import blur_radius_px
+from bokehdepth.files.depth_maps import load_depth, load_depth_npz
 from bokehdepth.rendering.disk import disk_blur
 
 FOCUS_M, DEPTH_M = 0.6, 2.2

@@ -10,7 +10,7 @@ import pillow_heif
 import pytest
 from PIL import ImageCms
 
-from bokehdepth.imaging import open_photo
+from bokehdepth.files.photos import open_photo
 
 COLOUR = (180, 60, 40)
 D65 = (0.3127, 0.3290)

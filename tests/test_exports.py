@@ -16,9 +16,9 @@ import pytest
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.examples import example_photos
-from bokehdepth.exr import save_depth_exr
-from bokehdepth.imaging import open_photo
-from bokehdepth.pointcloud import distance_between_m, points_from_depth, save_glb, save_ply
+from bokehdepth.files.exr import save_depth_exr
+from bokehdepth.files.photos import open_photo
+from bokehdepth.files.point_clouds import distance_between_m, points_from_depth, save_glb, save_ply
 from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.refocus import render_from_depth
 from bokehdepth.viewing import (

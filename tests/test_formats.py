@@ -17,8 +17,8 @@ from PIL import PngImagePlugin
 
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.formats import PICTURE_SUFFIXES
-from bokehdepth.imaging import open_photo, upright_size_px
+from bokehdepth.files.formats import PICTURE_SUFFIXES
+from bokehdepth.files.photos import open_photo, upright_size_px
 from bokehdepth.jobs import photo_paths
 from bokehdepth.manifest import ManifestRow
 from train.rows import picture_size, read_depth
@@ -364,7 +364,7 @@ def test_large_heic_is_refused_from_its_header(tmp_path):
 def test_reading_heic_registers_nothing_with_pil(tmp_path):
     path = heic(tmp_path / "a.heic", gradient())
     code = (
-        "import sys, PIL.Image, bokehdepth.imaging as imaging; print('pi_heif' in sys.modules);"
+        "import sys, PIL.Image, bokehdepth.files.photos as imaging; print('pi_heif' in sys.modules);"
         f"imaging.open_photo({str(path)!r}); PIL.Image.init(); print('HEIF' in PIL.Image.OPEN)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

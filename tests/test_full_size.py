@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
-from bokehdepth import depth_files, imaging, io
 from bokehdepth import processing_bokehdepth as processing
 from bokehdepth.errors import InputError
+from bokehdepth.files import depth_maps
+from bokehdepth.files import photos as imaging
+from bokehdepth.files.atomic import in_parallel
+from bokehdepth.files.depth_maps import save_depth_npz, save_depth_png
+from bokehdepth.files.pictures import depth_preview
+from bokehdepth.files.stacks import save_stack
 from bokehdepth.processing_bokehdepth import DetailRestorer, PhotoRows, Reduction, resize, restored_stack
-from bokehdepth.staging import in_parallel
-from bokehdepth.visualization import depth_preview
 from measure import peak_bytes
 
 SIZES = [((96, 128), (48, 64)), ((401, 333), (57, 48)), ((40, 300), (20, 160)), ((64, 64), (100, 100))]
@@ -140,15 +143,15 @@ def test_a_command_decodes_its_photo_once_and_a_long_list_keeps_few_pixels(tmp_p
 def test_files_are_written_with_little_effort_and_lose_nothing(tmp_path):
     photo = (picture(300, 400)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     depth_m = np.linspace(0.5, 80, 300 * 400, dtype=np.float32).reshape(300, 400)
-    io.save_stack(tmp_path, [Image.fromarray(photo)] * 3, (10, 20, 30))
+    save_stack(tmp_path, [Image.fromarray(photo)] * 3, (10, 20, 30))
     for k in (10, 20, 30):
         with Image.open(tmp_path / f"bokeh_k{k}.png") as frame:
             assert np.array_equal(np.asarray(frame), photo) and frame.text["bokeh_strength"] == str(k)
     best = BytesIO()
     Image.fromarray(photo).save(best, "PNG")
     assert (tmp_path / "bokeh_k10.png").stat().st_size < 1.15 * len(best.getvalue())
-    npz = io.save_depth_npz(tmp_path / "depth.npz", depth_m, focal_length_px=500, bokeh_strengths=(10,))
-    assert np.array_equal(depth_files.load_depth_npz(npz).depth_m, depth_m)
+    npz = save_depth_npz(tmp_path / "depth.npz", depth_m, focal_length_px=500, bokeh_strengths=(10,))
+    assert np.array_equal(depth_maps.load_depth_npz(npz).depth_m, depth_m)
     with zipfile.ZipFile(npz) as packed:
         assert {entry.compress_type for entry in packed.infolist()} == {zipfile.ZIP_STORED}
 
@@ -168,8 +171,8 @@ def test_codes_of_depth_do_not_depend_on_strips(tmp_path, monkeypatch):
     for encoding in ("linear", "log"):
         codes = []
         for strip_px in (1, 10**9):
-            monkeypatch.setattr(io, "_STRIP_PX", strip_px)
-            path = io.save_depth_png(tmp_path / "d.png", depth_m, encoding=encoding, overwrite=True)
+            monkeypatch.setattr(depth_maps, "_STRIP_PX", strip_px)
+            path = save_depth_png(tmp_path / "d.png", depth_m, encoding=encoding, overwrite=True)
             codes.append(np.asarray(Image.open(path)))
         assert np.array_equal(*codes)
         assert (codes[0][0, 0], codes[0][0, 1]) == (0, 65535)

@@ -15,9 +15,9 @@ from PIL import Image
 
 import tiny
 from bokehdepth.camera import read_camera
-from bokehdepth.depth_files import load_depth
+from bokehdepth.files.depth_maps import load_depth
+from bokehdepth.files.photos import open_photo
 from bokehdepth.hub import EMBEDDED_FOLDER
-from bokehdepth.imaging import open_photo
 from bokehdepth.released.checkpoint import ADAPTER, BASE_MODEL, DEPTH_MODELS, REVISIONS, parse_revisions
 from bokehdepth.released.convert import convert_state
 from bokehdepth.released.pipeline import PRESETS, ReleasedPipeline

@@ -9,11 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from bokehdepth import io, serving
+from bokehdepth import serving
 from bokehdepth.cli import main
 from bokehdepth.endpoints import refocus
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.files.depth_maps import save_depth_npz
+from bokehdepth.files.photos import open_photo
 from bokehdepth.jobs import plan_job
 from bokehdepth.limits import COMMAND_LINE, PAGE, render_work
 from bokehdepth.refocusing import plan_refocusing
@@ -32,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     PIL.Image.fromarray(pixels).save(photo)
     depth_m = np.full((SIDE_PX, SIDE_PX), 10, np.float32)
     depth_m[:32, :32] = 0.5
-    io.save_depth_npz(depth, depth_m, focal_length_px=400.0, bokeh_strengths=[])
+    save_depth_npz(depth, depth_m, focal_length_px=400.0, bokeh_strengths=[])
     return str(photo), str(depth)
 
 

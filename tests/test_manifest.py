@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bokehdepth import optics
+from bokehdepth.camera import lens
 from bokehdepth.errors import InputError
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, StackFrame, read_manifest, write_manifest
 
-K = optics.bokeh_strength(50.0, 2.0, 1.8, 36.0)
+K = lens.bokeh_strength(50.0, 2.0, 1.8, 36.0)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import skimage.data
 from PIL import Image
 from scipy import ndimage
 
+from bokehdepth.camera.lens import blur_radius_px
+from bokehdepth.camera.lens import bokeh_strength as strength_of_lens
 from bokehdepth.cli import main
 from bokehdepth.errors import InputError
-from bokehdepth.io import save_depth_npz, save_depth_png
-from bokehdepth.optics import blur_radius_px
-from bokehdepth.optics import bokeh_strength as strength_of_lens
+from bokehdepth.files.depth_maps import save_depth_npz, save_depth_png
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.disk import disk_kernel
 from bokehdepth.rendering.layered import Layer, render_bokeh

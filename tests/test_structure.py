@@ -172,7 +172,14 @@ def test_every_public_name_is_there():
 
 @pytest.mark.parametrize(
     "module",
-    ["bokehdepth", "bokehdepth.optics", "bokehdepth.camera", "bokehdepth.io", "bokehdepth.cli", "bokehdepth.sweep"],
+    [
+        "bokehdepth",
+        "bokehdepth.camera.lens",
+        "bokehdepth.camera",
+        "bokehdepth.files.stacks",
+        "bokehdepth.cli",
+        "bokehdepth.bracket_depth",
+    ],
 )
 def test_light_modules_import_no_torch(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'gradio') if m in sys.modules])"

@@ -14,7 +14,7 @@ import pytest
 from hub_server import HubServer
 from PIL import Image
 
-from bokehdepth import optics
+from bokehdepth.camera import lens as optics
 from datasets_scripts.systhebokeh300 import __main__ as command
 from datasets_scripts.systhebokeh300.drawn import FOREGROUNDS, draw_foreground
 from datasets_scripts.systhebokeh300.publish import license_of

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as fn
 from PIL import Image
 
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage1Config
 from train.data import ScenePool, colour_matrix, recoloured

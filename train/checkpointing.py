@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import remove_folder, remove_stale, replace_folder
+from bokehdepth.files.atomic import remove_folder, remove_stale, replace_folder
 
 FOLDER = "checkpoints"
 _UNREADABLE = (

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.modeling_mini_flux import GAMMA
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
-from bokehdepth.staging import write_file
 from datasets_scripts.scenes.generator import SceneGenerator
 from datasets_scripts.scenes.materials import hue_chroma_matrix
 from train import config as configuration

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, Stage2Config
 from train.data import ScenePool, lone_samples

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +19,11 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from skimage.color import lab2rgb, rgb2lab
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.stacks import bokeh_file_name, save_stack
 from bokehdepth.hub import load_pipeline
-from bokehdepth.imaging import color_transfer
-from bokehdepth.io import bokeh_file_name, save_stack
 from bokehdepth.manifest import ManifestRow, StackFrame, write_manifest
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from train import config, loop
@@ -95,6 +96,26 @@ def generate_scene(
     if transfer:
         frames = [f if i == pivot else color_transfer(f, frames[pivot]) for i, f in enumerate(frames)]
     return np.stack(frames)
+
+
+def color_transfer(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Gives an image the colour statistics of another, by Reinhard's global transfer in CIELAB (Sec. 8.2).
+
+    Args:
+        image: (H, W, 3) floating point, sRGB in [0, 1].
+        reference: (H', W', 3) of the same kind; its size is free.
+
+    Returns:
+        (H, W, 3), dtype of `image`; colours that sRGB does not have are clipped, the one loss of this step.
+    """
+    lab, reference_lab = rgb2lab(image.astype(np.float64)), rgb2lab(reference.astype(np.float64))
+    mean, std = lab.mean((0, 1)), lab.std((0, 1))
+    # Below this the spread is rounding of the conversion; a channel of one value throughout is shifted only.
+    scale = np.where(std < 1e-6, 1.0, reference_lab.std((0, 1)) / np.maximum(std, 1e-6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is clipped is told of as a warning
+        moved = lab2rgb((lab - mean) * scale + reference_lab.mean((0, 1)))
+    return np.clip(moved, 0, 1).astype(image.dtype)
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import save_image
-from bokehdepth.staging import remove_stale, staged, write_file
+from bokehdepth.files.atomic import remove_stale, staged, write_file
+from bokehdepth.files.png import save_image
 from train import config, publish
 from train.checkpointing import Checkpoints, trained_parameters
 from train.config import OptimizerConfig, PhaseConfig, Stage1Config, Stage2Config

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.files.photos import open_photo
 from bokehdepth.manifest import ManifestRow, read_manifest
 from train.checkpointing import step_rng
 from train.config import PhaseConfig, PhotosConfig, PictureAugmentConfig

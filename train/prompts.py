@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.pipeline_bokehdepth import DEFAULT_PROMPT
-from bokehdepth.staging import write_file
 
 Encode = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """A text to its embeddings (N_text, C) and (C,)."""

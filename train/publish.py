@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.hub.cards import read_facts
 from bokehdepth.hub.publish import publish
-from bokehdepth.staging import write_file
 from train.config import Stage1Config, Stage2Config
 
 logger = logging.getLogger("train.publish")

@@ -21,10 +21,10 @@ import torch.nn.functional as fn
 from PIL import Image
 from scipy import ndimage
 
+from bokehdepth.camera.lens import MAX_BOKEH_STRENGTH
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo, upright_size_px
+from bokehdepth.files.photos import open_photo, upright_size_px
 from bokehdepth.manifest import ManifestRow, read_manifest
-from bokehdepth.optics import MAX_BOKEH_STRENGTH
 from bokehdepth.processing_bokehdepth import resize, to_pixels
 from bokehdepth.rendering.aperture import MAX_RADIUS_PX
 from bokehdepth.rendering.refocus import render_from_depth, signed_radius_px

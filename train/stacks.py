@@ -23,12 +23,12 @@ import torch
 from accelerate import PartialState
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import remove_stale, write_file
+from bokehdepth.files.photos import open_photo
+from bokehdepth.files.stacks import bokeh_file_name, save_stack
 from bokehdepth.hub import load_pipeline, weights_record
-from bokehdepth.imaging import open_photo
-from bokehdepth.io import bokeh_file_name, save_stack
 from bokehdepth.manifest import ManifestRow, StackFrame, read_manifest, write_manifest
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
-from bokehdepth.staging import remove_stale, write_file
 from train import config, loop
 
 logger = logging.getLogger("train.stacks")

@@ -18,13 +18,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from PIL import Image
 from torch import nn
 
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.errors import InputError
+from bokehdepth.files.pictures import contact_sheet
 from bokehdepth.modeling_bokeh_adapter import BokehAdapter
 from bokehdepth.modeling_mini_flux import MiniFluxTransformer2DModel, PatchAutoencoder, level_weights
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
-from bokehdepth.visualization import contact_sheet
 from train import config, loop, losses
 from train.bokeh_photos import BokehPhotos
 from train.config import PhaseConfig, Stage1Config

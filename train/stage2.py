@@ -25,12 +25,12 @@ from transformers.modeling_utils import PreTrainedModel
 import bokehdepth.modeling_bokehdepth_unidepth  # noqa: F401 - registers its classes with transformers
 from bokehdepth import modeling_bokehdepth_efficientnet as efficientnet
 from bokehdepth.errors import InputError
+from bokehdepth.files.pictures import contact_sheet, depth_preview
 from bokehdepth.hub import load_pipeline
 from bokehdepth.hub.folder import write_image_processor
 from bokehdepth.modeling_bokehdepth import BokehDepthAnythingConfig, BokehDepthAnythingForDepthEstimation
 from bokehdepth.modeling_bokehdepth_unidepth import BokehDepthUniDepthConfig
 from bokehdepth.processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD
-from bokehdepth.visualization import contact_sheet, depth_preview
 from train import config, loop, losses, unidepth_losses
 from train.config import PhaseConfig, Stage2Config
 from train.data import PoolStacks, ScenePool, fill_pool

@@ -11,7 +11,7 @@ from .options import add_lens_options, add_talk_options
 from .talk import EXIT_DONE, say, write_json
 
 if TYPE_CHECKING:
-    from ..apertures import ApertureRow
+    from ..camera.f_numbers import ApertureRow
 
 
 def add_optics(commands: Any) -> None:
@@ -30,9 +30,9 @@ def add_optics(commands: Any) -> None:
 
 def _optics(arguments: argparse.Namespace) -> int:
     """Print what each aperture does to a photo."""
-    from ..apertures import STANDARD_F_NUMBERS, acceptable_coc_mm, aperture_table, smallest_f_number
     from ..camera import read_camera
-    from ..imaging import open_photo
+    from ..camera.f_numbers import STANDARD_F_NUMBERS, acceptable_coc_mm, aperture_table, smallest_f_number
+    from ..files.photos import open_photo
 
     photo = open_photo(arguments.photo)
     camera = read_camera(

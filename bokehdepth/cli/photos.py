@@ -101,8 +101,8 @@ def _add_command(
     commands: Any, name: str, handler: Callable[..., int], summary: str, example: str, files: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Add one of the commands that run a model on photos."""
+    from ..camera.lens import DEFAULT_BOKEH_STRENGTHS
     from ..jobs import NAMES_RULE
-    from ..optics import DEFAULT_BOKEH_STRENGTHS
 
     written = ", ".join((*files, f"{name}.json (the run record)"))
     parser = commands.add_parser(
@@ -174,8 +174,8 @@ def _add_command(
 
 def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
     """Check everything that needs no model: what is to be done, and why not for some of the photos."""
+    from ..files.photos import MAX_PIXELS
     from ..hub import resolve_model
-    from ..imaging import MAX_PIXELS
     from ..jobs import folder_names, photo_paths
 
     source = resolve_model(arguments.model)

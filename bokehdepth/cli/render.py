@@ -13,7 +13,7 @@ from .talk import EXIT_DONE, logger, say, write_json
 
 def add_render(commands: Any) -> None:
     """Add ``render`` to the commands of a parser."""
-    from ..depth_files import UNIT_WORDS
+    from ..files.depth_maps import UNIT_WORDS
 
     parser = commands.add_parser(
         "render",
@@ -79,15 +79,15 @@ def _render(arguments: argparse.Namespace) -> int:
     """Check everything, render, and write the picture and its record, both or none."""
     import numpy as np
 
-    from .. import io
-    from ..apertures import lens_assumptions
-    from ..depth_files import fill_unknown, load_depth
+    from ..camera.f_numbers import lens_assumptions
     from ..errors import InputError
-    from ..imaging import open_photo
+    from ..files.atomic import staged
+    from ..files.depth_maps import fill_unknown, load_depth
+    from ..files.photos import open_photo
+    from ..files.run_record import run_record, save_json
     from ..refocusing import plan_refocusing
     from ..rendering.aperture import Aperture
     from ..results import check_folder
-    from ..staging import staged
 
     photo = open_photo(arguments.photo)
     depth_m = load_depth(arguments.depth, unit=arguments.depth_unit, size_px=photo.image.size)
@@ -118,7 +118,7 @@ def _render(arguments: argparse.Namespace) -> int:
     picture = plan.render()
     timings_s = {"render": round(time.perf_counter() - started, 3)}
     left_out = ("handler", "json", "verbose", "quiet")
-    record = io.run_record(
+    record = run_record(
         arguments={name: value for name, value in vars(arguments).items() if name not in left_out},
         seed=None,
         weights={},
@@ -133,7 +133,7 @@ def _render(arguments: argparse.Namespace) -> int:
     replaced = names if arguments.overwrite else ()
     with staged(folder, names=names, overwrite=arguments.overwrite, replaced=replaced) as staging:
         plan.save(staging, picture)
-        io.save_json(staging / names[1], record)
+        save_json(staging / names[1], record)
     if arguments.json:
         done = {"photo": arguments.photo, "files": [folder / name for name in names]}
         done |= {"bokeh_strength": plan.bokeh_strength, "focus_distance_m": plan.focus_distance_m}

@@ -19,7 +19,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def write_json(document: dict[str, Any]) -> None:
     """Write one JSON document to stdout."""
-    from ..io import to_json_value
+    from ..files.run_record import to_json_value
 
     say(json.dumps(to_json_value(document), indent=2, allow_nan=False))
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files.atomic import staged
 from ..loading_bokehdepth import write_code
-from ..staging import staged
 from .cards import check_card, model_card, read_facts
 from .load import EMBEDDED, EMBEDDED_FOLDER
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy.stats import kstest
 
+from ..camera.lens import DEFAULT_BOKEH_STRENGTHS
 from ..errors import InputError
-from ..optics import DEFAULT_BOKEH_STRENGTHS
 from ..processing_bokehdepth import IMAGENET_MEAN, IMAGENET_STD, to_output
 from ..rendering.refocus import render_from_depth
 from .checkpoint import REVISIONS, cached_source, read_checkpoint

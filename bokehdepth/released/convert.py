@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..staging import staged
+from ..files.atomic import staged
 from .checkpoint import read_checkpoint
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..camera.lens import DEFAULT_BOKEH_STRENGTHS
 from ..errors import InputError
-from ..imaging import lab_to_srgb, srgb_to_lab
-from ..optics import DEFAULT_BOKEH_STRENGTHS
 from ..pipeline_bokehdepth import BokehDepthPipeline
 from ..processing_bokehdepth import (
     BokehDepthOutput,
@@ -98,14 +97,16 @@ def transfer_color_8bit(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         (H, W, 3) uint8 sRGB. OpenCV converts by tables: single pixels differ from it by a few grey levels.
 
     """
+    from skimage.color import lab2rgb, rgb2lab
+
     scale, offset = np.array([2.55, 1.0, 1.0]), np.array([0.0, 128.0, 128.0])
-    lab, target = (
-        np.clip(np.rint(srgb_to_lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference)
-    )
+    lab, target = (np.clip(np.rint(rgb2lab(array / 255.0) * scale + offset), 0, 255) for array in (image, reference))
     mean, std = lab.mean((0, 1)), lab.std((0, 1))
     moved = (lab - mean) / np.where(std < 1e-6, 1, std) * target.std((0, 1)) + target.mean((0, 1))
     moved = np.clip(np.where(std < 1e-6, lab, moved), 0, 255).astype(np.uint8)
-    return np.rint(255 * lab_to_srgb((moved - offset) / scale)).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # colours that sRGB does not have are clipped
+        return np.rint(255 * lab2rgb((moved - offset) / scale)).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from functools import cached_property
 
 import numpy as np
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX, check_number
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX, check_number
 from bokehdepth.rendering.aperture import DISK, Aperture
 from bokehdepth.rendering.scatter import from_light, span_scatter, to_light
 

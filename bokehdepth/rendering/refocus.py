@@ -20,8 +20,8 @@ from numbers import Real
 import numpy as np
 from scipy import ndimage
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX, check_number
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX, check_number
 from bokehdepth.rendering._refocus_numba import (
     TILE_PX,
     complete,

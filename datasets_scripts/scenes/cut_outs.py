@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import staged
+from bokehdepth.files.atomic import staged
 
 logger = logging.getLogger("datasets_scripts.scenes.cut_outs")
 SIDE_PX = 512

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bokehdepth.errors import InputError
-from bokehdepth.staging import remove_stale, staged, write_file
+from bokehdepth.files.atomic import remove_stale, staged, write_file
 from datasets_scripts.systhebokeh300.publish import check_tables, write_card, write_tables
 from datasets_scripts.systhebokeh300.scene import Folders, Settings, scene_files, write_scene
 from datasets_scripts.systhebokeh300.validate import check_files, check_scene, read_settings

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bokehdepth.errors import InputError
+from bokehdepth.files.atomic import write_file
 from bokehdepth.hub.cards import check_card, fill_card
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, read_manifest, write_manifest
-from bokehdepth.staging import write_file
 from datasets_scripts.systhebokeh300.scene import DEPTH_SCALE_M, JPEG_QUALITY, STRENGTHS, Settings, scene_files
 
 MANIFEST = "manifest.jsonl"

@@ -28,8 +28,8 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.scatter import from_light, to_light
 from datasets_scripts.systhebokeh300 import _raytraced_numba
 

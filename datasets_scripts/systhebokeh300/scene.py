@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bokehdepth import __version__, imaging, optics
+from bokehdepth import __version__
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
-from bokehdepth.io import save_depth_png
+from bokehdepth.files import photos
+from bokehdepth.files.depth_maps import save_depth_png
 from bokehdepth.rendering.scatter import GAMMA
 from datasets_scripts.scenes.materials import Sprite, read_matte
 from datasets_scripts.systhebokeh300.drawn import BACKGROUNDS, FOREGROUNDS, draw_background, draw_foreground
@@ -151,7 +153,7 @@ def _toned(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 def _covering(path: Path, side_px: int) -> np.ndarray:
     """A photograph scaled to cover a square canvas, its middle: float32 (side, side, 3)."""
-    picture = imaging.open_photo(path).image
+    picture = photos.open_photo(path).image
     scale = side_px / min(picture.size)
     picture = picture.resize([max(side_px, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
     left, top = ((n - side_px) // 2 for n in picture.size)

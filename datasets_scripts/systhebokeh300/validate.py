@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from bokehdepth import optics
-from bokehdepth.depth_files import load_depth
+from bokehdepth.camera import lens as optics
 from bokehdepth.errors import InputError
+from bokehdepth.files.depth_maps import load_depth
 from datasets_scripts.systhebokeh300.raytraced import DisparityPlane
 from datasets_scripts.systhebokeh300.scene import (
     BOX_SHARE,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS
 from datasets_scripts.scenes.generator import SceneGenerator
 from measure import Contender, seconds
 

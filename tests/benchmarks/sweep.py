@@ -18,10 +18,10 @@ from typing import get_args
 import numpy as np
 from scipy import ndimage
 
-from bokehdepth.optics import blur_radius_px
+from bokehdepth.bracket_depth import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
+from bokehdepth.camera.lens import blur_radius_px
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.scatter import GAMMA
-from bokehdepth.sweep import LOW_CONFIDENCE, Estimator, SweepDepth, depth_from_sweep
 from datasets_scripts.scenes.generator import SceneGenerator
 
 AREAS = ("textured", "flat", "border", "focus")  # each pixel is of one kind

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from bokehdepth.rendering.disk import disk_blur
 
 GAMMA = 2.2

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from bokehdepth.errors import InputError
-from bokehdepth.io import bokeh_file_name, save_image
-from bokehdepth.staging import staged, write_file
+from bokehdepth.files.atomic import staged, write_file
+from bokehdepth.files.png import save_image
+from bokehdepth.files.stacks import bokeh_file_name
 from train.evaluation.methods import BokehMethod, DepthMethod, MethodOptions, make_method
 from train.evaluation.protocols import ALIGNMENTS
 from train.evaluation.samples import Sample, Source, read_picture

@@ -21,9 +21,9 @@ import torch.nn.functional as fn
 from PIL import Image
 
 from bokehdepth.camera import read_camera
-from bokehdepth.depth_files import load_depth
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import open_photo
+from bokehdepth.files.depth_maps import load_depth
+from bokehdepth.files.photos import open_photo
 from bokehdepth.manifest import SPLITS, CameraAnns, Intrinsics, ManifestRow, read_manifest
 from bokehdepth.processing_bokehdepth import resize
 from train import config

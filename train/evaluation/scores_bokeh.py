@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX
 from train.evaluation.metrics_bokeh import (
     CEILING_DB,
     GAMMA,

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX
 from bokehdepth.errors import InputError
-from bokehdepth.optics import REFERENCE_WIDTH_PX
-from bokehdepth.visualization import contact_sheet, depth_preview
+from bokehdepth.files.pictures import contact_sheet, depth_preview
 from train.evaluation.methods import BokehMethod, DepthMethod
 from train.evaluation.methods.depth import Stage2
 from train.evaluation.metrics_bokeh import relative_change, uniform_change
@@ -373,7 +373,7 @@ def look(patterns: Sequence[str], method: Stage2, output: Path, colormap: str = 
         patterns: of the photos' paths.
         method: with a stack that Stage-1 makes.
         output: picture to write.
-        colormap: of depth, as in `bokehdepth.visualization`.
+        colormap: of depth, as in `bokehdepth.files.pictures`.
 
     Returns:
         One line for each photo: its range of depth.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokehdepth.staging import staged
+from bokehdepth.files.atomic import staged
 
 INTERVAL = "95 %, n scenes"
 """What a header says of a column of `cell`."""

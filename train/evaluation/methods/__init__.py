@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from bokehdepth.camera.lens import DEFAULT_BOKEH_STRENGTHS
 from bokehdepth.errors import InputError
-from bokehdepth.optics import DEFAULT_BOKEH_STRENGTHS
 from train.evaluation.samples import Sample, Source
 
 

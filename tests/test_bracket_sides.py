@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import skimage.data
 from scipy import ndimage
-from test_sweep import INNER, STRENGTHS, blurred, stack_of, taken
+from test_bracket_depth import INNER, STRENGTHS, blurred, stack_of, taken
 
-from bokehdepth.sweep import LOW_CONFIDENCE, depth_from_sweep
+from bokehdepth.bracket_depth import LOW_CONFIDENCE, depth_from_sweep
 
 FOCUS_M = 2.0
 

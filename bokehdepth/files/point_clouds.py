@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
-from .extras import load_extra
-from .io import check_depth
-from .optics import check_number
-from .rendering.refocus import focus_distance_at
-from .staging import write_file
+from ..camera.lens import check_number
+from ..errors import InputError
+from ..extras import load_extra
+from ..rendering.refocus import focus_distance_at
+from .arrays import check_depth
+from .atomic import write_file
 
 MAX_POINTS = 1_000_000
 """Most points of a PLY file; of a larger picture every second, third, ... column and row is taken."""
@@ -34,22 +34,21 @@ _TEAR_RATIO = 1.15  # neighbours whose depths differ by more are taken for two t
 _CLAMP_TO_EDGE = 33071  # glTF 2.0, section 3.8.4.4
 
 
-def _check_size(image: Image.Image, depth_m: np.ndarray) -> None:
+def _grid(
+    image: Image.Image, depth_m: np.ndarray, focal_length_px: float, most: int, name: str
+) -> tuple[np.ndarray, int]:
+    """Places of every n-th pixel (h, w, 3) and n, the smallest that leaves at most ``most`` points."""
     if image.size != check_depth(depth_m).shape[::-1]:
         raise InputError(
             f"depth_m has {depth_m.shape[1]} x {depth_m.shape[0]} pixels, wanted the picture's {image.width} x "
             f"{image.height}"
         )
-
-
-def _step(depth_m: np.ndarray, most: int, name: str) -> int:
-    """Smallest step between columns and rows that leaves at most ``most`` points."""
     if isinstance(most, bool) or not isinstance(most, int) or most < 4:
         raise InputError(f"{name} is {most!r}, wanted a whole number, 4 or more")
     step = max(1, math.isqrt(depth_m.size // most))
     while math.ceil(depth_m.shape[0] / step) * math.ceil(depth_m.shape[1] / step) > most:
         step += 1
-    return step
+    return points_from_depth(depth_m, focal_length_px, step=step), step
 
 
 def points_from_depth(depth_m: np.ndarray, focal_length_px: float, *, step: int = 1) -> np.ndarray:
@@ -79,16 +78,9 @@ def points_from_depth(depth_m: np.ndarray, focal_length_px: float, *, step: int 
 def distance_between_m(
     depth_m: np.ndarray, focal_length_px: float, first_px: tuple[float, float], second_px: tuple[float, float]
 ) -> float:
-    """Measure the straight line in space between what two points of a picture show.
+    """Measure the straight line in space, in metres, between what two points (x, y) of a picture show.
 
-    Args:
-        depth_m: z-depth in metres, floating point (H, W), above 0 around both points.
-        focal_length_px: focal length in pixels of this depth map.
-        first_px: (x, y) of one point, each from 0 up to but not including the width and height.
-        second_px: (x, y) of the other.
-
-    Returns:
-        The distance in metres; each depth is read as ``focus_distance_at`` reads it.
+    Each depth is read as ``focus_distance_at`` reads it. The points are in pixels, below width and height.
 
     Raises:
         InputError: a point lies outside or is infinitely far, the depth around it has no value, or the focal length is
@@ -114,7 +106,7 @@ def save_ply(
     max_points: int = MAX_POINTS,
     overwrite: bool = False,
 ) -> Path:
-    """Write the picture as coloured points in space: binary PLY, x right, y down, z away from the camera, metres.
+    """Write a picture as coloured points in space: binary PLY, x right, y down, z away from the camera, metres.
 
     Args:
         path: file to write.
@@ -131,9 +123,7 @@ def save_ply(
         InputError: trimesh is not installed, sizes or numbers do not fit, no pixel has a finite depth, or the path
             cannot be used.
     """
-    _check_size(image, depth_m)
-    step = _step(depth_m, max_points, "max_points")
-    points = points_from_depth(depth_m, focal_length_px, step=step)
+    points, step = _grid(image, depth_m, focal_length_px, max_points, "max_points")
     seen = np.isfinite(points[..., 2])
     if not seen.any():
         raise InputError("depth_m has no finite value, wanted one pixel with a depth or more")
@@ -173,9 +163,7 @@ def save_glb(
         InputError: trimesh is not installed, sizes or numbers do not fit, no surface is left, or the path cannot be
             used.
     """
-    _check_size(image, depth_m)
-    step = _step(depth_m, max_vertices, "max_vertices")
-    points = points_from_depth(depth_m, focal_length_px, step=step)
+    points, step = _grid(image, depth_m, focal_length_px, max_vertices, "max_vertices")
     triangles = _triangles(points[..., 2])
     if not len(triangles):
         raise InputError("depth_m has no surface: wanted neighbours with finite and similar depths")

@@ -16,17 +16,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from PIL import ImageCms
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as Tag
 
 # Levels of 255 by which a colour profile may differ from sRGB without being converted: rounding, not colour.
 _SRGB_TOLERANCE = 2
 
-_TAG_EXIF_IFD = 0x8769
-_TAG_INTEROP_IFD = 0xA005
-_TAG_COLOR_SPACE = 0xA001
-_TAG_GAMMA = 0xA500
-_TAG_TRANSFER_FUNCTION = 0x012D
-_TAG_WHITE_POINT = 0x013E
-_TAG_PRIMARY_CHROMATICITIES = 0x013F
 _EXIF_SRGB, _EXIF_ADOBE_RGB, _EXIF_UNCALIBRATED = 1, 2, 0xFFFF
 
 # CIE 1931 chromaticities (x, y): white, then red, green and blue.
@@ -79,13 +74,9 @@ class Declared:
 
 
 def coded_colours(image: PIL.Image.Image) -> Declared | None:
-    """Colours that a PNG, AVIF or HEIC file declares by the code points of ITU-T H.273.
+    """Colours that a PNG, AVIF or HEIC file declares by the code points of ITU-T H.273; None without them.
 
-    Args:
-        image: as opened, before its pixels are decoded; they close the file, and PIL keeps nothing of these.
-
-    Returns:
-        The declaration, None without one.
+    The picture has to be as opened: once its pixels are decoded they close the file, and PIL keeps nothing of these.
     """
     if image.format == "PNG":
         codes = _png_codes(image)
@@ -103,12 +94,7 @@ def coded_colours(image: PIL.Image.Image) -> Declared | None:
 def declared_colours(image: PIL.Image.Image, exif: PIL.Image.Exif | None) -> Declared | None:
     """Colours that a picture without an ICC profile declares by PNG chunks, TIFF tags or EXIF; the first that does.
 
-    Args:
-        image: the picture with its ``info``.
-        exif: its EXIF entries, None where damaged.
-
-    Returns:
-        The declaration; None where there is none or it says sRGB.
+    None where there is none or it says sRGB; ``exif`` is None where damaged.
     """
     if "srgb" in image.info:
         return None
@@ -118,15 +104,9 @@ def declared_colours(image: PIL.Image.Image, exif: PIL.Image.Exif | None) -> Dec
 
 
 def icc_to_srgb(image: PIL.Image.Image, profile_bytes: bytes, notes: list[str]) -> PIL.Image.Image:
-    """Convert from an embedded ICC profile to sRGB.
+    """Convert a picture of mode RGB, L or CMYK from an embedded ICC profile to sRGB; another comes back as it is.
 
-    Args:
-        image: mode RGB, L or CMYK; another comes back as it is.
-        profile_bytes: the profile.
-        notes: gets one sentence if colours changed, or the profile cannot be used.
-
-    Returns:
-        The picture in sRGB, or ``image`` itself.
+    ``notes`` gets one sentence if colours changed, or the profile cannot be used.
     """
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
@@ -149,15 +129,9 @@ def icc_to_srgb(image: PIL.Image.Image, profile_bytes: bytes, notes: list[str]) 
 
 
 def declared_to_srgb(image: PIL.Image.Image, declared: Declared, notes: list[str]) -> PIL.Image.Image:
-    """Convert from what a file declares to sRGB.
+    """Convert a picture of mode RGB or L from what a file declares to sRGB; another comes back as it is.
 
-    Args:
-        image: mode RGB or L; another comes back as it is, since such declarations are about RGB.
-        declared: what the file declares.
-        notes: gets one sentence if colours changed or the declaration was not used.
-
-    Returns:
-        The picture in sRGB, or ``image`` itself.
+    ``notes`` gets one sentence if colours changed or the declaration was not used.
     """
     if image.mode not in ("RGB", "L"):
         return image
@@ -268,15 +242,15 @@ def _by_png_chunks(gamma: float | None, chromaticity: tuple[float, ...] | None) 
 
 
 def _by_exif(exif: PIL.Image.Exif) -> Declared | None:
-    photographic = exif.get_ifd(_TAG_EXIF_IFD)
-    space = photographic.get(_TAG_COLOR_SPACE, exif.get(_TAG_COLOR_SPACE))
+    photographic = exif.get_ifd(IFD.Exif)
+    space = photographic.get(Tag.ColorSpace, exif.get(Tag.ColorSpace))
     if space == _EXIF_SRGB:
         return None
-    interop = exif.get_ifd(_TAG_INTEROP_IFD) if _TAG_INTEROP_IFD in photographic else {}
+    interop = exif.get_ifd(IFD.Interop) if IFD.Interop in photographic else {}
     if str(interop.get(1, "")).rstrip("\0 ") == "R03" or space == _EXIF_ADOBE_RGB:
         return Declared("Adobe RGB (1998)", "EXIF", _profile(_ADOBE_XY, _gamma(_ADOBE_GAMMA)(_LEVELS)))
-    white, primaries = exif.get(_TAG_WHITE_POINT), exif.get(_TAG_PRIMARY_CHROMATICITIES)
-    transfer, gamma = exif.get(_TAG_TRANSFER_FUNCTION), photographic.get(_TAG_GAMMA)
+    white, primaries = exif.get(Tag.WhitePoint), exif.get(Tag.PrimaryChromaticities)
+    transfer, gamma = exif.get(Tag.TransferFunction), photographic.get(Tag.Gamma)
     if white is not None and primaries is not None:
         xy = _pairs((*_flat(white), *_flat(primaries)))
         # TIFF's default is a gamma of 2.2; programs that state the primaries of sRGB mean its curve too.
@@ -351,14 +325,9 @@ def _table_curve(table: Any) -> np.ndarray | None:
 
 
 def _profile(xy: Chromaticities, curve: np.ndarray) -> bytes | None:
-    """An ICC profile (version 2, matrix and tables) of an RGB space.
+    """An ICC profile (version 2, matrix and tables) of an RGB space, None where the chromaticities span none.
 
-    Args:
-        xy: white, red, green and blue.
-        curve: linear light of the 256 levels in [0, 1], (256,) or (3, 256).
-
-    Returns:
-        The profile, None where the chromaticities span no colour space.
+    ``curve`` is linear light of the 256 levels in [0, 1], (256,) or (3, 256).
     """
     values = np.array(xy, dtype=np.float64)
     if not np.isfinite(values).all() or (values[:, 1] < 1e-4).any() or np.abs(values).max() > 2:

@@ -18,15 +18,14 @@ from numbers import Real
 import numpy as np
 import PIL.Image
 import scipy.fft
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as Tag
 from scipy import ndimage
 
-from .blur_fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
-from .camera import read_camera
-from .errors import InputError
-from .imaging import Photo
-
-_EXIF_DIRECTORY, _MAKE, _MODEL, _LENS_MODEL = 0x8769, 0x010F, 0x0110, 0xA434
-_EXPOSURE_TIME, _ISO = 0x829A, 0x8827
+from ..camera import read_camera
+from ..errors import InputError
+from ..files.photos import Photo
+from .fit import LARGEST_SHIFT_PX, fit_confidence, fit_offsets, make_bracket, relative_strengths
 
 _F_NUMBER_TOLERANCE = 0.06  # half a third of a stop; engraved numbers are rounded by up to 3.5 %
 _FOCAL_LENGTH_TOLERANCE = 0.02
@@ -85,21 +84,13 @@ class Exposure:
 
 
 def read_exposure(photo: Photo, name: str) -> Exposure:
-    """Gather what the checks need of a picture, so that its pixels need not be kept.
-
-    Args:
-        photo: as ``imaging.open_photo`` returns it, of whatever format the file was.
-        name: file name.
-
-    Returns:
-        The facts.
-    """
+    """Gather what the checks need of a picture of a given file name, so that its pixels need not be kept."""
     settings = read_camera(photo)
     f_number, focal_mm, focus_m = (
         value.value if value.source in ("read", "derived") else None
         for value in (settings.f_number, settings.focal_length_mm, settings.focus_distance_m)
     )
-    time_s, iso = _number(photo, _EXPOSURE_TIME), _number(photo, _ISO)
+    time_s, iso = _number(photo, Tag.ExposureTime), _number(photo, Tag.ISOSpeedRatings)
     known = bool(time_s and iso and f_number)
     image = photo.image
     factor = min(1.0, max(_LONG_SIDE_PX / max(image.size), _SHORT_SIDE_PX / min(image.size)))
@@ -115,8 +106,8 @@ def read_exposure(photo: Photo, name: str) -> Exposure:
         f_number=f_number,
         focal_length_mm=focal_mm,
         focus_distance_m=focus_m,
-        camera=" ".join(filter(None, (_text(photo, _MAKE), _text(photo, _MODEL)))) or None,
-        lens=_text(photo, _LENS_MODEL),
+        camera=" ".join(filter(None, (_text(photo, Tag.Make), _text(photo, Tag.Model)))) or None,
+        lens=_text(photo, Tag.LensModel),
         stops=math.log2(time_s * iso / f_number**2) if known else None,
     )
 
@@ -124,7 +115,7 @@ def read_exposure(photo: Photo, name: str) -> Exposure:
 def _entry(photo: Photo, tag: int) -> object:
     if photo.exif is None:
         return None
-    raw = photo.exif.get_ifd(_EXIF_DIRECTORY).get(tag, photo.exif.get(tag))
+    raw = photo.exif.get_ifd(IFD.Exif).get(tag, photo.exif.get(tag))
     return raw[0] if isinstance(raw, tuple) and raw else raw
 
 
@@ -139,11 +130,7 @@ def _text(photo: Photo, tag: int) -> str | None:
 
 
 def check_labels(frames: Sequence[Exposure], f_numbers: Sequence[float]) -> None:
-    """Hold f-numbers that a caller gives against those that the frames' EXIF tells.
-
-    Args:
-        frames: (F,) the frames; those without an f-number pass.
-        f_numbers: (F,) the label of each.
+    """Hold the f-number that a caller gives of each frame against its EXIF, where that tells one.
 
     Raises:
         InputError: they differ by more than rounding.
@@ -192,10 +179,7 @@ def check_strengths(
 def check_settings(photo: Exposure, frames: Sequence[Exposure], *, depends_on_blur: bool) -> list[str]:
     """Hold the EXIF of the frames against the photo's: one camera, focal length and focus, and about one exposure.
 
-    Args:
-        photo: the sharp photo.
-        frames: the wider frames; what one of the two does not tell is not compared.
-        depends_on_blur: as in ``check_pictures``.
+    What one of two pictures does not tell is not compared; ``depends_on_blur`` is as in ``check_pictures``.
 
     Returns:
         Sentences on what is odd: another lens name, another exposure, an aperture that is not wider than the photo's.

@@ -2,7 +2,7 @@
 
 A lens setting needs five numbers (f-number, focal length, field of view, sensor width, focus distance) and most photos
 record only some of them. ``read_camera`` fills the rest from what is there, then from documented assumptions, and each
-``Value`` says which: nothing is guessed in silence. What EXIF says is checked by ``exif_tags`` and never raises; only
+``Value`` says which: nothing is guessed in silence. What EXIF says is checked by ``exif`` and never raises; only
 what the caller passes can.
 
 The sources of the sensor width are those of section 8.3 of the paper, focal-plane resolution and the 35 mm
@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
+from PIL.ExifTags import Base as Tag
 
-from . import optics
-from .errors import InputError
-from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, ExifTags, Value, read_exif
+from ..errors import InputError
+from . import lens as optics
+from .exif import ROTATED_ORIENTATIONS, ExifTags, Value, read_exif
 
 _MAX_GIVEN = 1e7
 """Of focal lengths and sensors, in mm and px: beyond it 32-bit numbers tell no angles of view apart."""
@@ -37,7 +38,7 @@ ASSUMED_FOCUS_DISTANCE_M = 2.0
 
 
 class PhotoLike(Protocol):
-    """An upright picture beside the EXIF of its file, as ``imaging.Photo``.
+    """An upright picture beside the EXIF of its file, as ``photos.Photo``.
 
     The orientation that the EXIF still names has been applied to the pixels already; ``exif`` is None where damaged.
     """
@@ -115,16 +116,9 @@ class Camera:
         ]
 
     def bokeh_strength(self, f_number: float | None = None) -> float:
-        """Bokeh strength K of this camera and focus at 512 px width (Eq. 1).
+        """Bokeh strength K of this camera and focus at 512 px width (Eq. 1); it may exceed the trained range.
 
-        Args:
-            f_number: another f-number than the photo's own.
-
-        Returns:
-            K; it may exceed the trained range.
-
-        Raises:
-            InputError: ``f_number`` is not a positive finite number.
+        ``f_number`` is another one than the photo's own, finite and above 0, or ``InputError`` is raised.
         """
         f_number = self.f_number.value if f_number is None else f_number
         return optics.bokeh_strength(
@@ -132,23 +126,13 @@ class Camera:
         )
 
     def f_number_for(self, bokeh_strength: float) -> float:
-        """F-number at which this camera and focus have the bokeh strength K, at 512 px width (Eq. 1).
-
-        Args:
-            bokeh_strength: K > 0.
-
-        Returns:
-            The f-number, not rounded to a stop.
-
-        Raises:
-            InputError: ``bokeh_strength`` is not a positive finite number.
-        """
+        """F-number, not rounded to a stop, at which this camera and focus have the bokeh strength K > 0 (Eq. 1)."""
         return optics.f_number_for_strength(
             bokeh_strength, self.focal_length_mm.value, self.focus_distance_m.value, self.sensor_width_mm.value
         )
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Each value with where it came from, as ``io.run_record`` takes them: ``{name: {"value", "source"}}``."""
+        """Each value with where it came from, as ``run_record`` takes them: ``{name: {"value", "source"}}``."""
         entries = {name: entry for name, entry in self.to_dict().items() if isinstance(entry, dict)}
         return {name: {"value": entry["value"], "source": entry["source"]} for name, entry in entries.items()}
 
@@ -193,7 +177,7 @@ def read_camera(
 
     Args:
         photo: a PIL image as opened (its EXIF orientation is considered, not applied to the pixels), or an
-            ``imaging.Photo``.
+            ``photos.Photo``.
         f_number: f-number of the exposure.
         focal_length_mm: true focal length in mm.
         focal_length_35mm: 35 mm equivalent in mm of the picture as it is.
@@ -209,14 +193,19 @@ def read_camera(
             focus lies within the focal length.
     """
     given = _check_given(
-        f_number, focal_length_mm, focal_length_35mm, focal_length_px, sensor_width_mm, focus_distance_m
+        f_number=f_number,
+        focal_length_mm=focal_length_mm,
+        focal_length_35mm=focal_length_35mm,
+        focal_length_px=focal_length_px,
+        sensor_width_mm=sensor_width_mm,
+        focus_distance_m=focus_distance_m,
     )
     in_memory = isinstance(photo, PIL.Image.Image)
     exif = read_exif(photo) if in_memory else photo.exif
     size_px = photo.size if in_memory else photo.image.size
     # PIL turns TIFF pictures upright by itself, and tells their upright size before it does.
     as_stored = in_memory and photo.format != "TIFF"
-    rotated = exif is not None and exif.get(TAG_ORIENTATION) in ROTATED_ORIENTATIONS
+    rotated = exif is not None and exif.get(Tag.Orientation) in ROTATED_ORIENTATIONS
     turned_px = size_px[::-1] if rotated else size_px
     stored_px, (width_px, height_px) = (size_px, turned_px) if as_stored else (turned_px, size_px)
     tags = ExifTags(exif, stored_px, rotated)
@@ -238,23 +227,8 @@ def read_camera(
     )
 
 
-def _check_given(
-    f_number: float | None,
-    focal_length_mm: float | None,
-    focal_length_35mm: float | None,
-    focal_length_px: float | None,
-    sensor_width_mm: float | None,
-    focus_distance_m: float | None,
-) -> dict[str, Value]:
+def _check_given(**named: float | None) -> dict[str, Value]:
     """Return the values that the caller gave, checked; a missing key means not given."""
-    named = {
-        "f_number": f_number,
-        "focal_length_mm": focal_length_mm,
-        "focal_length_35mm": focal_length_35mm,
-        "focal_length_px": focal_length_px,
-        "sensor_width_mm": sensor_width_mm,
-        "focus_distance_m": focus_distance_m,
-    }
     given = {
         name: Value(
             optics.check_number(value, name, infinity=name == "focus_distance_m"), "given", "given by the caller"
@@ -267,8 +241,8 @@ def _check_given(
             raise InputError(f"{name} must be at most {_MAX_GIVEN:,.0f}, got {entry.value:g}.")
     if "focal_length_35mm" in given and "focal_length_px" in given:
         raise InputError(
-            f"focal_length_px = {focal_length_px:g} and focal_length_35mm = {focal_length_35mm:g} both state the "
-            "field of view; give one of them."
+            f"focal_length_px = {named['focal_length_px']:g} and focal_length_35mm = {named['focal_length_35mm']:g} "
+            "both state the field of view; give one of them."
         )
     view = given.keys() & {"focal_length_35mm", "focal_length_px"}
     if view and {"focal_length_mm", "sensor_width_mm"} <= given.keys():

@@ -15,26 +15,12 @@ from numbers import Real
 from typing import Any, Literal
 
 import PIL.Image
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as Tag
 
-from . import optics
+from . import lens as optics
 
 Source = Literal["given", "read", "derived", "assumed"]
-
-TAG_ORIENTATION = 0x0112
-_TAG_MAKE = 0x010F
-_TAG_MODEL = 0x0110
-_TAG_EXIF_IFD = 0x8769
-_TAG_F_NUMBER = 0x829D
-_TAG_APERTURE_VALUE = 0x9202
-_TAG_SUBJECT_DISTANCE = 0x9206
-_TAG_FOCAL_LENGTH = 0x920A
-_TAG_PIXEL_X_DIMENSION = 0xA002
-_TAG_PIXEL_Y_DIMENSION = 0xA003
-_TAG_FOCAL_PLANE_X_RESOLUTION = 0xA20E
-_TAG_FOCAL_PLANE_Y_RESOLUTION = 0xA20F
-_TAG_FOCAL_PLANE_RESOLUTION_UNIT = 0xA210
-_TAG_DIGITAL_ZOOM_RATIO = 0xA404
-_TAG_FOCAL_LENGTH_35MM = 0xA405
 
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)
 """Values of the orientation tag that exchange width and height."""
@@ -99,28 +85,21 @@ def read_exif(image: PIL.Image.Image) -> PIL.Image.Exif | None:
         image: any PIL image.
 
     Returns:
-        The EXIF entries, of which ``get_ifd(0x8769)`` holds the photographic ones. PIL adds an orientation that only
+        The EXIF entries, of which ``get_ifd(IFD.Exif)`` holds the photographic ones. PIL adds an orientation that only
         XMP states; it is taken out again, since no browser and no camera goes by it.
     """
     try:
         exif = image.getexif()
-        exif.get_ifd(_TAG_EXIF_IFD)
-        if TAG_ORIENTATION in exif and not _states_orientation(image):
-            del exif[TAG_ORIENTATION]
+        exif.get_ifd(IFD.Exif)
+        if Tag.Orientation in exif and not _states_orientation(image):
+            del exif[Tag.Orientation]
     except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError):
         return None  # the errors that PIL raises on damaged TIFF structures
     return exif
 
 
 def xmp_orientation(image: PIL.Image.Image) -> int | None:
-    """Orientation that the XMP packet of a picture states, None without one.
-
-    Args:
-        image: any PIL image, its ``info`` as PIL read it.
-
-    Returns:
-        1 to 8, as the EXIF tag.
-    """
+    """Orientation, 1 to 8 as the EXIF tag, that the XMP packet in a picture's ``info`` states; None without one."""
     packet = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
     packet = packet.encode("utf-8", "replace") if isinstance(packet, str) else packet
     stated = _XMP_ORIENTATION.search(packet)
@@ -130,13 +109,13 @@ def xmp_orientation(image: PIL.Image.Image) -> int | None:
 def _states_orientation(image: PIL.Image.Image) -> bool:
     """Whether the orientation that PIL tells stands in EXIF or among TIFF's own tags, not in XMP alone."""
     if hasattr(image, "tag_v2"):
-        return TAG_ORIENTATION in image.tag_v2
+        return Tag.Orientation in image.tag_v2
     if xmp_orientation(image) is None:
         return True
     block = PIL.Image.Exif()
     if "exif" in image.info:
         block.load(image.info["exif"])
-        return TAG_ORIENTATION in block
+        return Tag.Orientation in block
     return "Raw profile type exif" in image.info  # an old PNG text chunk; whoever wrote it knew EXIF
 
 
@@ -146,7 +125,7 @@ class ExifTags:
     def __init__(self, exif: PIL.Image.Exif | None, stored_px: tuple[int, int], rotated: bool) -> None:
         self.notes: list[str] = []
         # Some writers put the photographic tags beside the image tags instead of into their own directory.
-        self._directories = () if exif is None else (exif.get_ifd(_TAG_EXIF_IFD), exif)
+        self._directories = () if exif is None else (exif.get_ifd(IFD.Exif), exif)
         if exif is None:
             self.notes.append("the EXIF block is damaged and was not used")
         # The tags describe the picture as stored, before its orientation is applied.
@@ -165,16 +144,16 @@ class ExifTags:
             return None
         return float(raw) if math.isfinite(raw) else None
 
-    def _plausible(self, name: str, tag: int, bounds: tuple[float, float]) -> float | None:
+    def _plausible(self, tag: Tag, bounds: tuple[float, float]) -> float | None:
         number = self._number(tag)
         if number is None:
             if self._raw(tag) is not None:
-                self.notes.append(f"EXIF {name} holds no number and was not used")
+                self.notes.append(f"EXIF {tag.name} holds no number and was not used")
             return None
         if bounds[0] <= number <= bounds[1]:
             return number
         if number != 0:  # 0 is how many cameras say "unknown"
-            self.notes.append(f"EXIF {name} is {number:g}, which cannot be, and was not used")
+            self.notes.append(f"EXIF {tag.name} is {number:g}, which cannot be, and was not used")
         return None
 
     def _recorded_counts(self) -> tuple[float, float] | None:
@@ -182,7 +161,7 @@ class ExifTags:
 
         Software that turns the pixels upright often leaves the counts as they were.
         """
-        recorded_x, recorded_y = self._number(_TAG_PIXEL_X_DIMENSION), self._number(_TAG_PIXEL_Y_DIMENSION)
+        recorded_x, recorded_y = self._number(Tag.ExifImageWidth), self._number(Tag.ExifImageHeight)
         if recorded_x is None or recorded_y is None or min(recorded_x, recorded_y) <= 0:
             return None
         stored_x, stored_y = self._stored_px
@@ -209,15 +188,15 @@ class ExifTags:
 
     def f_number(self) -> Value | None:
         """F-number of the exposure, None where nothing tells it."""
-        number = self._plausible("FNumber", _TAG_F_NUMBER, _F_NUMBER_RANGE)
+        number = self._plausible(Tag.FNumber, _F_NUMBER_RANGE)
         if number is not None:
             return Value(number, "read", "EXIF FNumber")
-        apex = self._plausible("ApertureValue", _TAG_APERTURE_VALUE, _APERTURE_VALUE_RANGE)
+        apex = self._plausible(Tag.ApertureValue, _APERTURE_VALUE_RANGE)
         return None if apex is None else Value(2 ** (apex / 2), "derived", "EXIF ApertureValue, N = 2^(Av/2)")
 
     def focal_length_mm(self) -> Value | None:
         """True focal length, None where nothing tells it."""
-        number = self._plausible("FocalLength", _TAG_FOCAL_LENGTH, _FOCAL_LENGTH_MM_RANGE)
+        number = self._plausible(Tag.FocalLength, _FOCAL_LENGTH_MM_RANGE)
         return None if number is None else Value(number, "read", "EXIF FocalLength")
 
     def focal_length_35mm(self, focal_mm: Value | None) -> Value | None:
@@ -226,7 +205,7 @@ class ExifTags:
         Args:
             focal_mm: true focal length, with which it must give a sensor that there is.
         """
-        number = self._plausible("FocalLengthIn35mmFilm", _TAG_FOCAL_LENGTH_35MM, _FOCAL_LENGTH_35MM_RANGE)
+        number = self._plausible(Tag.FocalLengthIn35mmFilm, _FOCAL_LENGTH_35MM_RANGE)
         if number is None:
             return None
         if focal_mm is not None:
@@ -254,7 +233,7 @@ class ExifTags:
         Returns:
             The width, None where nothing tells it.
         """
-        if self._digital_zoom() > 1 and (focal_35mm is not None or self._number(_TAG_FOCAL_PLANE_X_RESOLUTION)):
+        if self._digital_zoom() > 1 and (focal_35mm is not None or self._number(Tag.FocalPlaneXResolution)):
             self.notes.append(
                 f"EXIF DigitalZoomRatio is {self._digital_zoom():.3g}, which the field of view is taken to include"
             )
@@ -296,7 +275,7 @@ class ExifTags:
         return Value(plane_mm, "derived", "EXIF focal-plane resolution and recorded pixel counts, unconfirmed")
 
     def _digital_zoom(self) -> float:
-        return max(1.0, self._number(_TAG_DIGITAL_ZOOM_RATIO) or 1.0)
+        return max(1.0, self._number(Tag.DigitalZoomRatio) or 1.0)
 
     def _is_a_sensor(self, long_mm: float, name: str) -> bool:
         """Whether there are sensors of such a long side; a note on the tag that gives it where there are none."""
@@ -309,7 +288,7 @@ class ExifTags:
         """Width of the known sensor of this camera model that the upright picture covers."""
         if self._recorded_px is not None and self._frame_px is None:
             return None
-        texts = [self._raw(tag) for tag in (_TAG_MAKE, _TAG_MODEL)]
+        texts = [self._raw(tag) for tag in (Tag.Make, Tag.Model)]
         name = " ".join(text.strip("\0 ") for text in texts if isinstance(text, str)).upper()
         sensor_mm = next((size for pattern, size in _SENSORS_MM if re.search(pattern, name)), None)
         if sensor_mm is None:
@@ -322,9 +301,9 @@ class ExifTags:
 
     def _focal_plane_width_mm(self) -> tuple[float, float] | None:
         """Sensor width by the focal-plane resolution, and the share by which its two directions disagree."""
-        per_unit_x = self._plausible("FocalPlaneXResolution", _TAG_FOCAL_PLANE_X_RESOLUTION, _RESOLUTION_RANGE)
-        per_unit_y = self._plausible("FocalPlaneYResolution", _TAG_FOCAL_PLANE_Y_RESOLUTION, _RESOLUTION_RANGE)
-        unit = self._number(_TAG_FOCAL_PLANE_RESOLUTION_UNIT)
+        per_unit_x = self._plausible(Tag.FocalPlaneXResolution, _RESOLUTION_RANGE)
+        per_unit_y = self._plausible(Tag.FocalPlaneYResolution, _RESOLUTION_RANGE)
+        unit = self._number(Tag.FocalPlaneResolutionUnit)
         unit_mm = _UNIT_MM.get(_INCH if unit is None else unit)  # the inch is the standard's default
         if per_unit_x is None or per_unit_y is None or unit_mm is None:
             return None
@@ -344,7 +323,7 @@ class ExifTags:
 
     def focus_distance_m(self) -> Value | None:
         """Focus distance, infinity among them; None where nothing tells it."""
-        if getattr(self._raw(_TAG_SUBJECT_DISTANCE), "numerator", None) == _INFINITE_DISTANCE:
+        if getattr(self._raw(Tag.SubjectDistance), "numerator", None) == _INFINITE_DISTANCE:
             return Value(math.inf, "read", "EXIF SubjectDistance says infinity")
-        number = self._plausible("SubjectDistance", _TAG_SUBJECT_DISTANCE, _SUBJECT_DISTANCE_M_RANGE)
+        number = self._plausible(Tag.SubjectDistance, _SUBJECT_DISTANCE_M_RANGE)
         return None if number is None else Value(number, "read", "EXIF SubjectDistance")

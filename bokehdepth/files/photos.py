@@ -1,4 +1,4 @@
-"""Opening photos as upright 8-bit sRGB, and the colour transfer of section 8.2.
+"""Opening photos as upright 8-bit sRGB.
 
 ``open_photo`` either returns a picture together with sentences on everything that was done to it, or raises
 ``InputError`` with one sentence. Size limits are decided from the header, before any pixel is decoded.
@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from PIL import ImageCms
+from PIL import ImageCms, ImageOps
+from PIL.ExifTags import Base as Tag
 
+from ..camera.exif import ROTATED_ORIENTATIONS, read_exif, xmp_orientation
+from ..errors import InputError
 from .colours import Declared, coded_colours, declared_colours, declared_to_srgb, icc_to_srgb
-from .errors import InputError
-from .exif_tags import ROTATED_ORIENTATIONS, TAG_ORIENTATION, read_exif, xmp_orientation
 from .formats import FORMATS, PictureFile, open_primary
 
 MIN_SIDE_PX = 32
@@ -35,15 +36,7 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Largest photo file: 100 million pixels take less in every common compressed format."""
 
-_TRANSPOSE = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+_TURNING = range(2, 9)  # orientations that are not upright
 
 # What PIL's decoders and libheif raise on files that are cut short, damaged or dressed up.
 _DECODE_ERRORS = (
@@ -119,13 +112,7 @@ def open_photo(
 
 
 def upright_size_px(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of a photo as ``open_photo`` returns it, from its header alone.
-
-    Args:
-        path: of a file.
-
-    Returns:
-        Width and height after the EXIF orientation.
+    """Width and height of the photo in a file as ``open_photo`` returns it, from its header alone.
 
     Raises:
         InputError: there is no such file, it is camera RAW, of another format or damaged.
@@ -137,8 +124,20 @@ def upright_size_px(path: str | os.PathLike[str]) -> tuple[int, int]:
             return image.size  # PIL tells that of the upright picture
         with _decoding(label, MAX_PIXELS):  # the EXIF of a PNG may stand behind its pixels
             exif = read_exif(image)
-        rotated = exif is not None and exif.get(TAG_ORIENTATION) in ROTATED_ORIENTATIONS
+        rotated = exif is not None and exif.get(Tag.Orientation) in ROTATED_ORIENTATIONS
         return image.size[::-1] if rotated else image.size
+
+
+def read_text_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Text chunks of a PNG, name to text, wherever in the file they stand; none of a file of another format.
+
+    Raises:
+        InputError: there is no such file, it is camera RAW, of another format or damaged.
+    """
+    path = Path(path)
+    label = f"photo {path.name!r}"
+    with _opened(path, label, MAX_PIXELS, MAX_FILE_BYTES) as (image, _), _decoding(label, MAX_PIXELS):
+        return dict(getattr(image, "text", {}))
 
 
 @contextmanager
@@ -201,22 +200,27 @@ def _read(source: PIL.Image.Image, label: str, path: Path | None, max_pixels: in
         turned_by_pil = None
         if source.format == "TIFF":
             # Decoding a TIFF turns it upright and forgets the tag; reading its EXIF first keeps XMP out of that.
-            turned_by_pil = source.tag_v2.get(TAG_ORIENTATION)
+            turned_by_pil = source.tag_v2.get(Tag.Orientation)
             read_exif(source)
+            # Of a file by name PIL maps uncompressed pixels into memory, by the sides of the upright picture.
+            name, source.filename = source.filename, ""
         source.load()
+        if source.format == "TIFF":
+            source.filename = name
     exif = read_exif(source)
     if exif is None:
         notes.append("the EXIF block is damaged and was ignored")
     image = _to_rgb(source, label, notes, exif, coded)
-    orientation = None if exif is None else exif.get(TAG_ORIENTATION)
-    if orientation in _TRANSPOSE:
-        image = image.transpose(_TRANSPOSE[orientation])
-    if orientation in _TRANSPOSE or turned_by_pil in _TRANSPOSE:
-        notes.append(f"the EXIF orientation {orientation or turned_by_pil} was applied")
-    elif (stated := xmp_orientation(source)) in _TRANSPOSE:
-        notes.append(f"the orientation {stated} was not applied, as in browsers: XMP states it and EXIF does not")
+    orientation = None if exif is None else exif.get(Tag.Orientation)
     image = image.copy() if image is source else image
     image.info = {}
+    if orientation in _TURNING:
+        image.getexif()[Tag.Orientation] = orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    if orientation in _TURNING or turned_by_pil in _TURNING:
+        notes.append(f"the EXIF orientation {orientation or turned_by_pil} was applied")
+    elif (stated := xmp_orientation(source)) in _TURNING:
+        notes.append(f"the orientation {stated} was not applied, as in browsers: XMP states it and EXIF does not")
     return Photo(image, exif, tuple(notes), path)
 
 
@@ -287,99 +291,3 @@ def _over_white(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     notes.append("transparency was composited over white")
     white = PIL.Image.new("RGBA", rgba.size, "white")
     return PIL.Image.alpha_composite(white, rgba).convert(opaque)
-
-
-# Linear sRGB to CIE XYZ (IEC 61966-2-1), and the D65 white of CIELAB.
-_XYZ_FROM_RGB = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-)
-_RGB_FROM_XYZ = np.linalg.inv(_XYZ_FROM_RGB)
-_WHITE_XYZ = np.array([0.95047, 1.0, 1.08883])
-_LAB_EPSILON = (6 / 29) ** 3
-_LAB_SLOPE = (29 / 6) ** 2 / 3
-
-
-def srgb_to_lab(image: np.ndarray) -> np.ndarray:
-    """Convert sRGB to CIELAB under D65 (2 degree observer).
-
-    Args:
-        image: (H, W, 3) floating point, sRGB in [0, 1].
-
-    Returns:
-        (H, W, 3) of the same dtype: L in [0, 100], a and b about [-128, 127].
-
-    Raises:
-        InputError: shape, dtype or range are wrong.
-    """
-    image = _check_image(image, "image")
-    encoded = image.astype(np.float64)
-    linear = np.where(encoded > 0.04045, ((encoded + 0.055) / 1.055) ** 2.4, encoded / 12.92)
-    relative = linear @ _XYZ_FROM_RGB.T / _WHITE_XYZ
-    x, y, z = np.moveaxis(np.where(relative > _LAB_EPSILON, np.cbrt(relative), relative * _LAB_SLOPE + 4 / 29), -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(image.dtype)
-
-
-def lab_to_srgb(lab: np.ndarray) -> np.ndarray:
-    """Convert CIELAB under D65 to sRGB; colours that sRGB does not have are clipped to [0, 1].
-
-    Args:
-        lab: (H, W, 3) floating point, finite.
-
-    Returns:
-        (H, W, 3) of the same dtype, sRGB in [0, 1].
-
-    Raises:
-        InputError: shape or dtype are wrong, or a value is not finite.
-    """
-    _check_array(lab, "lab")
-    lightness, a, b = np.moveaxis(lab.astype(np.float64), -1, 0)
-    y = (lightness + 16) / 116
-    roots = np.stack([y + a / 500, y, y - b / 200], axis=-1)
-    relative = np.where(roots > 6 / 29, roots**3, (roots - 4 / 29) / _LAB_SLOPE)
-    linear = np.clip((relative * _WHITE_XYZ) @ _RGB_FROM_XYZ.T, 0, 1)
-    encoded = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, linear * 12.92)
-    return np.clip(encoded, 0, 1).astype(lab.dtype)
-
-
-def color_transfer(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Give an image the colour statistics of another: the colour transfer step of section 8.2.
-
-    Reinhard's global transfer: each CIELAB channel is shifted and scaled to the mean and standard deviation of the
-    reference. A channel of one value throughout has nothing to scale and is shifted only. Results outside sRGB are
-    clipped, the one loss of this step.
-
-    Args:
-        image: (H, W, 3) floating point, sRGB in [0, 1].
-        reference: (H', W', 3) floating point, sRGB in [0, 1]; its size is free.
-
-    Returns:
-        (H, W, 3), dtype of ``image``, sRGB in [0, 1].
-
-    Raises:
-        InputError: shape, dtype or range of one of the two are wrong.
-    """
-    image, reference = _check_image(image, "image"), _check_image(reference, "reference")
-    lab, wanted = srgb_to_lab(image.astype(np.float64)), srgb_to_lab(reference.astype(np.float64))
-    mean, std = lab.mean(axis=(0, 1)), lab.std(axis=(0, 1))
-    wanted_mean, wanted_std = wanted.mean(axis=(0, 1)), wanted.std(axis=(0, 1))
-    # Below this the spread is rounding of the conversion, which a ratio would blow up.
-    flat = std < 1e-6
-    scale = np.where(flat, 1.0, wanted_std / np.where(flat, 1.0, std))
-    return lab_to_srgb((lab - mean) * scale + wanted_mean).astype(image.dtype)
-
-
-def _check_array(array: np.ndarray, name: str) -> np.ndarray:
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[-1] != 3 or array.size == 0:
-        raise InputError(f"{name} must be an array of shape (H, W, 3), got {type(array).__name__} {np.shape(array)}.")
-    if array.dtype.kind != "f":
-        raise InputError(f"{name} must be floating point, got dtype {array.dtype}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite, got NaN or infinity.")
-    return array
-
-
-def _check_image(array: np.ndarray, name: str) -> np.ndarray:
-    low, high = _check_array(array, name).min(), array.max()
-    if low < 0 or high > 1:
-        raise InputError(f"{name} must be in [0, 1], got values from {low:g} to {high:g}.")
-    return array

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .array_files import check_file
-from .errors import InputError
-from .extras import load_extra
-from .io import check_depth
-from .optics import check_number
-from .staging import write_file
+from ..camera.lens import check_number
+from ..errors import InputError
+from ..extras import load_extra
+from .arrays import check_depth, check_file
+from .atomic import write_file
 
 _UNIT_ATTRIBUTE = "depth_unit"
 _CHANNEL_NAMES = ("z", "depth", "y")
@@ -28,16 +27,7 @@ _MOST_CHANNELS = 8
 
 
 def save_depth_exr(path: Path | str, depth_m: np.ndarray, *, focal_length_px: float, overwrite: bool = False) -> Path:
-    """Write a depth map as OpenEXR without loss.
-
-    Args:
-        path: file to write.
-        depth_m: z-depth in metres, floating point (H, W), above 0; NaN and inf are kept.
-        focal_length_px: focal length in pixels of this depth map, kept as the attribute ``focal_length_px``.
-        overwrite: whether an existing file is replaced.
-
-    Returns:
-        The path written.
+    """Write a depth map as OpenEXR without loss; arguments and result are those of ``save_depth_npz``.
 
     Raises:
         InputError: OpenEXR is not installed, ``depth_m`` is no depth map, the focal length is out of range, or the

@@ -8,9 +8,12 @@ circle-of-confusion diameter", but Eq. 1, 17 and 25 all carry the factor 1/2 tha
 radius, and section 9 says so in words above Eq. 24. K is stated at an image width of 512 px, so that the same lens has
 the same K whatever size its picture is stored in; ``blur_radius_px`` takes the width of the image at hand.
 
-Units are in the names. Lens arguments are real scalars; a subject distance may be an array. Distances are measured
-along the optical axis. Focus and subject may be at infinity (``math.inf``); NaN, zero and negative values raise
-``InputError``.
+Units are in the names, and a name means the same everywhere: ``focal_length_mm`` is the true focal length f (not a
+35 mm equivalent), ``f_number`` N, ``focus_distance_m`` S1, beyond the focal length, ``subject_distance_m`` S2,
+``sensor_width_mm`` the piece of sensor that the image's width covers, ``coc_mm`` the largest acceptable blur diameter
+c on the sensor. Lens arguments are real scalars; a subject distance may be an array of any shape, and a result has its
+shape then. Distances are measured along the optical axis. Focus and subject may be at infinity (``math.inf``). Every
+function raises ``InputError`` for NaN, zero, negative and otherwise infinite values, naming the argument.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ from numbers import Real
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 REFERENCE_WIDTH_PX = 512
 """Image width, in pixels, at which every bokeh strength is stated."""
 
 MAX_BOKEH_STRENGTH = 30.0
-DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 """Upper end of the range of K that the networks are trained on (section 8.3)."""
+
+DEFAULT_BOKEH_STRENGTHS = (10.0, 20.0, 30.0)
 
 LEAST_BOKEH_STRENGTH = 1e-6
 """Smallest bokeh strength of a frame beside 0, the sharp image: less has no place in a file's name, and no blur."""
@@ -62,16 +66,16 @@ def check_number(value: float, name: str, unit: str = "", *, zero: bool = False,
         InputError: it is no real number, NaN, negative, or 0 or infinite where that is not allowed.
     """
     bound = ("at least 0" if zero else "greater than 0") + (f" {unit}" if unit else "")
-    wanted = f"{bound} (math.inf is allowed)" if infinity else f"finite and {bound}"
+    bound = f"{bound} (math.inf is allowed)" if infinity else f"finite and {bound}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise InputError(f"{name} must be a number {wanted}, got {reprlib.repr(value)}.")
+        raise InputError(f"{name} must be a number {bound}, got {reprlib.repr(value)}.")
     try:
         number = float(value)
     except OverflowError as error:  # a whole number can have more digits than any float
-        raise InputError(f"{name} must be {wanted}, got {reprlib.repr(value)}.") from error
+        raise InputError(f"{name} must be {bound}, got {reprlib.repr(value)}.") from error
     low_enough = number >= 0 if zero else number > 0
     if not low_enough or (math.isinf(number) and not infinity):
-        raise InputError(f"{name} must be {wanted}, got {number!r}.")
+        raise InputError(f"{name} must be {bound}, got {number!r}.")
     return number
 
 
@@ -107,11 +111,9 @@ def _array(name: str, values: float | np.ndarray, unit: str, *, zero: bool = Fal
     if not infinity:
         good &= np.isfinite(array)
     if not good.all():
-        wanted = ("at least 0" if zero else "greater than 0") + ("" if infinity else " and finite")
+        bound = ("at least 0" if zero else "greater than 0") + ("" if infinity else " and finite")
         first = array[~good].flat[0]
-        raise InputError(
-            f"{name} must be {wanted} in {unit} at every position, got {first} among {array.size} values."
-        )
+        raise InputError(f"{name} must be {bound} in {unit} at every position, got {first} among {array.size} values.")
     return array
 
 
@@ -153,22 +155,10 @@ def check_bokeh_strength(bokeh_strength: float, name: str = "bokeh_strength") ->
 
 
 def bokeh_strength(focal_length_mm: float, f_number: float, focus_distance_m: float, sensor_width_mm: float) -> float:
-    """Bokeh strength K of a lens setting at 512 px image width (Eq. 1, 17).
+    """Bokeh strength K of a lens setting (Eq. 1, 17), in pixels of blur radius per dioptre at 512 px width.
 
     ``K = f^2 S1 / (2 N (S1 - f)) * 512 / sensor_width``, all lengths in metres. The result may exceed
     ``MAX_BOKEH_STRENGTH``: what a lens does is not bounded by what a network was trained on.
-
-    Args:
-        focal_length_mm: true (not 35 mm equivalent) focal length f, in mm.
-        f_number: f-number N.
-        focus_distance_m: focus distance S1 in metres, beyond the focal length; ``math.inf`` is allowed.
-        sensor_width_mm: width in mm of the piece of sensor that the image's width covers.
-
-    Returns:
-        K, in pixels of blur radius per dioptre at 512 px width.
-
-    Raises:
-        InputError: an argument is not a positive number, or the focus lies within the focal length.
     """
     focal_length_m, f_number, focus_distance_m = _lens(focal_length_mm, f_number, focus_distance_m)
     sensor_width_m = check_number(sensor_width_mm, "sensor_width_mm", "mm") / _MM_PER_M
@@ -180,20 +170,7 @@ def bokeh_strength(focal_length_mm: float, f_number: float, focus_distance_m: fl
 def f_number_for_strength(
     bokeh_strength: float, focal_length_mm: float, focus_distance_m: float, sensor_width_mm: float
 ) -> float:
-    """F-number at which a lens has a given bokeh strength: the inverse of ``bokeh_strength`` (Eq. 1).
-
-    Args:
-        bokeh_strength: K > 0 at 512 px width; K = 0 would need an infinite f-number.
-        focal_length_mm: focal length f in mm.
-        focus_distance_m: focus distance S1 in metres.
-        sensor_width_mm: sensor width along the image's width, in mm.
-
-    Returns:
-        The f-number N, not rounded to a stop.
-
-    Raises:
-        InputError: as ``bokeh_strength``, or K is not a finite number above 0.
-    """
+    """F-number, not rounded to a stop, at which a lens has the bokeh strength K > 0: Eq. 1 solved for N."""
     strength = check_number(bokeh_strength, "bokeh_strength")
     # K is proportional to 1 / N, so the K at f/1 is the product of the two.
     return _strength_at_f1(focal_length_mm, focus_distance_m, sensor_width_mm) / strength
@@ -206,16 +183,7 @@ def _strength_at_f1(focal_length_mm: float, focus_distance_m: float, sensor_widt
 def full_frame_strength(bokeh_strength: float, crop_factor: float) -> float:
     """Bokeh strength divided by the crop factor: ``dof-cond-crop`` of the paper's data rows (section 8.3).
 
-    Args:
-        bokeh_strength: K >= 0 at 512 px width.
-        crop_factor: diagonal of the 35 mm frame over that of the sensor (``crop_factor``).
-
-    Returns:
-        K aligned to a full frame: what the same lens, aperture and focus give on a sensor ``crop_factor`` times as
-        large.
-
-    Raises:
-        InputError: K is negative or not finite, or the crop factor is not positive.
+    It is what the same lens, aperture and focus give on a sensor ``crop_factor`` times as large.
     """
     return check_number(bokeh_strength, "bokeh_strength", zero=True) / check_number(crop_factor, "crop_factor")
 
@@ -226,19 +194,9 @@ def blur_radius_px(
     subject_distance_m: float | np.ndarray,
     image_width_px: float,
 ) -> float | np.ndarray:
-    """Radius of the blur disk in the image, ``K * (width / 512) * |1/S1 - 1/S2|`` (Eq. 15, 26).
+    """Radius in pixels of the blur disk in the image, ``K * (width / 512) * |1/S1 - 1/S2|`` (Eq. 15, 26).
 
-    Args:
-        bokeh_strength: K >= 0 at 512 px width (of a lens: not limited to the trained range).
-        focus_distance_m: focus distance S1 in metres; ``math.inf`` is allowed.
-        subject_distance_m: distance S2 in metres, a scalar or an array of any shape; infinity is allowed.
-        image_width_px: width in pixels of the image in which the radius is wanted.
-
-    Returns:
-        Radius in pixels: a float for a scalar, else an array of the shape of ``subject_distance_m``.
-
-    Raises:
-        InputError: an argument is NaN, zero, negative (K may be 0) or infinite where that means nothing.
+    ``bokeh_strength`` may be 0 and is not limited to the trained range.
     """
     strength = check_number(bokeh_strength, "bokeh_strength", zero=True)
     focus_distance_m = check_number(focus_distance_m, "focus_distance_m", "m", infinity=True)
@@ -253,20 +211,7 @@ def circle_of_confusion_mm(
     focus_distance_m: float,
     subject_distance_m: float | np.ndarray,
 ) -> float | np.ndarray:
-    """Diameter of the blur disk on the sensor, ``f^2 |S2 - S1| / (N (S1 - f) S2)`` (Eq. 14, 16, 20).
-
-    Args:
-        focal_length_mm: focal length f in mm.
-        f_number: f-number N.
-        focus_distance_m: focus distance S1 in metres, beyond the focal length; ``math.inf`` is allowed.
-        subject_distance_m: distance S2 in metres, a scalar or an array of any shape; infinity is allowed.
-
-    Returns:
-        Diameter in mm: a float for a scalar, else an array of the shape of ``subject_distance_m``.
-
-    Raises:
-        InputError: an argument is not a positive number, or the focus lies within the focal length.
-    """
+    """Diameter in mm of the blur disk on the sensor, ``f^2 |S2 - S1| / (N (S1 - f) S2)`` (Eq. 14, 16, 20)."""
     focal_length_m, f_number, focus_distance_m = _lens(focal_length_mm, f_number, focus_distance_m)
     subject_m = _array("subject_distance_m", subject_distance_m, "m", infinity=True)
     # |S2 - S1| / ((S1 - f) S2) = |1/S1 - 1/S2| / (1 - f / S1), Eq. 22, which also holds at infinity.
@@ -274,96 +219,31 @@ def circle_of_confusion_mm(
     return _result(np.asarray(slope_m2 * _MM_PER_M * np.abs(1.0 / focus_distance_m - 1.0 / subject_m)))
 
 
-def circle_of_confusion_px(
-    focal_length_mm: float,
-    f_number: float,
-    focus_distance_m: float,
-    subject_distance_m: float | np.ndarray,
-    sensor_width_mm: float,
-    image_width_px: float,
-) -> float | np.ndarray:
-    """Diameter of the blur disk in image pixels: Eq. 14 times pixels per mm of sensor; twice ``blur_radius_px``.
-
-    Args:
-        focal_length_mm: focal length f in mm.
-        f_number: f-number N.
-        focus_distance_m: focus distance S1 in metres, beyond the focal length; ``math.inf`` is allowed.
-        subject_distance_m: distance S2 in metres, a scalar or an array of any shape; infinity is allowed.
-        sensor_width_mm: sensor width along the image's width, in mm.
-        image_width_px: width of the image in pixels.
-
-    Returns:
-        Diameter in pixels: a float for a scalar, else an array of the shape of ``subject_distance_m``.
-
-    Raises:
-        InputError: an argument is not a positive number, or the focus lies within the focal length.
-    """
-    px_per_mm = check_number(image_width_px, "image_width_px", "px") / check_number(
-        sensor_width_mm, "sensor_width_mm", "mm"
-    )
-    return circle_of_confusion_mm(focal_length_mm, f_number, focus_distance_m, subject_distance_m) * px_per_mm
-
-
 def crop_factor(focal_length_mm: float, focal_length_35mm: float) -> float:
-    """35 mm equivalent over true focal length (section 8.3): 1 for a full frame, about 1.5 for APS-C, 6-7 for phones.
-
-    Args:
-        focal_length_mm: true focal length in mm.
-        focal_length_35mm: 35 mm equivalent focal length in mm.
-
-    Returns:
-        The crop factor.
-
-    Raises:
-        InputError: an argument is not a positive finite number.
-    """
-    return check_number(focal_length_35mm, "focal_length_35mm", "mm") / check_number(
-        focal_length_mm, "focal_length_mm", "mm"
-    )
+    """35 mm equivalent over true focal length (section 8.3): 1 for a full frame, 1.5 for APS-C, 6-7 for phones."""
+    equivalent_mm = check_number(focal_length_35mm, "focal_length_35mm", "mm")
+    return equivalent_mm / check_number(focal_length_mm, "focal_length_mm", "mm")
 
 
 def sensor_width_mm(
     focal_length_mm: float, focal_length_35mm: float, image_width_px: float, image_height_px: float
 ) -> float:
-    """Sensor width from the two focal lengths by the diagonal rule (``calc_sensor_width`` of section 8.3).
+    """Sensor width in mm from the two focal lengths by the diagonal rule (``calc_sensor_width`` of section 8.3).
 
     35 mm equivalents compare diagonals, so ``width = (f / f35) * 43.27 mm / sqrt(1 + (H / W)^2)``. The width returned
-    runs along the image's width: for an upright picture it is the sensor's short side.
-
-    Args:
-        focal_length_mm: true focal length in mm.
-        focal_length_35mm: 35 mm equivalent focal length in mm.
-        image_width_px: width of the uncropped picture; only the ratio to the height counts.
-        image_height_px: height of the uncropped picture.
-
-    Returns:
-        Sensor width in mm.
-
-    Raises:
-        InputError: an argument is not a positive finite number.
+    runs along the image's width: for an upright picture it is the sensor's short side. Only the ratio of the sides of
+    the image counts, which is not cropped.
     """
-    aspect = check_number(image_height_px, "image_height_px", "px") / check_number(
-        image_width_px, "image_width_px", "px"
-    )
+    height_px = check_number(image_height_px, "image_height_px", "px")
+    aspect = height_px / check_number(image_width_px, "image_width_px", "px")
     diagonal_mm = FULL_FRAME_DIAGONAL_MM / crop_factor(focal_length_mm, focal_length_35mm)
     return diagonal_mm / math.sqrt(1.0 + aspect**2)
 
 
 def hyperfocal_distance_m(focal_length_mm: float, f_number: float, coc_mm: float) -> float:
-    """Closest focus distance that leaves infinity acceptably sharp, ``f^2 / (N c) + f``.
+    """Closest focus distance in metres that leaves infinity acceptably sharp, ``f^2 / (N c) + f``.
 
     This is Eq. 14 with S2 at infinity and d = c, solved for S1.
-
-    Args:
-        focal_length_mm: focal length f in mm.
-        f_number: f-number N.
-        coc_mm: largest acceptable blur diameter c on the sensor, in mm.
-
-    Returns:
-        Hyperfocal distance in metres.
-
-    Raises:
-        InputError: an argument is not a positive finite number.
     """
     focal_length_mm = check_number(focal_length_mm, "focal_length_mm", "mm")
     blur_mm = check_number(f_number, "f_number") * check_number(coc_mm, "coc_mm", "mm")
@@ -375,17 +255,8 @@ def depth_of_field_m(
 ) -> tuple[float, float]:
     """Distances between which the blur stays below ``coc_mm``: Eq. 14 with d = c, solved for S2 on either side.
 
-    Args:
-        focal_length_mm: focal length f in mm.
-        f_number: f-number N.
-        focus_distance_m: focus distance S1 in metres, beyond the focal length; ``math.inf`` is allowed.
-        coc_mm: largest acceptable blur diameter c on the sensor, in mm.
-
     Returns:
         ``(near, far)`` in metres, ``near < S1 <= far``; ``far`` is ``math.inf`` from the hyperfocal distance on.
-
-    Raises:
-        InputError: an argument is not a positive number, or the focus lies within the focal length.
     """
     focal_length_m, f_number, focus_distance_m = _lens(focal_length_mm, f_number, focus_distance_m)
     coc_m = check_number(coc_mm, "coc_mm", "mm") / _MM_PER_M
@@ -409,22 +280,9 @@ def foreground_clear(
 
     The paper asks for "a relaxed depth-of-field test" with "a sensor-size-dependent circle-of-confusion estimate" and
     gives no numbers. The rule here: the acceptable blur is 0.03 mm on a 36 mm wide sensor, scales with the sensor's
-    width, and is multiplied by ``relaxation``; the plane is clear when it lies between the near and far bounds for
-    that blur. At the default of 2 this allows a blur disk 0.17 % of the image width across, 0.85 px at 512 px.
-
-    Args:
-        focal_length_mm: focal length f in mm.
-        f_number: f-number N.
-        focus_distance_m: focus distance S1 in metres, beyond the focal length.
-        sensor_width_mm: sensor width along the image's width, in mm.
-        foreground_distance_m: distance of the foreground plane in metres.
-        relaxation: factor on the acceptable blur; 1 is the usual depth of field.
-
-    Returns:
-        True where the plane is inside the bounds, bounds included.
-
-    Raises:
-        InputError: an argument is not a positive number, or the focus lies within the focal length.
+    width, and is multiplied by ``relaxation``, which is 1 for the usual depth of field; the plane is clear when it
+    lies between the near and far bounds for that blur, bounds included. At the default of 2 this allows a blur disk
+    0.17 % of the image width across, 0.85 px at 512 px.
     """
     relative_width = check_number(sensor_width_mm, "sensor_width_mm", "mm") / FULL_FRAME_WIDTH_MM
     coc_mm = FULL_FRAME_COC_MM * relative_width * check_number(relaxation, "relaxation")
@@ -466,20 +324,17 @@ def disparity_offset_from_sweep(
 def depth_from_disparity_offset_m(
     disparity_offset_dpt: float | np.ndarray, focus_distance_m: float, behind_focus: bool | np.ndarray
 ) -> float | np.ndarray:
-    """Depth from a disparity offset, ``S2 = 1 / (1/S1 -/+ offset)`` (Eq. 34).
+    """Depth in metres from a disparity offset, ``S2 = 1 / (1/S1 -/+ offset)`` (Eq. 34).
 
     Blur alone does not tell the two sides of the focal plane apart (Eq. 33), so the caller says which side it is.
 
     Args:
-        disparity_offset_dpt: absolute offset in dioptres, a scalar or an array of any shape.
+        disparity_offset_dpt: absolute offset in dioptres, 0 or more, a scalar or an array of any shape.
         focus_distance_m: focus distance S1 in metres; ``math.inf`` is allowed.
         behind_focus: True for pixels farther than the focal plane, a bool or a boolean array that broadcasts.
 
     Returns:
-        Depth in metres; ``inf`` where an offset behind the focus reaches or passes 1/S1, which noise makes it do.
-
-    Raises:
-        InputError: an offset is negative or not finite, or the focus distance is not positive.
+        Depth; ``inf`` where an offset behind the focus reaches or passes 1/S1, which noise makes it do.
     """
     offset_dpt = _array("disparity_offset_dpt", disparity_offset_dpt, "dioptres", zero=True, infinity=False)
     focus_dpt = 1.0 / check_number(focus_distance_m, "focus_distance_m", "m", infinity=True)

@@ -172,6 +172,8 @@ def _remove_stale_once(folder: Path) -> None:
 def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwrite: bool = False) -> Path:
     """Write one file under a temporary name beside it and rename it when it is complete and on the disk.
 
+    In a temporary folder of `staged` it has its own name at once, since the folder is published as a whole.
+
     Args:
         path: File to write; its folder is made if it does not exist.
         write: Gets the open binary file. What it raises is passed on, and nothing of the file remains.
@@ -187,46 +189,44 @@ def write_file(path: Path | str, write: Callable[[BinaryIO], object], *, overwri
     path = Path(path)
     _check_target(path, overwrite)
     _make_folder(path.parent)
-    if not _TEMPORARY.fullmatch(path.parent.name):
-        _remove_stale_once(path.parent.absolute())
-    with (
-        _telling_the_place(path),
-        _temporary(path.parent, lambda part: part.touch(exist_ok=False)) as part,
-    ):
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    with _telling_the_place(path):
+        if _TEMPORARY.fullmatch(path.parent.name):
+            _write(path, write)
+        else:
+            _remove_stale_once(path.parent.absolute())
+            with _temporary(path.parent, lambda part: part.touch(exist_ok=False)) as part:
+                _write(part, write)
+                os.replace(part, path)
     return path
 
 
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    try:
+        with path.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        _remove(path)
+        raise
+
+
 def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
-    """Run tasks that write files in threads: what compresses, copies and waits for the disk leaves Python free.
+    """Run tasks that write files in threads, the longest first; then raise what the first of them raised, if any.
 
-    Args:
-        tasks: what is to be done, the longest first.
-
-    Raises:
-        Exception: the first task's that failed, when all have come to their end.
+    What compresses, copies and waits for the disk leaves Python free.
     """
-    if not tasks:
-        return
-    with ThreadPoolExecutor(max_workers=min(len(tasks), os.cpu_count() or 1)) as pool:
-        done = [pool.submit(task) for task in tasks]
-    for one in done:
-        one.result()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [pool.submit(task) for task in tasks]
+    for future in futures:
+        future.result()
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
 def remove_folder(folder: Path | str) -> None:
-    """Remove a folder so that it is there as a whole or not at all, whenever the process is killed.
-
-    Args:
-        folder: to remove.
-    """
+    """Remove a folder so that it is there as a whole or not at all, whenever the process is killed."""
     folder = Path(folder)
     part = folder.with_name(f".{secrets.token_hex(8)}.part")
     os.rename(folder, part)

@@ -7,11 +7,10 @@ import piexif
 import PIL.Image
 import pytest
 from PIL import ImageCms
-from skimage import color
 
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.imaging import MAX_PIXELS, color_transfer, lab_to_srgb, open_photo, srgb_to_lab
+from bokehdepth.files.photos import MAX_PIXELS, open_photo
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -65,6 +64,17 @@ def test_every_orientation_is_undone(tmp_path, orientation):
         photo = open_photo(path)
         np.testing.assert_array_equal(np.asarray(photo.image), upright)
         assert photo.notes == (() if orientation == 1 else (f"the EXIF orientation {orientation} was applied",))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "RGBA"])
+@pytest.mark.parametrize("compression", [None, "tiff_deflate"])
+def test_a_turned_tiff_of_every_mode_is_turned_back(tmp_path, mode, compression):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    stored = RGB.convert("L").convert(mode)
+    photo = open_photo(saved(stored, tmp_path / "a.tif", exif=exif, compression=compression))
+    upright = np.asarray(RGB.convert("L").transpose(PIL.Image.Transpose.ROTATE_270).convert("RGB"), dtype=int)
+    assert photo.image.size == (48, 64) and np.abs(np.asarray(photo.image) - upright).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
@@ -297,63 +307,6 @@ def test_real_photos_open(data_root):
         with PIL.Image.open(path) as image:
             assert camera == read_camera(image)
         assert photo.image.size == (camera.image_width_px, camera.image_height_px)
-
-
-def test_lab_agrees_with_scikit_image():
-    image = RNG.random((40, 50, 3))
-    image[0, :3] = [[0, 0, 0], [1, 1, 1], [0.03, 0.04, 0.05]]
-    np.testing.assert_allclose(srgb_to_lab(image), color.rgb2lab(image), atol=1e-3)
-    lab = color.rgb2lab(image)
-    np.testing.assert_allclose(lab_to_srgb(lab), color.lab2rgb(lab), atol=1e-6)
-    np.testing.assert_allclose(lab_to_srgb(srgb_to_lab(image)), image, atol=1e-7)
-    assert srgb_to_lab(image.astype(np.float32)).dtype == np.float32
-
-
-def test_color_transfer_is_reinhards_in_lab():
-    rng = np.random.default_rng(3)
-    image = (0.3 + 0.3 * rng.random((30, 40, 3))).astype(np.float32)
-    reference = (0.45 + 0.2 * rng.random((25, 20, 3)) * [1.0, 0.7, 0.5]).astype(np.float32)
-    result = color_transfer(image, reference)
-    assert result.shape == image.shape and result.dtype == np.float32
-    lab, wanted = color.rgb2lab(image.astype(np.float64)), color.rgb2lab(reference.astype(np.float64))
-    moved = (lab - lab.mean((0, 1))) / lab.std((0, 1)) * wanted.std((0, 1)) + wanted.mean((0, 1))
-    np.testing.assert_allclose(result, np.clip(color.lab2rgb(moved), 0, 1), atol=2e-5)
-    # Nothing leaves the gamut here, so the statistics arrive exactly.
-    arrived = srgb_to_lab(result.astype(np.float64))
-    np.testing.assert_allclose(arrived.mean((0, 1)), wanted.mean((0, 1)), atol=1e-3)
-    np.testing.assert_allclose(arrived.std((0, 1)), wanted.std((0, 1)), atol=1e-3)
-
-
-def test_color_transfer_special_cases():
-    rng = np.random.default_rng(4)
-    image = (0.2 + 0.5 * rng.random((20, 20, 3))).astype(np.float32)
-    np.testing.assert_allclose(color_transfer(image, image), image, atol=1e-6)
-    flat = np.full((8, 8, 3), 0.25, np.float32)
-    shifted = color_transfer(flat, image)
-    assert np.ptp(shifted, axis=(0, 1)).max() < 1e-6
-    np.testing.assert_allclose(srgb_to_lab(shifted)[0, 0], srgb_to_lab(image).mean((0, 1)), atol=0.01)
-    extreme = color_transfer(image, (rng.random((20, 20, 3)) > 0.5).astype(np.float32))
-    assert extreme.min() >= 0 and extreme.max() <= 1 and np.isfinite(extreme).all()
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        np.zeros((4, 4), np.float32),
-        np.zeros((4, 4, 4), np.float32),
-        np.zeros((0, 4, 3), np.float32),
-        np.zeros((4, 4, 3), np.uint8),
-        np.full((4, 4, 3), 1.01, np.float32),
-        np.full((4, 4, 3), np.nan, np.float32),
-        [[[0.0, 0.0, 0.0]]],
-    ],
-)
-def test_color_transfer_refuses_bad_arrays(bad):
-    good = np.full((4, 4, 3), 0.5, np.float32)
-    with pytest.raises(InputError, match="^image must be"):
-        color_transfer(bad, good)
-    with pytest.raises(InputError, match="^reference must be"):
-        color_transfer(good, bad)
 
 
 def test_a_photo_from_memory_may_come_from_a_stream():

@@ -1,4 +1,4 @@
-"""One disparity offset fitted to the blur of one or more frames at each pixel, for ``sweep`` (Eq. 19, 26).
+"""One disparity offset fitted to the blur of one or more frames at each pixel, for a bracket (Eq. 19, 26).
 
 The sharp frame is blurred by a ladder of disks; along the ladder the misfit to each frame is summed over a window,
 with what noise explains taken out, and its minimum is the offset. No torch import.
@@ -14,10 +14,10 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage, special
 
-from .errors import InputError
-from .optics import REFERENCE_WIDTH_PX, check_number
-from .rendering.disk import disk_kernel
-from .rendering.scatter import GAMMA
+from ..camera.lens import REFERENCE_WIDTH_PX, check_number
+from ..errors import InputError
+from ..rendering.disk import disk_kernel
+from ..rendering.scatter import GAMMA
 
 LARGEST_SHIFT_PX = 3.0
 """Shift between frames that is undone, along rows or columns; beyond it a camera moved, and parallax with it."""
@@ -67,16 +67,9 @@ class Bracket:
 
 
 def relative_strengths(bokeh_strengths: Sequence[float] | np.ndarray, sharp_bokeh_strength: float) -> np.ndarray:
-    """Strength of the blur that leads from the sharp frame to each other one, ``sqrt(K^2 - K0^2)``.
+    """Strength of the blur that leads from the sharp frame, of K0, to each other one: ``sqrt(K^2 - K0^2)``, (F,).
 
     Two disks in a row are no disk, but their second moments ``r^2 / 4`` add up; the kernels differ in shape only.
-
-    Args:
-        bokeh_strengths: (F,) K of the frames, each above that of the sharp frame.
-        sharp_bokeh_strength: K0 of the sharp frame, 0 or more.
-
-    Returns:
-        (F,) float64.
 
     Raises:
         InputError: there is no frame, a number is negative or not finite, or a K is not above K0.
@@ -114,17 +107,7 @@ def make_bracket(
     sharp_bokeh_strength: float,
     window_px: int | None,
 ) -> Bracket:
-    """Check the frames and bring them to one exposure and place.
-
-    Args:
-        sharp: (H, W, 3) floating point, display values in [0, 1]: the frame with the smallest aperture.
-        frames: F pictures of this kind and size.
-        bokeh_strengths: (F,) K of the frames at 512 px width, above ``sharp_bokeh_strength``.
-        sharp_bokeh_strength: K0 of the sharp frame, 0 or more.
-        window_px: side of the window; 9 at up to 512 px width and proportionally more above, when None.
-
-    Returns:
-        The bracket.
+    """Check the frames and bring them to one exposure and place; arguments are those of `depth_from_sweep`.
 
     Raises:
         InputError: shapes, ranges or counts are wrong.
@@ -395,14 +378,8 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
 def _contradiction(costs: np.ndarray, alone: np.ndarray, frame_count: int, bracket: Bracket) -> tuple[float, float]:
     """Sum what the frames' own best offsets take away of the misfit of no blur, and what a common offset leaves of it.
 
-    Args:
-        costs: (M, H, W), misfit of all frames at each step, no blur first.
-        alone: (H, W), the least misfit of each frame at a step of its own, added up.
-        frame_count: number of frames.
-        bracket: the frames.
-
-    Returns:
-        Both sums, over pixels whose blur stands out from the noise.
+    ``costs`` (M, H, W) is the misfit of all frames at each step, no blur first, and ``alone`` (H, W) the least misfit
+    of each frame at a step of its own, added up. Both sums are over pixels whose blur stands out from the noise.
     """
     explained = costs[0] - alone
     seen = explained > frame_count * max(bracket.noise**2, _SEEN_BLUR * _largest_misfit(bracket))
@@ -488,25 +465,14 @@ def _minimum(
 
 
 def radius_tolerance_px(radius_px: np.ndarray) -> np.ndarray:
-    """Error up to which a radius counts as right: a tenth of it or half a pixel, the larger of both.
-
-    Args:
-        radius_px: radius in pixels, any shape.
-
-    Returns:
-        Pixels, of the same shape.
-    """
+    """Error in pixels up to which a radius counts as right: a tenth of it or half a pixel, the larger of both."""
     return np.maximum(_TOLERANCE_SHARE * radius_px, _TOLERANCE_PX)
 
 
 def label_confidence(contradiction: float) -> float:
     """How far the labels of a bracket are to be believed, by how well one offset explains the blur of all frames.
 
-    Args:
-        contradiction: as in `OffsetFit`.
-
-    Returns:
-        A factor in [0, 1] for the confidence of all pixels: depth scales with the labels where blur is seen, too.
+    It is a factor in [0, 1] for the confidence of all pixels: depth scales with the labels where blur is seen, too.
     """
     return float(np.clip((_OUT_OF_PROPORTION - contradiction) / (_OUT_OF_PROPORTION - _IN_PROPORTION), 0, 1))
 
@@ -515,16 +481,7 @@ def fit_confidence(std_px: np.ndarray, radius_px: np.ndarray, misfit: np.ndarray
     """Probability, for normal errors, that a radius is right to within `radius_tolerance_px`; less where it misfits.
 
     Frames that no blur explains have the wrong K, another scene, or an edge in front of them: the best of bad radii
-    may be sharp and still mean nothing.
-
-    Args:
-        std_px: standard error of the radius, any shape; ``inf`` is allowed.
-        radius_px: the radius, of the same shape.
-        misfit: as in `OffsetFit`, of the same shape.
-        at_end: where the search ended at its bound; the confidence is 0 there.
-
-    Returns:
-        float32 in [0, 1], of the same shape.
+    may be sharp and still mean nothing. Where the search ended at its bound the result is 0. All are of one shape.
     """
     with np.errstate(divide="ignore"):
         share = special.erf(radius_tolerance_px(radius_px) / (np.sqrt(2) * std_px))

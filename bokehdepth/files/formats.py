@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import PIL.Image
+from PIL.ExifTags import Base as Tag
 
-from .errors import InputError
+from ..errors import InputError
 
 FORMATS = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, GIF or BMP"
 """The formats that are read, in words."""
@@ -61,13 +62,10 @@ _OTHER_SIGNATURES = (
     (re.compile(rb"\x93NUMPY|PK\x03\x04"), "NumPy or ZIP"),
 )
 
-# TIFF: sizes in bytes of the types of values, how whole numbers among them are read, and tags.
+# TIFF: sizes in bytes of the types of values, and how whole numbers among them are read.
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TYPE_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TAG_NEW_SUBFILE_TYPE, _TAG_SUBFILE_TYPE, _TAG_WIDTH, _TAG_HEIGHT = 254, 255, 256, 257
-_TAG_COMPRESSION, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS = 259, 262, 330
-_TAG_DNG_VERSION = 50_706
-_RAW_TAGS = (_TAG_DNG_VERSION, 33_421, 33_422)  # and CFARepeatPatternDim, CFAPattern
+_RAW_TAGS = (Tag.DNGVersion, Tag.CFARepeatPatternDim, 33_422)  # the last: CFAPattern of TIFF/EP
 _RAW_PHOTOMETRIC = (32_803, 34_892)  # colour filter array, linear RAW
 _RAW_COMPRESSIONS = (32_767, 32_769, 32_770, 32_772, 34_713, 65_535)  # ARW, Epson, SRW (twice), NEF, PEF
 _NOT_THE_PHOTO_BITS = 0b11101  # reduced, mask, depth, enhanced; bit 1 marks a page of several
@@ -120,18 +118,18 @@ class _Directory:
     def is_raw(self) -> bool:
         return bool(
             self.tags & set(_RAW_TAGS)
-            or self.first(_TAG_PHOTOMETRIC) in _RAW_PHOTOMETRIC
-            or self.first(_TAG_COMPRESSION) in _RAW_COMPRESSIONS
+            or self.first(Tag.PhotometricInterpretation) in _RAW_PHOTOMETRIC
+            or self.first(Tag.Compression) in _RAW_COMPRESSIONS
         )
 
     @property
     def is_reduced(self) -> bool:
-        marked = self.first(_TAG_NEW_SUBFILE_TYPE) & _NOT_THE_PHOTO_BITS
-        return bool(marked) or self.first(_TAG_SUBFILE_TYPE) == _REDUCED
+        marked = self.first(Tag.NewSubfileType) & _NOT_THE_PHOTO_BITS
+        return bool(marked) or self.first(Tag.SubfileType) == _REDUCED
 
     @property
     def size_px(self) -> tuple[int, int]:
-        return self.first(_TAG_WIDTH), self.first(_TAG_HEIGHT)
+        return self.first(Tag.ImageWidth), self.first(Tag.ImageLength)
 
 
 def open_primary(file: PictureFile, path: Path, label: str) -> tuple[PIL.Image.Image, list[str]]:
@@ -148,8 +146,7 @@ def open_primary(file: PictureFile, path: Path, label: str) -> tuple[PIL.Image.I
 
     Raises:
         InputError: camera RAW, a format that is not read, or a TIFF of reduced pictures alone.
-        PIL.UnidentifiedImageError: the beginning is that of no known format.
-        Exception: what PIL and pi_heif raise on damaged files.
+        Exception: what PIL and pi_heif raise on damaged files, and on the beginning of no known format.
     """
     page, notes = 0, []
     head = file.read(32)
@@ -272,10 +269,10 @@ def _directory(file: BinaryIO, head: bytes, at: int) -> _Directory:
         if kind in _TYPE_CODES:
             wanted = min(amount, _MAX_SUB_IFDS)
             code = f"{wanted}{_TYPE_CODES[kind]}"
-            if size > inline and tag == _TAG_SUB_IFDS:
+            if size > inline and tag == Tag.SubIFDs:
                 file.seek(unpack(link_code, value)[0])
                 value = file.read(struct.calcsize("=" + code))
-            if size <= inline or tag == _TAG_SUB_IFDS:
+            if size <= inline or tag == Tag.SubIFDs:
                 numbers[tag] = unpack(code, value)
     if value_bytes > 2 * file_bytes + 65_536:
         raise ValueError("a directory with more values than its file holds")
@@ -302,7 +299,7 @@ def _pages(file: BinaryIO, head: bytes) -> list[_Directory]:
 def _raw_kind(file: BinaryIO, head: bytes, pages: list[_Directory], suffix: str) -> str | None:
     """Name of a camera RAW format that is a TIFF by structure, None for a plain TIFF."""
     directories = pages[:1]
-    for at in pages[0].numbers.get(_TAG_SUB_IFDS, ()) if pages else ():
+    for at in pages[0].numbers.get(Tag.SubIFDs, ()) if pages else ():
         try:
             directories.append(_directory(file, head, at))
         except (ValueError, OverflowError, OSError, struct.error):
@@ -312,7 +309,7 @@ def _raw_kind(file: BinaryIO, head: bytes, pages: list[_Directory], suffix: str)
         return suffix[1:].upper()
     if not any(directory.is_raw for directory in directories):
         return None
-    return "DNG" if _TAG_DNG_VERSION in pages[0].tags else "a TIFF with sensor data"
+    return "DNG" if Tag.DNGVersion in pages[0].tags else "a TIFF with sensor data"
 
 
 def _full_size_page(pages: list[_Directory], label: str) -> tuple[int, list[str]]:

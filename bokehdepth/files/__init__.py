@@ -1,0 +1,1 @@
+"""Files in and out: photos, depth maps, stacks, run records, points in space, pictures. No torch import."""
