@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .errors import InputError
-from .extras import load_extra
+from .errors import InputError, load_extra
 
 if TYPE_CHECKING:
     from .pipeline_bokehdepth import BokehDepthPipeline

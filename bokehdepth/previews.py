@@ -14,6 +14,7 @@ from PIL import Image
 from . import viewing
 from .files.depth_maps import DepthFile, load_depth_npz
 from .files.photos import Photo
+from .files.pictures import shrunk_image
 from .results import DEPTH_NAMES
 
 SHOWN_SIDE_PX = 1600
@@ -26,7 +27,7 @@ REFOCUSED_SIDE_PX = 1024
 def write_preview(folder: Path, name: str, picture: Image.Image, max_side_px: int = SHOWN_SIDE_PX) -> str:
     """Write an RGB picture of any size for the screen, as `name`.jpg in a folder that exists; the path of the JPEG."""
     path = folder / f"{name}.jpg"
-    viewing.shrunk_image(picture, max_side_px).save(path, quality=90)
+    shrunk_image(picture, max_side_px).save(path, quality=90)
     return str(path)
 
 

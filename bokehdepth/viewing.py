@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from .errors import InputError
 from .files.arrays import check_depth
-from .files.pictures import depth_preview
+from .files.pictures import depth_preview, shrunk_depth, size_within
 from .files.point_clouds import distance_between_m
 from .rendering.refocus import focus_distance_at
 
@@ -21,65 +21,6 @@ COLORMAPS = {"Magma": "magma", "Viridis": "viridis", "Cividis": "cividis", "Grey
 """What a visitor may choose: three perceptually even maps, the last of them fit for colour-blind eyes, and grey."""
 
 _CROSS_ARM = 0.022  # of the picture's longer side
-
-
-def size_within(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
-    """Size of a picture made to fit a square, its proportions kept; never larger than it is.
-
-    Args:
-        size_px: (width, height) of the picture.
-        max_side_px: longest side wanted, 1 or more; None keeps the size.
-
-    Returns:
-        (width, height), 1 or more each.
-
-    Raises:
-        InputError: a number is below 1.
-    """
-    if min(size_px) < 1 or (max_side_px is not None and max_side_px < 1):
-        raise InputError(f"size_px is {size_px} and max_side_px {max_side_px!r}, wanted 1 or more")
-    if max_side_px is None or max(size_px) <= max_side_px:
-        return size_px
-    scale = max_side_px / max(size_px)
-    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
-
-
-def shrunk_image(image: Image.Image, max_side_px: int | None) -> Image.Image:
-    """A copy of a picture that fits a square.
-
-    Args:
-        image: PIL picture.
-        max_side_px: as in `size_within`.
-
-    Returns:
-        The picture, resized with an area filter where it is larger.
-
-    Raises:
-        InputError: as `size_within` says.
-    """
-    size = size_within(image.size, max_side_px)
-    return image.copy() if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def shrunk_depth(depth_m: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """A depth map of another size, of whose values none is a mixture of near and far.
-
-    Args:
-        depth_m: z-depth in metres, floating point (H, W).
-        size_px: (width, height) wanted.
-
-    Returns:
-        float32 (height, width): for each pixel the depth at its centre.
-
-    Raises:
-        InputError: `depth_m` is no depth map, or the size is below 1.
-    """
-    height, width = check_depth(depth_m).shape
-    if min(size_px) < 1:
-        raise InputError(f"size_px is {size_px}, wanted 1 or more")
-    rows = ((np.arange(size_px[1]) + 0.5) * height / size_px[1]).astype(np.intp)
-    columns = ((np.arange(size_px[0]) + 0.5) * width / size_px[0]).astype(np.intp)
-    return depth_m[rows[:, None], columns].astype(np.float32)
 
 
 def photo_point(

@@ -26,8 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bokehdepth.errors import InputError
-from bokehdepth.extras import load_extra
+from bokehdepth.errors import InputError, load_extra
 from bokehdepth.files.atomic import remove_stale, write_file
 from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
 

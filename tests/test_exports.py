@@ -18,6 +18,7 @@ from bokehdepth.errors import InputError
 from bokehdepth.examples import example_photos
 from bokehdepth.files.exr import save_depth_exr
 from bokehdepth.files.photos import open_photo
+from bokehdepth.files.pictures import shrunk_depth, size_within
 from bokehdepth.files.point_clouds import distance_between_m, points_from_depth, save_glb, save_ply
 from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.refocus import render_from_depth
@@ -27,8 +28,6 @@ from bokehdepth.viewing import (
     describe_depth,
     marked,
     photo_point,
-    shrunk_depth,
-    size_within,
 )
 
 FOCAL_PX = 50.0

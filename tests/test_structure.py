@@ -1,6 +1,7 @@
 """The house's rules, read from the code: imports run one way, the library is silent, light doors stay light."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -13,49 +14,26 @@ import bokehdepth
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bokehdepth"
 
-# A module may import modules of lower levels, and of its own level only as listed below.
-LEVELS = [
-    {"errors", "__init__", "released.__init__"},
-    {"colours", "formats"},
-    {"optics", "staging", "extras", "sessions", "server_folder", "array_files", "weights_bokehdepth"},
-    {"exif_tags"},
-    {"camera", "imaging", "manifest", "rendering.disk"},
-    {"rendering._scatter_numba"},
-    {"rendering.aperture", "rendering._refocus_numba"},
-    {"rendering.scatter", "rendering.scatter_torch"},
-    {"rendering.layered"},
-    {"rendering.refocus", "metrics.checks"},
-    {"metrics.blur_response", "metrics.controls", "metrics.depth"},
-    {"metrics.perceptual", "metrics.pictures", "metrics.statistics"},
-    {"metrics.protocols"},
-    {"metrics.__init__", "io", "visualization", "apertures"},
-    {"rendering.layered_torch", "examples", "exr", "pointcloud"},
-    {"results", "viewing", "depth_files", "limits"},
-    {"previews", "refocusing", "gate", "housekeeping"},
-    {"fairness"},
-    {"modeling_bokeh_attachment", "modeling_bokehdepth", "modeling_efficientnet_lite", "modeling_unidepth_parts"},
-    {"modeling_bokehdepth_dav2", "modeling_bokehdepth_efficientnet", "modeling_bokehdepth_unidepth"},
-    {"modeling_bokeh_adapter", "modeling_mini_flux", "processing_bokehdepth"},
-    {"loading_bokehdepth", "sampling_bokehdepth"},
-    {"inputs_bokehdepth", "released.checkpoint"},
-    {"pipeline_bokehdepth"},
-    {"acceleration", "blur_fit", "content_filter", "released.convert"},
-    {"bracket_checks", "released.pipeline", "sweep"},
-    {"hub.load", "released.audit"},
-    {"hub.__init__", "hub.cards"},
-    {"hub.folder", "jobs"},
-    {"hub.publish"},
-    {"serving"},
-    {"endpoints", "page"},
-    {"cli.options", "cli.talk"},
-    {"cli.convert", "cli.optics", "cli.photos", "cli.publish", "cli.render"},
-    {"cli.parser"},
-    {"cli.__init__"},
-    {"__main__"},
+# A room may import from rooms of lower floors, and its own modules; no module imports in a circle.
+FLOORS = [
+    {"errors"},
+    {"camera"},
+    {"rendering"},
+    {"files"},
+    {"manifest", "models", "bracket_depth"},
+    {"speed", "released"},
+    {"hub"},
+    {"tasks"},
+    {"space", "cli"},
 ]
-SAME_LEVEL = {
-    ("cli.options", "cli.talk"),
-    ("visualization", "io"),
+# Modules that lie beside the rooms, by the room that they belong to.
+ROOM_OF = {
+    **dict.fromkeys(["jobs", "limits", "refocusing", "results"], "tasks"),
+    **dict.fromkeys(
+        ["content_filter", "endpoints", "examples", "fairness", "gate", "housekeeping", "page", "previews"], "space"
+    ),
+    **dict.fromkeys(["server_folder", "serving", "sessions", "viewing"], "space"),
+    "acceleration": "speed",
 }
 STANDALONE = {
     "weights_bokehdepth": set(),
@@ -115,19 +93,29 @@ def own_imports(name: str, path: Path, at_import: bool = False) -> set[str]:
     return found - {name}
 
 
-def level(name: str) -> int:
-    return next((i for i, names in enumerate(LEVELS) if name in names), -1)
+def room(name: str) -> str:
+    """The room of a module, by its name inside the package."""
+    head = name.split(".")[0]
+    if re.fullmatch(r"(modeling|pipeline|sampling|inputs|processing|loading|weights)_\w+", head):
+        return "models"
+    return ROOM_OF.get(head, head)
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_run_one_way(name):
-    if name == "rendering.__init__":
-        assert not own_imports(name, modules()[name])
-        return
-    assert level(name) >= 0, f"{name} has no place in LEVELS"
-    for used in own_imports(name, modules()[name]):
-        below = level(used) < level(name) or (name, used) in SAME_LEVEL
-        assert below, f"{name} imports {used}, which stands no lower"
+def floor(name: str) -> int:
+    return next((i for i, rooms in enumerate(FLOORS) if room(name) in rooms), -1)
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"__init__", "__main__"}))
+def test_rooms_import_only_from_lower_floors(name):
+    assert floor(name) >= 0, f"{name} is in no room of FLOORS"
+    for used in own_imports(name, modules()[name]) - {"__init__"}:
+        if room(used) != room(name):
+            assert floor(used) < floor(name), f"{name} ({room(name)}) imports {used} ({room(used)}), which is no lower"
+
+
+def test_no_imports_in_a_circle():
+    graph = {name: own_imports(name, path) - {"__init__"} for name, path in modules().items()}
+    list(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("name", STANDALONE)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..camera.lens import check_number
-from ..errors import InputError
-from ..extras import load_extra
+from ..errors import InputError, load_extra
 from .arrays import check_depth, check_file
 from .atomic import write_file
 

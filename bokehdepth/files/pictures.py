@@ -1,4 +1,4 @@
-"""Pictures of depth and of stacks: colours with a legend in metres, and a contact sheet. No torch import.
+"""Pictures of depth and of stacks: colours, a legend in metres, a contact sheet, smaller copies. No torch import.
 
 Depth is z-depth in metres, float ``(H, W)``: NaN has no value, inf is infinitely far. Colours and legend are
 matplotlib's, without its window system: half a second once for each process, and 0.05 s for a legend.
@@ -212,3 +212,62 @@ def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], *, colum
         draw.text((x + width / 2, y + caption / 2), label, font=font, fill=_INK, anchor="mm")
         sheet.paste(image.convert("RGB"), (x + (width - image.width) // 2, y + caption))
     return sheet
+
+
+def size_within(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
+    """Size of a picture made to fit a square, its proportions kept; never larger than it is.
+
+    Args:
+        size_px: (width, height) of the picture.
+        max_side_px: longest side wanted, 1 or more; None keeps the size.
+
+    Returns:
+        (width, height), 1 or more each.
+
+    Raises:
+        InputError: a number is below 1.
+    """
+    if min(size_px) < 1 or (max_side_px is not None and max_side_px < 1):
+        raise InputError(f"size_px is {size_px} and max_side_px {max_side_px!r}, wanted 1 or more")
+    if max_side_px is None or max(size_px) <= max_side_px:
+        return size_px
+    scale = max_side_px / max(size_px)
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
+
+
+def shrunk_image(image: Image.Image, max_side_px: int | None) -> Image.Image:
+    """A copy of a picture that fits a square.
+
+    Args:
+        image: PIL picture.
+        max_side_px: as in `size_within`.
+
+    Returns:
+        The picture, resized with an area filter where it is larger.
+
+    Raises:
+        InputError: as `size_within` says.
+    """
+    size = size_within(image.size, max_side_px)
+    return image.copy() if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def shrunk_depth(depth_m: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """A depth map of another size, of whose values none is a mixture of near and far.
+
+    Args:
+        depth_m: z-depth in metres, floating point (H, W).
+        size_px: (width, height) wanted.
+
+    Returns:
+        float32 (height, width): for each pixel the depth at its centre.
+
+    Raises:
+        InputError: `depth_m` is no depth map, or the size is below 1.
+    """
+    height, width = check_depth(depth_m).shape
+    if min(size_px) < 1:
+        raise InputError(f"size_px is {size_px}, wanted 1 or more")
+    rows = ((np.arange(size_px[1]) + 0.5) * height / size_px[1]).astype(np.intp)
+    columns = ((np.arange(size_px[0]) + 0.5) * width / size_px[0]).astype(np.intp)
+    return depth_m[rows[:, None], columns].astype(np.float32)

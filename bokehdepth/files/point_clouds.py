@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..camera.lens import check_number
-from ..errors import InputError
-from ..extras import load_extra
+from ..errors import InputError, load_extra
 from ..rendering.refocus import focus_distance_at
 from .arrays import check_depth
 from .atomic import write_file
