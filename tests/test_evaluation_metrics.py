@@ -12,7 +12,7 @@ from datasets_scripts.systhebokeh300.raytraced import DisparityPlane, TwoPlaneSc
 from train.evaluation.metrics_bokeh import (
     CEILING_DB,
     PERCEPTUAL,
-    blur_slopes,
+    blur_response,
     k_response,
     perceptual_distance,
     psnr,
@@ -196,8 +196,8 @@ def frames_of(photo, offset_dpt, factor=1.0, strengths=STRENGTHS):
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.4])
 def test_slope_is_the_factor_of_the_radius(photo, factor):
     offset = np.full((64, 64), 1.1, np.float32)
-    found = blur_slopes(photo, frames_of(photo, 1.1, factor), STRENGTHS, offset)
-    assert len(found) == 16
+    found, is_monotone = blur_response(photo, frames_of(photo, 1.1, factor), STRENGTHS, offset)
+    assert len(found) == 16 and is_monotone.all() == (factor > 0) == is_monotone.any()
     # The largest radius decides a fit through the origin; the measurement is a quarter of a pixel fine, refined.
     assert np.abs(found - factor).max() < 0.06 * max(factor, 1)
 
@@ -205,11 +205,11 @@ def test_slope_is_the_factor_of_the_radius(photo, factor):
 def test_patches_without_texture_or_with_several_depths_do_not_count(photo):
     offset = np.full((64, 64), 1.1, np.float32)
     offset[:, ::2] *= 1.5
-    assert len(blur_slopes(photo, np.stack([photo] * 3), STRENGTHS, offset)) == 0
+    assert len(blur_response(photo, np.stack([photo] * 3), STRENGTHS, offset).slope) == 0
     flat = np.full_like(photo, 0.4)
-    assert len(blur_slopes(flat, np.stack([flat] * 3), STRENGTHS, np.full((64, 64), 1.1, np.float32))) == 0
+    assert len(blur_response(flat, np.stack([flat] * 3), STRENGTHS, np.full((64, 64), 1.1, np.float32)).slope) == 0
     near = np.full((64, 64), 0.01, np.float32)  # 0.04 px at K = 30
-    assert len(blur_slopes(photo, np.stack([photo] * 3), STRENGTHS, near)) == 0
+    assert len(blur_response(photo, np.stack([photo] * 3), STRENGTHS, near).slope) == 0
 
 
 SIX = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
@@ -230,9 +230,9 @@ def test_rendered_radii_are_measured_from_two_pixels_on(photo, radius_px, slope,
     offset = wall(radius_px)
     depth_m = 1 / (1 / FOCUS_M + offset)
     frames = np.stack([render_from_depth(photo, depth_m, k, FOCUS_M) for k in SIX])
-    found = blur_slopes(photo, frames, SIX, offset, least_radius_px=0.5, largest_radius_px=8.5)
+    found = blur_response(photo, frames, SIX, offset, least_radius_px=0.5, largest_radius_px=8.5).slope
     assert len(found) == 16 and np.abs(found - slope).max() < exact
-    counted = blur_slopes(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
+    counted = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5).slope
     assert len(counted) == (16 if radius_px >= 2 else 0)
 
 
@@ -245,5 +245,5 @@ def test_radii_of_a_ray_traced_lens(photo, radius_px, most):
     nothing = np.zeros((*canvas.shape[:2], 4), np.float32)
     scene = TwoPlaneScene(nothing, canvas, DisparityPlane(0, 0, 9), behind, (64, 64))
     frames = np.stack([render_raytraced(scene, k, 0.2, rays=512) for k in SIX])
-    found = blur_slopes(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5)
+    found = blur_response(photo, frames, SIX, offset * 1.001, largest_radius_px=8.5).slope
     assert len(found) == 16 and 0 < np.median(found) - 1 < most

@@ -149,10 +149,13 @@ def test_bokeh_truth_is_perfect_and_measures_are_those_of_skimage(source, tmp_pa
     assert report["rows"]["identity"]["selectivity"]["ratio"] is None
     assert row["selectivity"]["ratio"] > 5 > report["rows"]["uniform_blur"]["selectivity"]["ratio"]
     assert [name for name, entry in report["rows"].items() if entry["uses_truth"]] == ["uniform_blur"]
+    assert row["monotone_share"] == 1 and report["rows"]["identity"]["monotone_share"] == 0
+    in_focus = {name: entry["psnr_in_focus"] for name, entry in report["rows"].items()}
+    assert in_focus["copied"] == CEILING_DB > in_focus["identity"] > 50 > in_focus["uniform_blur"]
     assert row["median_slope"] == pytest.approx(1, abs=0.1) and report["rows"]["identity"]["median_slope"] == 0
     assert_every_interval_says_how_many_scenes(text, 4)
     assert re.search(
-        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos, median", text
+        r"; 12 pictures of 4 scenes, changes over \d+ pictures of \d scenes, K steps over \d photos, radius", text
     )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0,
                "channel_axis": 2}  # fmt: skip

@@ -185,7 +185,19 @@ _TEXTURE = 0.01
 """Mean change, in display values, that the true blur at the largest K has to make: else nothing can be measured."""
 
 
-def blur_slopes(
+class BlurResponse(NamedTuple):
+    """How the measured blur radius grows with K, for each of N patches.
+
+    Attributes:
+        slope: growth of the radius with K over that of Eq. 15, (N,): 1 is right, 0 is no blur.
+        is_monotone: whether it never falls from one K to the next and grows from the first to the last, bool (N,).
+    """
+
+    slope: np.ndarray
+    is_monotone: np.ndarray
+
+
+def blur_response(
     photo: np.ndarray,
     frames: np.ndarray,
     bokeh_strengths: Sequence[float],
@@ -194,7 +206,7 @@ def blur_slopes(
     patch_px: int = 16,
     least_radius_px: float = 2.0,
     largest_radius_px: float = 8.0,
-) -> np.ndarray:
+) -> BlurResponse:
     """Measure how the blur radius of generated frames grows with K, in patches of one known disparity.
 
     The measurement knows nothing of the generator: in each patch it finds the disk whose blur of the photo comes
@@ -217,8 +229,7 @@ def blur_slopes(
         largest_radius_px: largest one.
 
     Returns:
-        Growth of the measured radius with K over that of Eq. 15, one number for each patch that counts, (N,): 1 is
-        right, 0 is no blur.
+        The response of the patches that count.
     """
     strengths = np.asarray(bokeh_strengths, dtype=np.float64)
     slope_px = photo.shape[1] / REFERENCE_WIDTH_PX * offset_dpt  # pixels of radius for each unit of K, Eq. 15
@@ -236,7 +247,9 @@ def blur_slopes(
         for frame in frames
     ]  # (F, R, N)
     radius = np.stack([_minimum(np.stack(cost), ladder) for cost in costs], axis=1)
-    return radius @ strengths / np.sum(strengths**2) / np.maximum(mean[counts], 1e-12)
+    slope = radius @ strengths / np.sum(strengths**2) / np.maximum(mean[counts], 1e-12)
+    rises = (np.diff(radius, axis=1) >= -1e-6).all(axis=1) & (radius[:, -1] > radius[:, 0])
+    return BlurResponse(slope, rises)
 
 
 def _tiles(values: np.ndarray, side: int) -> np.ndarray:

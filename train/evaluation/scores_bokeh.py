@@ -2,7 +2,8 @@
 
 PSNR and SSIM stand in linear light (value ** 2.2, as section 10 of the paper has it) and in display values (sRGB, as
 most others do); LPIPS and DISTS, where their networks can be had, in display values. Selectivity, the K steps that
-rise and the measured radius of the blur (`metrics_bokeh.blur_slopes`) need true depth and focus. The photo itself
+rise, the measured radius of the blur (`metrics_bokeh.blur_response`) and PSNR in focus (sRGB, true radius below 1/256
+of the width) need true depth and focus. The photo itself
 and the best uniform blur are always rows. Intervals are 95 % and over scenes (`statistics.cluster_interval`); n is the
 number of scenes.
 """
@@ -22,7 +23,7 @@ from train.evaluation.metrics_bokeh import (
     GAMMA,
     PERCEPTUAL,
     Distance,
-    blur_slopes,
+    blur_response,
     k_response,
     perceptual_distance,
     psnr,
@@ -65,14 +66,16 @@ def score_pictures(
 
     Returns:
         One row for each method, picture and K; and for each method, of the photos with two targets or more and
-        defocused pixels, the share of rising steps of the K response (one number a photo), and the slopes of the
-        measured radius (one a patch).
+        defocused pixels, the share of rising steps of the K response (one number a photo), and slope and
+        monotony of the measured radius (one a patch).
 
     Raises:
         InputError: a prediction is missing or of another size, or a sample has no target.
     """
     rows: list[dict[str, Any]] = []
-    responses: dict[str, dict[str, list[float]]] = {name: {"rising": [], "slopes": []} for name in methods}
+    responses: dict[str, dict[str, list[float]]] = {
+        name: {"rising": [], "slopes": [], "monotone": []} for name in methods
+    }
     for sample in source:
         if not sample.targets:
             raise InputError(f"`target` must be known of sample {sample.sample_id!r}, got none.")
@@ -85,6 +88,7 @@ def score_pictures(
             for picture, target, radius_px in zip(stack, sample.targets, radii, strict=True):
                 truth = target.picture.astype(np.float32)
                 change = None if radius_px is None else selectivity(sample.photo, picture, radius_px)
+                in_focus = radius_px is not None and radius_px < sample.photo.shape[1] / 256
                 light, true_light = picture**GAMMA, truth**GAMMA
                 row = {
                     "method": name,
@@ -95,13 +99,16 @@ def score_pictures(
                     "ssim_linear": ssim(light, true_light),
                     "psnr_srgb": psnr(picture, truth),
                     "ssim_srgb": ssim(picture, truth),
+                    "psnr_in_focus": psnr(picture[in_focus], truth[in_focus]) if np.any(in_focus) else float("nan"),
                     "change_defocused": change.defocused if change else float("nan"),
                     "change_in_focus": change.in_focus if change else float("nan"),
                 }
                 rows.append(row | {key: distance(picture, truth) for key, distance in distances.items()})
             if len(strengths) > 1 and np.any(defocused):
                 responses[name]["rising"].append(k_response(sample.photo, stack, defocused).rising_share)
-                responses[name]["slopes"] += blur_slopes(sample.photo, stack, strengths, offset_dpt).tolist()
+                response = blur_response(sample.photo, stack, strengths, offset_dpt)
+                responses[name]["slopes"] += response.slope.tolist()
+                responses[name]["monotone"] += response.is_monotone.tolist()
     return rows, responses
 
 
@@ -134,17 +141,20 @@ def table(report: Mapping[str, Any]) -> str:
                 number(change["ratio"]),
                 number(entry["rising_share"]),
                 number(entry["median_slope"]),
+                number(entry["monotone_share"], ".3f"),
+                number(entry["psnr_in_focus"]),
                 cell(entry["psnr_linear_minus_against"], ".2f"),
             ]
         )
     header = ["method", *(f"{MEASURES[m]} ({INTERVAL})" for m in report["measures"]), "change defocused : in focus",
-              "selectivity", "K steps that rise", "radius over Eq. 15",
+              "selectivity", "K steps that rise", "radius over Eq. 15", "patches that rise", "PSNR sRGB in focus",
               f"PSNR linear minus {report['against']} ({INTERVAL})"]  # fmt: skip
     counts = report["rows"][report["against"]]
     title = (
         f"{report['source']}; {report['pictures']} pictures of {report['scenes']} scenes, changes over "
         f"{counts['selectivity']['pictures']} pictures of {counts['selectivity']['scenes']} scenes, K steps over "
-        f"{counts['rising_photos']} photos, median radius over {counts['patches']} patches; linear is value ** "
+        f"{counts['rising_photos']} photos, radius over {counts['patches']} patches (median), PSNR in focus over "
+        f"{counts['pictures_in_focus']} pictures; linear is value ** "
         f"{GAMMA:g}, sRGB display values; PSNR counts at most {CEILING_DB:g} dB; * looks at the scored truth."
     )
     missing = "".join(f"\n\n{name} is left out: {reason}." for name, reason in report["left_out"].items())
@@ -177,7 +187,9 @@ def score(predictions: Path, source: Source, against: str, output: Path) -> str:
     rows, responses = score_pictures(methods, source, distances)
     entries = compare(rows, measures, ["psnr_linear"], against)
     for name, entry in entries.items():
-        rising, slopes = responses[name]["rising"], responses[name]["slopes"]
+        rising, slopes, monotone = responses[name].values()
+        in_focus = [row["psnr_in_focus"] for row in rows if row["method"] == name]
+        in_focus = [value for value in in_focus if np.isfinite(value)]
         entry |= {
             "weights": methods[name].card.weights,
             "uses_truth": methods[name].card.uses_truth,
@@ -185,7 +197,10 @@ def score(predictions: Path, source: Source, against: str, output: Path) -> str:
             "rising_share": float(np.mean(rising)) if rising else None,
             "rising_photos": len(rising),
             "median_slope": float(np.median(slopes)) if slopes else None,
+            "monotone_share": float(np.mean(monotone)) if monotone else None,
             "patches": len(slopes),
+            "psnr_in_focus": float(np.mean(in_focus)) if in_focus else None,
+            "pictures_in_focus": len(in_focus),
         }
     pictures = [row for row in rows if row["method"] == against]
     report = {
