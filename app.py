@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bokehdepth.server_folder import ServerFolder
+from bokehdepth.space.server_folder import ServerFolder
 
 if __name__ == "__main__":  # Gradio reads where files go when it is imported
     FOLDER = ServerFolder(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
@@ -37,26 +37,27 @@ from gradio.context import LocalContext
 from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 
-from bokehdepth import housekeeping, hub, page, previews, serving, viewing
+from bokehdepth import hub
 from bokehdepth.camera import lens as optics
 from bokehdepth.camera.f_numbers import lens_assumptions
-from bokehdepth.content_filter import CLASSIFIER, load_content_filter
-from bokehdepth.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.errors import InputError
-from bokehdepth.examples import example_photos
-from bokehdepth.fairness import FairQueue, Room, Turns
 from bokehdepth.files.atomic import staged
 from bokehdepth.files.depth_maps import save_depth_npz
 from bokehdepth.files.photos import Photo
 from bokehdepth.files.stacks import bokeh_file_name, load_stack
-from bokehdepth.gate import Gate, gate_options
-from bokehdepth.jobs import Job, predicted_focal_px, run_job
-from bokehdepth.limits import PAGE
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.processing_bokehdepth import BokehStackOutput
-from bokehdepth.results import DEPTH_NAMES
-from bokehdepth.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
-from bokehdepth.sessions import SessionFiles
+from bokehdepth.space import housekeeping, page, previews, serving, viewing
+from bokehdepth.space.content_filter import CLASSIFIER, load_content_filter
+from bokehdepth.space.endpoints import model_endpoints, read_photo, refocus
+from bokehdepth.space.examples import example_photos
+from bokehdepth.space.fairness import FairQueue, Room, Turns
+from bokehdepth.space.gate import Gate, gate_options
+from bokehdepth.space.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
+from bokehdepth.space.sessions import SessionFiles
+from bokehdepth.tasks.limits import PAGE
+from bokehdepth.tasks.photo_job import Job, predicted_focal_px, run_job
+from bokehdepth.tasks.result_files import DEPTH_NAMES
 
 ROOMS = {"models": Room(24, 8, 3), "render": Room(24, 8, 4)}
 AT_ONCE = {"light": 3, "render": 2, "models": 2}

@@ -280,7 +280,7 @@ class HubLoading:
 
         Raises:
             ValueError: push_to_hub is True, or the base's weights are gone: dropped by
-                `bokehdepth.acceleration.bake_modulation`, or quantised with the adapter folded in.
+                `bokehdepth.speed.bake_modulation`, or quantised with the adapter folded in.
         """
         if push_to_hub:
             raise ValueError("push_to_hub is True; wanted False, then `bokehdepth publish` on the saved folder.")

@@ -141,7 +141,7 @@ def _results(kind: str, folder: Path) -> Work:
     from bokehdepth.camera import read_camera
     from bokehdepth.files import atomic
     from bokehdepth.files.photos import open_photo
-    from bokehdepth.results import write_results
+    from bokehdepth.tasks.result_files import write_results
 
     if kind == "aside":
         atomic._exchange = lambda first, second: False

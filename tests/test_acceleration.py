@@ -10,8 +10,8 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 
 import tiny
-from bokehdepth.acceleration import bake_modulation, modulation_layers, quantize, restore_modulation
 from bokehdepth.errors import InputError
+from bokehdepth.speed import bake_modulation, modulation_layers, quantize, restore_modulation
 
 FIXED = {"reference_attention": "causal", "reference_timestep": 0.0}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

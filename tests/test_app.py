@@ -25,18 +25,19 @@ from gradio_client.exceptions import AppError
 
 import app
 import tiny
-from bokehdepth import hub, page, serving
+from bokehdepth import hub
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.files import depth_maps
 from bokehdepth.files.depth_maps import save_depth_npz
 from bokehdepth.files.photos import open_photo
 from bokehdepth.files.stacks import load_stack
-from bokehdepth.limits import PAGE
-from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.aperture import Aperture
 from bokehdepth.rendering.refocus import render_from_depth
-from bokehdepth.sessions import SessionFiles
+from bokehdepth.space import page, serving
+from bokehdepth.space.sessions import SessionFiles
+from bokehdepth.tasks.limits import PAGE
+from bokehdepth.tasks.refocus_job import plan_refocusing
 from visits import SIZE_PX, depth_of, serve, write_photo
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,10 +13,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import tiny
-from bokehdepth import hub, serving
+from bokehdepth import hub
 from bokehdepth.files.depth_maps import save_depth_npz, save_depth_png
 from bokehdepth.files.photos import open_photo
 from bokehdepth.rendering.refocus import render_from_depth
+from bokehdepth.space import serving
 from visits import SIZE_PX, serve, write_photo
 
 

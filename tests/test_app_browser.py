@@ -22,9 +22,9 @@ from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub
-from bokehdepth.examples import example_photos
-from bokehdepth.page import KIND_INFO
-from bokehdepth.serving import F_STOPS
+from bokehdepth.space.examples import example_photos
+from bokehdepth.space.page import KIND_INFO
+from bokehdepth.space.serving import F_STOPS
 from visits import serve
 
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU

@@ -16,10 +16,11 @@ import torch
 from gradio_client import Client, handle_file
 
 import tiny
-from bokehdepth import housekeeping, hub
+from bokehdepth import hub
 from bokehdepth.camera import read_camera
 from bokehdepth.files import depth_maps
 from bokehdepth.rendering.refocus import render_from_depth
+from bokehdepth.space import housekeeping
 from visits import SIZE_PX, depth_of, serve, write_photo
 
 

@@ -14,8 +14,8 @@ from bokehdepth.camera import read_camera
 from bokehdepth.camera.lens import blur_radius_px
 from bokehdepth.errors import InputError
 from bokehdepth.files.depth_maps import load_depth_npz
-from bokehdepth.jobs import plan_job, run_job
 from bokehdepth.rendering.disk import disk_blur
+from bokehdepth.tasks.photo_job import plan_job, run_job
 
 FOCUS_M, LEFT_M, RIGHT_M = 1.8, 2.5, 4.0
 OWN, WIDER = 32.0, (8.0, 4.0, 2.0)

@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 import tiny
 from bokehdepth import BokehDepthPipeline
-from bokehdepth.acceleration import bake_modulation
 from bokehdepth.errors import InputError
+from bokehdepth.speed import bake_modulation
 
 FIXED = {"reference_attention": "causal", "reference_timestep": 0.25}
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
@@ -261,7 +261,7 @@ def test_weights_that_are_written_over_a_fold_are_refused():
 def test_quantised_bases_keep_the_fold_or_say_so(tmp_path):
     pipe = tiny.pipeline()
     wanted = frames(pipe)
-    pipe.bokeh_adapter.seal("int8")  # what `acceleration.quantize` does at its end
+    pipe.bokeh_adapter.seal("int8")  # what `speed.quantize` does at its end
     assert np.array_equal(frames(pipe), wanted)
     with pytest.raises(ValueError, match="must hold the base's own weights to be saved, got int8"):
         pipe.save_pretrained(tmp_path / "pipe")

@@ -17,8 +17,8 @@ from bokehdepth.cli import main
 from bokehdepth.files import atomic
 from bokehdepth.files.atomic import staged
 from bokehdepth.files.stacks import save_stack
-from bokehdepth.jobs import folder_names, photo_paths
-from bokehdepth.results import files_replaced
+from bokehdepth.tasks.photo_job import folder_names, photo_paths
+from bokehdepth.tasks.result_files import files_replaced
 
 SIZE_PX = (64, 48)
 FAST = ["--bokeh-strengths", "10", "--steps", "1", "--device", "cpu", "--threads", "1"]

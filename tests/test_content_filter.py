@@ -18,8 +18,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import app
 import tiny
 from bokehdepth import hub
-from bokehdepth.content_filter import CLASSIFIER, load_content_filter
 from bokehdepth.errors import InputError
+from bokehdepth.space.content_filter import CLASSIFIER, load_content_filter
 from visits import write_photo
 
 BRIGHT, DARK = PIL.Image.new("RGB", (40, 30), "white"), PIL.Image.new("RGB", (40, 30), "black")

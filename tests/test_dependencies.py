@@ -19,7 +19,7 @@ OWN = {"bokehdepth", "train", "datasets_scripts", "app"}
 PARTS = {
     "bokehdepth": (),
     "app.py": ("demo",),
-    **dict.fromkeys([f"bokehdepth/{name}.py" for name in ("gate", "housekeeping", "server_folder")], ("demo",)),
+    "bokehdepth/space": ("demo",),
     "train": ("train", "eval"),
     "datasets_scripts": ("data", "train"),
 }
@@ -42,15 +42,18 @@ def is_named(module: str, extras: tuple[str, ...]) -> bool:
 
 
 def files(part: str) -> list[Path]:
-    return [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
+    """The Python files of a part, without those of a part inside it."""
+    if part.endswith(".py"):
+        return [ROOT / part]
+    inner = [ROOT / other for other in PARTS if other.startswith(f"{part}/")]
+    paths = sorted((ROOT / part).rglob("*.py"))
+    return [path for path in paths if not any(path.is_relative_to(folder) for folder in inner)]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_import_is_named(part):
     for path in files(part):
         relative = path.relative_to(ROOT).as_posix()
-        if relative in PARTS and relative != part:
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:

@@ -15,20 +15,14 @@ import pytest
 
 from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
-from bokehdepth.examples import example_photos
 from bokehdepth.files.exr import save_depth_exr
 from bokehdepth.files.photos import open_photo
 from bokehdepth.files.pictures import shrunk_depth, size_within
 from bokehdepth.files.point_clouds import distance_between_m, points_from_depth, save_glb, save_ply
-from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering.refocus import render_from_depth
-from bokehdepth.viewing import (
-    COLORMAPS,
-    depth_view,
-    describe_depth,
-    marked,
-    photo_point,
-)
+from bokehdepth.space.examples import example_photos
+from bokehdepth.space.viewing import COLORMAPS, depth_view, describe_depth, marked, photo_point
+from bokehdepth.tasks.refocus_job import plan_refocusing
 
 FOCAL_PX = 50.0
 

@@ -18,8 +18,8 @@ from gradio_client import Client, handle_file
 
 import app
 from bokehdepth import hub
-from bokehdepth.fairness import FairQueue, Room, Turns
-from bokehdepth.gate import SENDER
+from bokehdepth.space.fairness import FairQueue, Room, Turns
+from bokehdepth.space.gate import SENDER
 from visits import serve, write_photo
 
 GREEDY, OTHER = "10.0.0.1", "10.0.0.2"

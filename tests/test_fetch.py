@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bokehdepth import housekeeping
 from bokehdepth.errors import InputError
-from bokehdepth.limits import PAGE
+from bokehdepth.space import housekeeping
+from bokehdepth.tasks.limits import PAGE
 
 OWN = ["127.0.0.1"]
 PHOTO = bytes(range(256)) * 100

@@ -19,8 +19,8 @@ from bokehdepth.camera import read_camera
 from bokehdepth.errors import InputError
 from bokehdepth.files.formats import PICTURE_SUFFIXES
 from bokehdepth.files.photos import open_photo, upright_size_px
-from bokehdepth.jobs import photo_paths
 from bokehdepth.manifest import ManifestRow
+from bokehdepth.tasks.photo_job import photo_paths
 from train.rows import picture_size, read_depth
 
 ROOT = Path(__file__).resolve().parents[1]

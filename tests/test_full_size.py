@@ -119,11 +119,11 @@ def test_a_strip_is_refused_before_any_work(size):
 
 
 def test_a_command_decodes_its_photo_once_and_a_long_list_keeps_few_pixels(tmp_path, monkeypatch):
-    from bokehdepth import jobs, limits
     from bokehdepth.cli import main
+    from bokehdepth.tasks import limits, photo_job
 
     opened = []
-    for module in (jobs, limits):
+    for module in (photo_job, limits):
         monkeypatch.setattr(
             module, "open_photo", lambda path, **most: opened.append(path) or imaging.open_photo(path, **most)
         )

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 import tiny
-from bokehdepth import gate
-from bokehdepth.gate import gate_options
+from bokehdepth.space import gate
+from bokehdepth.space.gate import gate_options
 from visits import serve, write_photo
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from bokehdepth import serving
 from bokehdepth.cli import main
-from bokehdepth.endpoints import refocus
 from bokehdepth.errors import InputError
 from bokehdepth.files.depth_maps import save_depth_npz
 from bokehdepth.files.photos import open_photo
-from bokehdepth.jobs import plan_job
-from bokehdepth.limits import COMMAND_LINE, PAGE, render_work
-from bokehdepth.refocusing import plan_refocusing
 from bokehdepth.rendering import aperture as apertures
 from bokehdepth.rendering.aperture import Aperture
+from bokehdepth.space import serving
+from bokehdepth.space.endpoints import refocus
+from bokehdepth.tasks.limits import COMMAND_LINE, PAGE, render_work
+from bokehdepth.tasks.photo_job import plan_job
+from bokehdepth.tasks.refocus_job import plan_refocusing
 
 SIDE_PX = 1024
 

@@ -214,7 +214,8 @@ def test_space_imports_from_its_own_folder(tmp_path):
     folder = build_folder("space", None, tmp_path / "space", repository="me/demo")
     code = (
         "import sys, pathlib, importlib.util as u; sys.path.insert(0, '.'); "
-        "import bokehdepth, bokehdepth.hub, bokehdepth.results, bokehdepth.camera.f_numbers, bokehdepth.files.photos; "
+        "import bokehdepth, bokehdepth.hub, bokehdepth.tasks.result_files, bokehdepth.camera.f_numbers; "
+        "import bokehdepth.files.photos; "
         "print(pathlib.Path(bokehdepth.__file__).resolve().parent, bokehdepth.hub.EMBEDDED_FOLDER.is_dir())"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, check=True)

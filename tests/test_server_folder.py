@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from bokehdepth.errors import InputError
-from bokehdepth.server_folder import ServerFolder
+from bokehdepth.space.server_folder import ServerFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = """
 import sys, time
-from bokehdepth.server_folder import ServerFolder
+from bokehdepth.space.server_folder import ServerFolder
 made = ServerFolder(sys.argv[1])
 folder = made.path
 (folder / "photo.jpg").write_bytes(b"somebody's")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bokehdepth.errors import InputError
-from bokehdepth.sessions import NoRoomError, SessionFiles
+from bokehdepth.space.sessions import NoRoomError, SessionFiles
 
 
 def write(path: Path, size: int = 10) -> Path:

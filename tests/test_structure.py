@@ -26,15 +26,6 @@ FLOORS = [
     {"tasks"},
     {"space", "cli"},
 ]
-# Modules that lie beside the rooms, by the room that they belong to.
-ROOM_OF = {
-    **dict.fromkeys(["jobs", "limits", "refocusing", "results"], "tasks"),
-    **dict.fromkeys(
-        ["content_filter", "endpoints", "examples", "fairness", "gate", "housekeeping", "page", "previews"], "space"
-    ),
-    **dict.fromkeys(["server_folder", "serving", "sessions", "viewing"], "space"),
-    "acceleration": "speed",
-}
 STANDALONE = {
     "weights_bokehdepth": set(),
     "modeling_bokeh_adapter": {"modeling_bokeh_attachment", "weights_bokehdepth"},
@@ -98,7 +89,7 @@ def room(name: str) -> str:
     head = name.split(".")[0]
     if re.fullmatch(r"(modeling|pipeline|sampling|inputs|processing|loading|weights)_\w+", head):
         return "models"
-    return ROOM_OF.get(head, head)
+    return head
 
 
 def floor(name: str) -> int:

@@ -26,8 +26,8 @@ from .talk import (
 )
 
 if TYPE_CHECKING:
-    from ..jobs import Job, JobResult
     from ..pipeline_bokehdepth import BokehDepthPipeline
+    from ..tasks.photo_job import Job, JobResult
 
 
 _LARGE_SHARE = 0.1  # of the pixels: a sentence is due
@@ -102,7 +102,7 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     """Add one of the commands that run a model on photos."""
     from ..camera.lens import DEFAULT_BOKEH_STRENGTHS
-    from ..jobs import NAMES_RULE
+    from ..tasks.photo_job import NAMES_RULE
 
     written = ", ".join((*files, f"{name}.json (the run record)"))
     parser = commands.add_parser(
@@ -176,7 +176,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
     """Check everything that needs no model: what is to be done, and why not for some of the photos."""
     from ..files.photos import MAX_PIXELS
     from ..hub import resolve_model
-    from ..jobs import folder_names, photo_paths
+    from ..tasks.photo_job import folder_names, photo_paths
 
     source = resolve_model(arguments.model)
     if arguments.revision is not None and Path(source).is_dir():
@@ -210,7 +210,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Job], dict[Path, str]]:
 
 def _plan_photo(arguments: argparse.Namespace, path: Path, folder_name: str) -> Job:
     """Check one photo."""
-    from ..jobs import plan_job
+    from ..tasks.photo_job import plan_job
 
     if path.is_dir():
         raise InputError(f"photo {str(path)!r} is a folder without pictures.")
@@ -240,8 +240,8 @@ def _plan_photo(arguments: argparse.Namespace, path: Path, folder_name: str) -> 
 def _work(arguments: argparse.Namespace) -> int:
     """Run ``run``, ``stack`` or ``depth`` on all photos; one that fails does not stop the others."""
     from ..hub import weights_record
-    from ..jobs import run_job
-    from ..limits import COMMAND_LINE
+    from ..tasks.limits import COMMAND_LINE
+    from ..tasks.photo_job import run_job
 
     if arguments.steps is not None:
         COMMAND_LINE.check_steps(arguments.steps)

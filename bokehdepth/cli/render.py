@@ -85,9 +85,9 @@ def _render(arguments: argparse.Namespace) -> int:
     from ..files.depth_maps import fill_unknown, load_depth
     from ..files.photos import open_photo
     from ..files.run_record import run_record, save_json
-    from ..refocusing import plan_refocusing
     from ..rendering.aperture import Aperture
-    from ..results import check_folder
+    from ..tasks.refocus_job import plan_refocusing
+    from ..tasks.result_files import check_folder
 
     photo = open_photo(arguments.photo)
     depth_m = load_depth(arguments.depth, unit=arguments.depth_unit, size_px=photo.image.size)

@@ -1,1 +1,1 @@
-"""Defocus rendering and the procedural scenes that are trained on."""
+"""Defocus of a picture by its depth: disks, apertures, scatter, refocusing, layers. No torch import."""

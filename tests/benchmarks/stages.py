@@ -15,11 +15,11 @@ import torch
 from diffusers import FluxKontextPipeline
 
 import random_models as models
-from bokehdepth.acceleration import bake_modulation, restore_modulation
 from bokehdepth.hub import load_pipeline
 from bokehdepth.modeling_bokehdepth import DividedSpaceFocusAttention
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.sampling_bokehdepth import encode_reference
+from bokehdepth.speed import bake_modulation, restore_modulation
 from measure import TOLERANCE, Contender, compare, relative_difference, seconds
 
 PATCH_PX = 14

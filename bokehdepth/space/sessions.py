@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 
 _ABORTED_S = 300  # an upload that goes on is written to more often
 _ENTRY_BYTES = 8192  # that a file and its folder take beside what is in it

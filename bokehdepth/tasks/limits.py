@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .camera.lens import check_number, check_whole_number
-from .errors import InputError
-from .files.photos import MAX_FILE_BYTES, MAX_PIXELS, Photo, open_photo
-from .rendering.aperture import Aperture, radii_per_px
+from ..camera.lens import check_number, check_whole_number
+from ..errors import InputError
+from ..files.photos import MAX_FILE_BYTES, MAX_PIXELS, Photo, open_photo
+from ..rendering.aperture import Aperture, radii_per_px
 
 # A pixel of a kernel costs so many times what a pixel costs that is spread over one pixel of radius (measured).
 _ROUND_KERNEL, _OTHER_KERNEL = 2.0, 3.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Rendered by this project (`datasets_scripts.scenes`, 900 x 600 px, seed 0: street 3 and room 2). Their EXIF names a
 # full-frame lens of the scene's field of view, f/16 and the distance of the subject.
-_SCENES = Path(__file__).parent / "mini" / "examples" / "scenes"
+_SCENES = Path(__file__).parents[1] / "mini" / "examples" / "scenes"
 _BUNDLED = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 
 

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NoReturn
 
-from .limits import PAGE
+from ..tasks.limits import PAGE
 from .sessions import NoRoomError, SessionFiles
 
 Scope = MutableMapping[str, Any]

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .camera import Camera, Value, read_camera
-from .camera import lens as optics
-from .camera.f_numbers import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
-from .errors import InputError
-from .files import exr, point_clouds
-from .files.depth_maps import DepthFile, load_depth, load_depth_npz
-from .files.photos import Photo
-from .jobs import Job, plan_job
-from .limits import PAGE
-from .refocusing import Refocusing, plan_refocusing
-from .rendering.aperture import Aperture
-from .results import write_results
+from ..camera import Camera, Value, read_camera
+from ..camera import lens as optics
+from ..camera.f_numbers import STANDARD_F_NUMBERS, THIRD_STOPS, smallest_f_number, strengths_from_f_numbers
+from ..errors import InputError
+from ..files import exr, point_clouds
+from ..files.depth_maps import DepthFile, load_depth, load_depth_npz
+from ..files.photos import Photo
+from ..rendering.aperture import Aperture
+from ..tasks.limits import PAGE
+from ..tasks.photo_job import Job, plan_job
+from ..tasks.refocus_job import Refocusing, plan_refocusing
+from ..tasks.result_files import write_results
 
 if TYPE_CHECKING:
-    from .pipeline_bokehdepth import BokehDepthPipeline
+    from ..pipeline_bokehdepth import BokehDepthPipeline
 
 LENS_FIELDS = ("f_number", "focal_length_mm", "sensor_width_mm", "focus_distance_m")
 """What of a camera the page lets its visitor change."""
@@ -194,7 +194,7 @@ def check_run(
 def write_run(
     weights: dict[str, Any], folder: Path, opened: Photo, camera: Camera, strengths: Sequence[float], **rest: Any
 ) -> None:
-    """Writes the results of a run of the models, as `results.write_results` does; its record names the photo."""
+    """Writes the results of a run of the models, as `result_files.write_results` does; its record names the photo."""
     arguments = {"photo": opened.path.name, **rest.pop("arguments")}
     given = {"photo": opened, "camera": camera, "bokeh_strengths": strengths, "weights": weights}
     write_results(folder, arguments=arguments, **given, **rest)

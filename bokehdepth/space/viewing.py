@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .errors import InputError
-from .files.arrays import check_depth
-from .files.pictures import depth_preview, shrunk_depth, size_within
-from .files.point_clouds import distance_between_m
-from .rendering.refocus import focus_distance_at
+from ..errors import InputError
+from ..files.arrays import check_depth
+from ..files.pictures import depth_preview, shrunk_depth, size_within
+from ..files.point_clouds import distance_between_m
+from ..rendering.refocus import focus_distance_at
 
 COLORMAPS = {"Magma": "magma", "Viridis": "viridis", "Cividis": "cividis", "Grey": "gray"}
 """What a visitor may choose: three perceptually even maps, the last of them fit for colour-blind eyes, and grey."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     import PIL.Image
     from transformers import ImageClassificationPipeline
 
-    from .pipeline_bokehdepth import BokehDepthPipeline
+    from ..pipeline_bokehdepth import BokehDepthPipeline
 
 CLASSIFIER = "Falconsai/nsfw_image_detection"
 """Hub repository of the classifier that is taken unless another is named: a ViT-B/16, Apache-2.0. No commit of it has
@@ -85,9 +85,9 @@ def load_content_filter(pipeline: BokehDepthPipeline, classifier: str = CLASSIFI
     """
     import transformers
 
-    from .loading_bokehdepth import explain_hub_error
-    from .modeling_mini_flux import MiniFluxTransformer2DModel
-    from .weights_bokehdepth import check_weights
+    from ..loading_bokehdepth import explain_hub_error
+    from ..modeling_mini_flux import MiniFluxTransformer2DModel
+    from ..weights_bokehdepth import check_weights
 
     base = pipeline.transformer
     if isinstance(base, MiniFluxTransformer2DModel) and base.config.head == "disks":

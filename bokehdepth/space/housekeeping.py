@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import InputError
-from .limits import PAGE
+from ..errors import InputError
+from ..tasks.limits import PAGE
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .files.formats import FORMATS
-from .limits import PAGE
+from ..files.formats import FORMATS
+from ..tasks.limits import PAGE
 from .serving import F_STOPS
 
 INTRO = """# BokehDepth

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .camera import Camera
-from .errors import InputError
-from .files.arrays import check_depth, finite_range
-from .files.atomic import in_parallel, staged
-from .files.depth_maps import save_depth_npz, save_depth_png
-from .files.photos import Photo
-from .files.pictures import depth_preview
-from .files.png import save_image
-from .files.run_record import run_record, save_json, to_json_value
-from .files.stacks import bokeh_file_name, save_stack
+from ..camera import Camera
+from ..errors import InputError
+from ..files.arrays import check_depth, finite_range
+from ..files.atomic import in_parallel, staged
+from ..files.depth_maps import save_depth_npz, save_depth_png
+from ..files.photos import Photo
+from ..files.pictures import depth_preview
+from ..files.png import save_image
+from ..files.run_record import run_record, save_json, to_json_value
+from ..files.stacks import bokeh_file_name, save_stack
 
 DEPTH_NAMES = ("depth.npz", "depth.png", "depth_preview.png")
 """The three forms of the depth map: exact, for other programs, to look at."""

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..camera import read_camera
+from ..camera.lens import check_whole_number
+from ..errors import InputError
+from ..files.depth_maps import load_depth_npz
+from ..files.stacks import bokeh_file_name
+from ..rendering.aperture import MAX_BLADES, Aperture
+from ..tasks.limits import PAGE
+from ..tasks.refocus_job import plan_refocusing
+from ..tasks.result_files import DEPTH_NAMES
 from . import viewing
-from .camera import read_camera
-from .camera.lens import check_whole_number
-from .errors import InputError
-from .files.depth_maps import load_depth_npz
-from .files.stacks import bokeh_file_name
-from .limits import PAGE
-from .refocusing import plan_refocusing
-from .rendering.aperture import MAX_BLADES, Aperture
-from .results import DEPTH_NAMES
 from .serving import (
     DEFAULT_STRENGTHS,
     F_NUMBER,
@@ -117,7 +117,7 @@ def model_endpoints(
 
     Args:
         make_stack: (photo, strengths, steps, seed) to a stack with its `images`.
-        run_bracket: runs a `jobs.Job` with the arguments for its record.
+        run_bracket: runs a `photo_job.Job` with the arguments for its record.
         check: refuses (photo, strengths, steps, seed) that the models do not take; steps and seed as whole numbers.
         write: writes the results of (folder, photo, camera, strengths).
         usual_steps: of denoising, that suit the model.

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .camera import Camera, read_camera
-from .camera.lens import check_number
-from .errors import InputError
-from .files.photos import Photo
-from .files.pictures import shrunk_depth, shrunk_image, size_within
-from .files.png import save_image
+from ..camera import Camera, read_camera
+from ..camera.lens import check_number
+from ..errors import InputError
+from ..files.photos import Photo
+from ..files.pictures import shrunk_depth, shrunk_image, size_within
+from ..files.png import save_image
+from ..rendering.aperture import DISK, Aperture
+from ..rendering.refocus import check_depth_for, focus_distance_at, render_from_depth, signed_radius_px
 from .limits import COMMAND_LINE, Limits
-from .rendering.aperture import DISK, Aperture
-from .rendering.refocus import check_depth_for, focus_distance_at, render_from_depth, signed_radius_px
 
 
 @dataclasses.dataclass(frozen=True)

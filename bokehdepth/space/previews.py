@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files.depth_maps import DepthFile, load_depth_npz
+from ..files.photos import Photo
+from ..files.pictures import shrunk_image
+from ..tasks.result_files import DEPTH_NAMES
 from . import viewing
-from .files.depth_maps import DepthFile, load_depth_npz
-from .files.photos import Photo
-from .files.pictures import shrunk_image
-from .results import DEPTH_NAMES
 
 SHOWN_SIDE_PX = 1600
 """Longest side of what the page shows."""

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .camera import Camera, read_camera
-from .camera.f_numbers import lens_assumptions, strengths_from_f_numbers
-from .camera.lens import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
-from .errors import InputError
-from .files.formats import PICTURE_SUFFIXES
-from .files.photos import Photo, open_photo
-from .files.stacks import frame_strengths
+from ..camera import Camera, read_camera
+from ..camera.f_numbers import lens_assumptions, strengths_from_f_numbers
+from ..camera.lens import DEFAULT_BOKEH_STRENGTHS, check_bokeh_strength, check_number
+from ..errors import InputError
+from ..files.formats import PICTURE_SUFFIXES
+from ..files.photos import Photo, open_photo
+from ..files.stacks import frame_strengths
 from .limits import COMMAND_LINE, Limits
-from .results import check_folder, result_names, write_results
+from .result_files import check_folder, result_names, write_results
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from .bracket_depth.checks import Exposure
-    from .pipeline_bokehdepth import BokehDepthPipeline
-    from .processing_bokehdepth import BokehDepthOutput
+    from ..bracket_depth.checks import Exposure
+    from ..pipeline_bokehdepth import BokehDepthPipeline
+    from ..processing_bokehdepth import BokehDepthOutput
 
 
 SweepSide = Literal["auto", "behind", "front"]
@@ -399,7 +399,7 @@ def _plan_frames(
 
 def _read_frame(frame: Photo, photo: Photo) -> Exposure:
     """What one frame of the caller's tells, read as any photo."""
-    from .bracket_depth.checks import read_exposure
+    from ..bracket_depth.checks import read_exposure
 
     if frame.image.size != photo.image.size:
         raise InputError(
@@ -420,7 +420,7 @@ def _check_bracket(
     is_saved: bool,
 ) -> tuple[str, ...]:
     """Hold the caller's frames against their labels, the photo and each other; half sentences on what is odd."""
-    from .bracket_depth.checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
+    from ..bracket_depth.checks import check_labels, check_pictures, check_settings, check_strengths, read_exposure
 
     own = read_exposure(photo, photo.path.name)
     if f_numbers is not None:
@@ -566,7 +566,7 @@ def _depth_from_sweep(
     pipeline: BokehDepthPipeline | None, job: Job, photo: PIL.Image.Image, frames: Sequence[PIL.Image.Image]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Depth, confidence and what the record says of them."""
-    from .bracket_depth import depth_from_sweep
+    from ..bracket_depth import depth_from_sweep
 
     rough_m = None
     if job.sweep.side == "auto":
