@@ -88,6 +88,15 @@ def test_radii_of_one_disk_are_found(texture, radius_px):
     assert np.median(measured.confidence) > 0.9
 
 
+def test_a_frame_that_hardly_blurs_what_is_searched_claims_nothing_by_itself(texture):
+    """At K = 4 the largest offset searched has less than half a pixel, at K = 60 there is blur to see."""
+    strengths = (4.0, 60.0)
+    frames = stack_of(texture, 0.2, strengths)
+    found = depth_from_sweep(texture, frames, strengths, 2.8, side="behind", estimator="per_frame")
+    assert (found.radii_px[0] == 0).all()
+    assert np.median(np.abs(found.disparity_offset_dpt[INNER] - 0.2)) < 0.01
+
+
 def test_the_joint_fit_is_nearer_than_the_textbook_one(texture):
     """Half a pixel of blur at K = 10 is nothing by itself, and evidence beside 1.5 px at K = 30."""
     sharp, frames = taken(texture, 0.01), stack_of(texture, 0.2, noise=0.01)

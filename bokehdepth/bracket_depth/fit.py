@@ -356,9 +356,11 @@ def fit_offsets(bracket: Bracket, groups: Sequence[Sequence[int]], max_offset_dp
             # The steepest frame of the group walks the ladder, the others follow it (Eq. 26).
             reach_px = min(float(slopes.max()) * max_offset_dpt, top_px)
             count = min(int(np.searchsorted(radii_px, reach_px)) + 1, radii_px.size)
-            offsets = radii_px[:count] / slopes.max()
-            costs = np.empty((count, *blurred.shape[2:]), dtype=np.float32)
-            from_noise = np.empty(count)
+            # A frame that hardly blurs what is searched still gets the three steps that a minimum takes.
+            walk_px = radii_px[:count] if count >= 3 else np.linspace(0, reach_px, 3)
+            offsets = walk_px / slopes.max()
+            costs = np.empty((len(offsets), *blurred.shape[2:]), dtype=np.float32)
+            from_noise = np.empty(len(offsets))
             alone = np.full((len(group), *blurred.shape[2:]), np.inf, dtype=np.float32)
             for step, offset in enumerate(offsets):
                 each, from_noise[step] = _costs(bracket, group, region, offset, radii_px, blurred, energies)
