@@ -47,14 +47,11 @@ from bokehdepth.files.photos import Photo
 from bokehdepth.files.stacks import bokeh_file_name, load_stack
 from bokehdepth.pipeline_bokehdepth import BokehDepthPipeline
 from bokehdepth.processing_bokehdepth import BokehStackOutput
-from bokehdepth.space import housekeeping, page, previews, serving, viewing
-from bokehdepth.space.content_filter import CLASSIFIER, load_content_filter
+from bokehdepth.space import content_filter, gate, housekeeping, page, previews, serving, sessions, viewing
 from bokehdepth.space.endpoints import model_endpoints, read_photo, refocus
 from bokehdepth.space.examples import example_photos
 from bokehdepth.space.fairness import FairQueue, Room, Turns
-from bokehdepth.space.gate import Gate, gate_options
 from bokehdepth.space.serving import DEFAULT_STRENGTHS, F_NUMBER, F_STOPS, METHODS, STRENGTH, STRENGTHS
-from bokehdepth.space.sessions import SessionFiles
 from bokehdepth.tasks.limits import PAGE
 from bokehdepth.tasks.photo_job import Job, predicted_focal_px, run_job
 from bokehdepth.tasks.result_files import DEPTH_NAMES
@@ -62,8 +59,7 @@ from bokehdepth.tasks.result_files import DEPTH_NAMES
 ROOMS = {"models": Room(24, 8, 3), "render": Room(24, 8, 4)}
 AT_ONCE = {"light": 3, "render": 2, "models": 2}
 LIGHT_ROOM = Room(128, 48, 16)
-MAX_SESSIONS_IN_MEMORY = 200
-SWEEP_S, GRACE_S, DELETE_AFTER_S = 30, 120, 3600
+SWEEP_S, GRACE_S, DELETE_AFTER_S, MAX_SESSIONS_IN_MEMORY = 30, 120, 3600, 200
 
 
 class _File(str):
@@ -79,7 +75,7 @@ def _refusals() -> Iterator[None]:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
 
 
-def _for_visitors(files: SessionFiles, handler: Callable) -> Callable:
+def _for_visitors(files: sessions.SessionFiles, handler: Callable) -> Callable:
     """The handler as an event of one visitor.
 
     Files of another session are refused, `new_folder` makes folders in the visitor's own, and what the library refuses
@@ -348,7 +344,7 @@ def build_demo(
     """
     demo = gr.Blocks(title="BokehDepth", analytics_enabled=False, delete_cache=(GRACE_S, DELETE_AFTER_S))
     do = _handlers(pipeline, model, examples, cache, screened, lambda event_id: demo.fair_queue.has_left(event_id))
-    files = SessionFiles(get_upload_folder(), grace_s=GRACE_S, max_idle_s=DELETE_AFTER_S)
+    files = sessions.SessionFiles(get_upload_folder(), grace_s=GRACE_S, max_idle_s=DELETE_AFTER_S)
     mine = partial(_for_visitors, files)
     private = {"api_visibility": "private"}
     light, render, models = ({"concurrency_id": name, "concurrency_limit": most} for name, most in AT_ONCE.items())
@@ -559,7 +555,7 @@ async def _fetch(url: str, cache_dir: str) -> str:
 
 def launch_options(demo: gr.Blocks) -> dict[str, Any]:
     """Arguments of `launch` beside the address: looks, limits, cleaning, fonts that no other host has to send, MCP."""
-    guard = partial(Gate, files=demo.session_files, **gate_options(os.environ))
+    guard = partial(gate.Gate, files=demo.session_files, **gate.gate_options(os.environ))
     gr.processing_utils.async_ssrf_protected_download = _fetch  # Gradio's own has no limit on size or time
     life = {"demo": demo, "guard": guard, "sweep_s": SWEEP_S, "grace_s": GRACE_S}
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -582,15 +578,15 @@ def main(folder: Path) -> None:
     model = os.environ.get("BOKEHDEPTH_MODEL", hub.EMBEDDED)
     try:
         pipeline = hub.load_pipeline(model, device="cuda" if torch.cuda.is_available() else "cpu")
-        screened = load_content_filter(pipeline, os.environ.get("BOKEHDEPTH_CONTENT_FILTER", CLASSIFIER))
+        classifier = os.environ.get("BOKEHDEPTH_CONTENT_FILTER", content_filter.CLASSIFIER)
+        screened = content_filter.load_content_filter(pipeline, classifier)
     except InputError as error:  # such as a gated base without a token: said on the page, not in a log alone
         with gr.Blocks(title="BokehDepth", analytics_enabled=False) as demo:
             gr.Markdown(f"# BokehDepth\nThe model {model!r} cannot be loaded. {html.escape(str(error))}")
         demo.launch()
         return
     pipeline.set_progress_bar_config(disable=True)
-    offered = [str(path) for path in example_photos()]
-    demo = build_demo(pipeline, model, offered, folder, screened)
+    demo = build_demo(pipeline, model, [*map(str, example_photos())], folder, screened)
     try:
         demo.launch(**launch_options(demo))
     finally:

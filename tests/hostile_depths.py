@@ -1,4 +1,4 @@
-"""Depth files made to harm, a table of makers beside the archives of `test_depth_files`."""
+"""Depth files made to harm, a table of makers beside the archives of `test_depth_maps`."""
 
 from __future__ import annotations
 

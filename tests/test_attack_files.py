@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hostile_depths import DEPTHS
 from hostile_photos import PHOTOS, saved
-from test_depth_files import hostile_archives
+from test_depth_maps import hostile_archives
 
 from page_process import Server, bounded
 

@@ -33,7 +33,7 @@ def test_a_result_is_the_old_or_the_new_at_every_point(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "points"), [("training", 40), ("stacks", 40), ("dataset", 50), ("command", 36)])
+@pytest.mark.parametrize(("name", "points"), [("training", 40), ("stacks", 28), ("dataset", 50), ("command", 24)])
 def test_longer_work_is_whole_at_every_point(tmp_path, name, points):
     found = killed_everywhere(name, tmp_path / "work")
     assert found["points"] >= points and not found["wrong"]
