@@ -23,9 +23,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bokehdepth.space.server_folder import ServerFolder
+from bokehdepth.space.server_folder import ServerFolder, share_memory
 
-if __name__ == "__main__":  # Gradio reads where files go when it is imported
+if __name__ == "__main__":  # before torch starts threads; Gradio reads where files go when it is imported
+    share_memory()
     FOLDER = ServerFolder(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
     os.environ["GRADIO_TEMP_DIR"] = str(FOLDER.path / "served")
 
@@ -186,8 +187,7 @@ def _refocus_file(
     photo: str | None, npz: str | None, point: list | None, focus_m: float | None, *lens: Any, new_folder: Callable
 ) -> Any:
     plan = serving.plan_refocused(photo, npz, serving.chosen_focus(point, focus_m), *lens)
-    picture = plan.render()
-    return gr.DownloadButton(value=str(plan.save(new_folder(), picture)), interactive=True)
+    return gr.DownloadButton(value=str(plan.save(new_folder(), plan.render())), interactive=True)
 
 
 def _export(photo: str | None, npz: str | None, *, new_folder: Callable) -> tuple:

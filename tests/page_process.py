@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHANGED = """
 import json, os, signal, sys, tempfile
 from pathlib import Path
-from bokehdepth.space.server_folder import ServerFolder
+from bokehdepth.space.server_folder import ServerFolder, share_memory
+share_memory()
 made = ServerFolder(tempfile.gettempdir())
 os.environ["GRADIO_TEMP_DIR"] = str(made.path / "served")
 import app, safehttpx

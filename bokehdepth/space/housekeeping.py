@@ -45,16 +45,6 @@ def tidy(demo: Any, grace_s: float) -> None:
     _return_memory()
 
 
-_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
-
-
-def _share_memory() -> None:
-    """Let the threads of the work share two pools of memory: one for each would hold what the others have freed."""
-    limit = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if limit is not None:
-        limit(_ARENA_MAX, 2)
-
-
 def _return_memory() -> None:
     """Give the system back what the threads of the work have freed, of which the C library keeps hundreds of MB."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
@@ -84,7 +74,6 @@ async def open_house(
             except OSError:
                 logger.exception("files of visitors could not be removed")
 
-    _share_memory()
     app.middleware_stack = guard(app.middleware_stack)
     task = asyncio.create_task(go_on())
     try:

@@ -1,12 +1,14 @@
-"""The folder of one server: made for its user alone, gone with the server, and found by the next one if it was killed.
+"""What a server needs before anything large is imported: its folder, and threads that share their memory.
 
-All folders of a user's servers lie in one, `bokehdepth-<user>`, beside a lock file each that the server holds while it
-lives. The lock goes with the process, however that ends, so a folder whose lock is free has no server any more.
+The folder is made for its user alone, gone with the server, and found by the next one if it was killed. All folders
+of a user's servers lie in one, `bokehdepth-<user>`, beside a lock file each that the server holds while it lives. The
+lock goes with the process, however that ends, so a folder whose lock is free has no server any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import os
 import secrets
@@ -16,6 +18,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
+
+_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
+
+
+def share_memory() -> None:
+    """Let all threads share two pools of memory, since a pool for each would keep what the others have freed."""
+    limit = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if limit is not None:
+        limit(_ARENA_MAX, 2)
 
 
 class ServerFolder:
