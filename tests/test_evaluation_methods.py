@@ -19,25 +19,15 @@ from bokehdepth.errors import InputError
 from bokehdepth.manifest import CameraAnns, Intrinsics, ManifestRow, StackFrame
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.refocus import render_from_depth
+from given_samples import Given
 from train.evaluation.methods import PRESETS, BokehMethod, DepthMethod, MethodOptions, bokeh, depth, make_method
 from train.evaluation.methods.bokeh import OFFSETS_DPT, prompt_for
 from train.evaluation.predictions import open_methods, predict
 from train.evaluation.protocols import PROTOCOLS
-from train.evaluation.samples import Frame, RowSource, Sample, Source, read_depth, rows_of_rgbd
+from train.evaluation.samples import Frame, RowSource, Sample, read_depth, rows_of_rgbd
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 OPTIONS = MethodOptions()
-
-
-class Given(Source):
-    """Samples at hand."""
-
-    def __init__(self, *samples):
-        self.samples, self.description = samples, "given"
-        self.ids, self.scenes = [s.sample_id for s in samples], [s.scene for s in samples]
-
-    def __getitem__(self, number):
-        return self.samples[number]
 
 
 def scene(name="a", seed=0, height=48, width=64):

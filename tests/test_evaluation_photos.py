@@ -15,24 +15,16 @@ from bokehdepth.errors import InputError
 from bokehdepth.manifest import Intrinsics, ManifestRow, write_manifest
 from bokehdepth.rendering.disk import disk_blur
 from bokehdepth.rendering.refocus import render_from_depth
+from given_samples import Given
 from train.evaluation import scores_depth, scores_photos
 from train.evaluation.__main__ import main
 from train.evaluation.methods import BokehMethod, MethodOptions, make_method
 from train.evaluation.methods.depth import best_constant, best_line
 from train.evaluation.predictions import predict
-from train.evaluation.samples import Frame, Prepared, Sample, Source, add_source_arguments, open_source
+from train.evaluation.samples import Frame, Prepared, Sample, add_source_arguments, open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HEIGHT, WIDTH = 48, 64
-
-
-class Given(Source):
-    def __init__(self, *samples):
-        self.samples, self.description = samples, "given"
-        self.ids, self.scenes = [s.sample_id for s in samples], [s.scene for s in samples]
-
-    def __getitem__(self, number):
-        return self.samples[number]
 
 
 def scene(name="a", seed=0):
